@@ -1,0 +1,68 @@
+#!/usr/bin/env bash
+# Brings the development environment, .venv, up to date. Needs Python 3.11+ and a package index; no root.
+#   scripts/setup.sh run 06_horizontal_microservice_pattern …   what it takes to build the models of, and run, these patterns
+#   scripts/setup.sh dev                                        everything: all patterns, TensorFlow, test and lint tools
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+say() { printf '\033[1;34m==>\033[0m %s\n' "$*" >&2; }
+die() { printf 'setup: %s\n' "$*" >&2; exit 1; }
+
+# Python 3.13 if there is one, also where pyenv keeps versions that are not on PATH; else the newest that will do.
+find_python() {
+  local candidate
+  for candidate in ${PYTHON-} python3.13 "${PYENV_ROOT:-$HOME/.pyenv}"/versions/3.13.*/bin/python3.13 \
+    python3.12 python3.11 python3; do
+    # A pyenv shim exists for versions that it then refuses to run: only a Python that answers counts.
+    if "$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; then
+      "$candidate" -c 'import sys; print(sys.executable)'
+      return
+    fi
+  done
+  die "no Python 3.11, 3.12 or 3.13 found (set PYTHON=/path/to/python)"
+}
+
+find_uv() {
+  if command -v uv >/dev/null; then
+    command -v uv
+    return
+  fi
+  if [ ! -x .tools/bin/uv ]; then
+    say "installing uv into .tools/"
+    { "$1" -m pip --version >/dev/null 2>&1 &&
+      "$1" -m pip install --quiet --disable-pip-version-check --root-user-action ignore --target .tools -c constraints.txt uv; } ||
+      { "$1" -m venv .tools && .tools/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt uv; } ||
+      die "cannot install uv: $1 has neither pip nor ensurepip (on Debian: apt install python3-venv)"
+  fi
+  echo "$PWD/.tools/bin/uv"
+}
+
+mode=${1:?usage: setup.sh dev | run PATTERN…}
+shift
+case $mode in
+  run)
+    requirements=(-r models/pyproject.toml --group run)
+    for pattern in "$@"; do requirements+=(-r "$pattern/pyproject.toml"); done
+    ;;
+  dev)
+    requirements=(-r models/pyproject.toml --extra tensorflow --group dev)
+    for pattern in 0*_pattern; do requirements+=(-r "$pattern/pyproject.toml"); done
+    ;;
+  *) die "unknown mode $mode" ;;
+esac
+
+# One stamp for each set of requirements, valid for the files that it was made from.
+wanted=$(cat constraints.txt pyproject.toml ./*/pyproject.toml scripts/setup.sh | cksum)
+stamp=.venv/.installed-$(printf '%s' "${requirements[*]}" | cksum | tr ' ' -)
+if [ -x .venv/bin/python ] && [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]; then exit 0; fi
+
+python=$(find_python)
+uv=$(find_uv "$python")
+export UV_PYTHON_DOWNLOADS=never VIRTUAL_ENV=$PWD/.venv
+if ! .venv/bin/python -c '' 2>/dev/null; then
+  say "creating .venv with $("$python" --version)"
+  "$uv" venv --quiet --clear --python "$python" .venv
+fi
+say "installing the packages of: $mode ${*:-(everything)}"
+"$uv" pip install --quiet --constraints constraints.txt "${requirements[@]}"
+echo "$wanted" > "$stamp"
