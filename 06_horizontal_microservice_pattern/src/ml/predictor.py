@@ -1,0 +1,38 @@
+"""One binary classifier: is it this class, or another?"""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import numpy as np
+
+from serving_common.batching import MicroBatcher
+from serving_common.onnx import OnnxModel
+
+
+class Predictor:
+    """Answers rows of Iris features with [P(the class), P(any other class)]."""
+
+    def __init__(self, batcher: MicroBatcher) -> None:
+        self._batcher = batcher
+
+    async def predict(self, rows: list[list[float]]) -> list[list[float]]:
+        """Probabilities, shape (N, 2), of rows of shape (N, 4) in centimetres.
+
+        Raises:
+            serving_common.errors.Overloaded: too many requests are waiting.
+        """
+        probabilities = await self._batcher.predict(np.array(rows, np.float32))
+        return probabilities.tolist()  # type: ignore[no-any-return]  # numpy's stubs say Any
+
+
+@asynccontextmanager
+async def open_predictor(model_filepath: Path, threads: int) -> AsyncIterator[Predictor]:
+    """A warm predictor, closed at the end.
+
+    Raises:
+        serving_common.errors.StartupError: the model is missing or not one with these inputs and outputs.
+    """
+    model = OnnxModel.load(model_filepath, input_shape=(None, 4), output_shape=(None, 2), threads=threads)
+    async with MicroBatcher(model.run) as batcher:
+        yield Predictor(batcher)

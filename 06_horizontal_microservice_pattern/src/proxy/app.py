@@ -1,0 +1,44 @@
+"""The proxy: `python -m src.proxy.app`."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+
+from serving_common.service import api_key_required, create_service, lazy_app, serve
+from serving_common.settings import load
+from src.configurations import ProxySettings
+from src.proxy.backends import open_backends
+from src.proxy.routers import create_routers
+
+
+def create_app(settings: ProxySettings) -> FastAPI:
+    """The proxy in front of the services that these settings name."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with open_backends(settings) as backends:
+            app.state.backends = backends
+            yield
+
+    app = create_service(
+        settings,
+        title="Iris, asked of several services",
+        description=f"Asks {', '.join(settings.services)} at once and puts their answers together.",
+        lifespan=lifespan,
+    )
+    health_router, router = create_routers(list(settings.services))
+    app.include_router(health_router)
+    app.include_router(router, dependencies=api_key_required(settings))
+    return app
+
+
+def main() -> None:
+    settings = load(ProxySettings)
+    serve(create_app(settings), "proxy", settings)
+
+
+__getattr__ = lazy_app(lambda: create_app(load(ProxySettings)))
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,126 @@
+"""The one module that knows how a service is reached: HTTP client, pool, deadlines, and all that can go wrong."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import aiohttp
+import httpx
+import structlog
+from httpx_aiohttp import AiohttpTransport
+from prometheus_client import Counter
+
+from src.configurations import ProxySettings
+from src.proxy.breaker import Breaker
+
+T = TypeVar("T", bound=Mapping[str, object])
+
+# Less than the 5 s after which uvicorn closes an idle connection: else, now and then, a request would go out on a
+# connection that the service is just closing.
+KEEP_ALIVE_S = 2
+
+FAILURES = Counter("service_failures", "Calls to a service without a usable answer.", ["service"])
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A service did not answer, or not usably. `reason` is for the caller to read."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Call(Generic[T]):
+    """A request that goes to every service, and how to read the answers."""
+
+    method: str
+    path: str
+    parse: Callable[[bytes], T]  # raises ValueError for what is no answer to this request
+    body: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """The request to the proxy that makes the proxy ask."""
+
+    request_id: str  # forwarded, so that one id joins the logs of all services
+    arrived: float  # loop time from which the services' deadlines count
+
+
+class Backend:
+    """One service. A service that fails makes it return a `Failure`, never raise."""
+
+    def __init__(self, name: str, url: str, client: httpx.AsyncClient, timeout_s: float, breaker: Breaker) -> None:
+        self._name = name
+        self._url = httpx.URL(url)
+        self._client = client
+        self._timeout_s = timeout_s
+        self._breaker = breaker
+
+    async def ask(self, call: Call[T], origin: Origin) -> T | Failure:
+        """The service's answer. One that has just failed several times in a row is not asked at all."""
+        if not self._breaker.allows():
+            return Failure("is not asked at the moment: it failed several times in a row")
+        answer = await self.probe(call, origin)
+        if isinstance(answer, Failure):
+            self._breaker.failed()
+            FAILURES.labels(self._name).inc()
+            log.warning("service_failed", service=self._name, reason=answer.reason)
+        else:
+            self._breaker.succeeded()
+        return answer
+
+    async def probe(self, call: Call[T], origin: Origin) -> T | Failure:
+        """The service's answer whatever happened before, and without consequences for what comes."""
+        request = self._client.build_request(
+            call.method,
+            self._url.copy_with(path=call.path),
+            content=call.body,
+            headers={"X-Request-ID": origin.request_id, "Content-Type": "application/json"},
+        )
+        try:
+            async with asyncio.timeout_at(origin.arrived + self._timeout_s):
+                response = await self._client.send(request)
+            if response.status_code != httpx.codes.OK:
+                return Failure(f"answered with status {response.status_code}")
+            return call.parse(response.content)
+        except TimeoutError:
+            return Failure(f"did not answer within {self._timeout_s:g} s")
+        except (httpx.HTTPError, aiohttp.ClientError):
+            return Failure("cannot be reached")
+        except ValueError:
+            return Failure("answered with something else than what was asked for")
+
+
+@asynccontextmanager
+async def open_backends(settings: ProxySettings) -> AsyncIterator[Mapping[str, Backend]]:
+    """The configured services by name, on one client with one pool for the life of the process."""
+
+    def session() -> aiohttp.ClientSession:
+        connector = aiohttp.TCPConnector(
+            limit=0, limit_per_host=settings.max_connections, keepalive_timeout=KEEP_ALIVE_S
+        )
+        return aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
+
+    headers = {}
+    if settings.services_api_key is not None:
+        headers["X-API-Key"] = settings.services_api_key.get_secret_value()
+    # httpx's own transport serves its connections one after the other under load; aiohttp's does not. The README has
+    # the figures. The timeout is a second line of defence: every request has a deadline over the whole of it.
+    transport = AiohttpTransport(client=session)
+    timeout = max(settings.service_timeout_s, *settings.service_timeouts.values(), 0)
+    async with httpx.AsyncClient(transport=transport, headers=headers, timeout=timeout, trust_env=False) as client:
+        yield {
+            name: Backend(
+                name,
+                str(url),
+                client,
+                settings.service_timeouts.get(name, settings.service_timeout_s),
+                Breaker(settings.breaker_failures, settings.breaker_open_s),
+            )
+            for name, url in settings.services.items()
+        }

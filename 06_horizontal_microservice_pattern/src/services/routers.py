@@ -1,0 +1,57 @@
+"""Endpoints of one specialised service."""
+
+from typing import Annotated, cast
+
+from fastapi import APIRouter, Depends, Request
+
+from serving_common import iris
+from serving_common.problems import documented
+from src.ml.predictor import Predictor
+from src.models import Health, Metadata, Prediction, PredictRequest
+
+
+async def _predictor(request: Request) -> Predictor:
+    return cast(Predictor, request.app.state.predictor)
+
+
+PredictorDep = Annotated[Predictor, Depends(_predictor)]
+
+health_router = APIRouter(tags=["health"])
+router = APIRouter(tags=["prediction"], responses=documented(401))
+
+
+@health_router.get("/health")
+async def health() -> Health:
+    """Answers as soon as the model is loaded."""
+    return {"health": "ok"}
+
+
+@router.get("/metadata")
+async def metadata(request: Request) -> Metadata:
+    """What goes in and what comes out."""
+    return {
+        "data_type": "float32",
+        "data_structure": "(N,4)",
+        "data_sample": iris.SAMPLE,
+        "data_names": list(iris.FEATURES),
+        "prediction_type": "float32",
+        "prediction_structure": "(N,2)",
+        "prediction_sample": [0.98, 0.02],
+        "services": [request.app.state.service_name],
+    }
+
+
+@router.post("/predict", responses=documented(413, 422, 429))
+async def predict(request: PredictRequest, predictor: PredictorDep) -> Prediction:
+    """The probability that each flower is, and is not, of this service's class."""
+    return _answer(await predictor.predict(request.data))
+
+
+@router.get("/predict/test", responses=documented(429))
+async def predict_test(predictor: PredictorDep) -> Prediction:
+    """The same for a flower that is known to be a setosa."""
+    return _answer(await predictor.predict(iris.SAMPLE))
+
+
+def _answer(rows: list[list[float]]) -> Prediction:
+    return {"prediction": rows[0] if len(rows) == 1 else rows}

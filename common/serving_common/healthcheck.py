@@ -1,0 +1,19 @@
+"""A container's health check where the image has no curl: `python -m serving_common.healthcheck`."""
+
+import os
+import sys
+import urllib.error
+import urllib.request
+
+
+def main() -> None:
+    """Exit 0 if GET /health on this container's PORT answers 200, else 1."""
+    url = f"http://127.0.0.1:{os.environ.get('PORT', '8000')}/health"
+    try:
+        urllib.request.urlopen(url, timeout=3).close()
+    except (urllib.error.URLError, TimeoutError) as exc:
+        sys.exit(f"{url}: {exc}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+"""Structured logs: one line per event, JSON in containers, readable on a terminal.
+
+Fields: `timestamp` (UTC), `level`, `component`, `action` (the event, past tense), `request_id` or `job_id` where there
+is one, `duration_ms`, and what else the event is about.
+"""
+
+import logging
+import sys
+
+import orjson
+import structlog
+from structlog.typing import EventDict, Processor, WrappedLogger
+
+from serving_common.settings import LogFormat, Settings
+
+
+def configure(component: str, settings: Settings) -> None:
+    """Send all logs of this process, those of libraries too, to stdout in one format.
+
+    Args:
+        component: the process's name in every line, for instance `proxy`.
+        settings: level and format.
+    """
+
+    def add_component(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+        event["component"] = component
+        return event
+
+    console = settings.log_format is LogFormat.CONSOLE or (
+        settings.log_format is LogFormat.AUTO and sys.stdout.isatty()
+    )
+    level = logging.getLevelNamesMapping()[settings.log_level.upper()]
+    shared: list[Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.TimeStamper(fmt="%Y-%m-%dT%H:%M:%S.%fZ", utc=True),
+        structlog.processors.add_log_level,
+        add_component,
+    ]
+    rendering: list[Processor]
+    if console:
+        rendering = [structlog.dev.ConsoleRenderer()]
+    else:
+        rendering = [
+            structlog.processors.format_exc_info,
+            _specified_names,
+            structlog.processors.JSONRenderer(serializer=lambda event, **_: orjson.dumps(event, default=repr).decode()),
+        ]
+
+    structlog.configure(
+        processors=[*shared, *rendering],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.WriteLoggerFactory(sys.stdout),
+        cache_logger_on_first_use=True,
+    )
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *rendering],
+        )
+    )
+    logging.basicConfig(handlers=[handler], level=max(level, logging.WARNING), force=True)
+
+
+def _specified_names(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    """The fields that every line has come first, under the names that the specifications give them."""
+    first = {
+        "timestamp": event.pop("timestamp"),
+        "level": event.pop("level").upper(),
+        "component": event.pop("component"),
+        "action": event.pop("event"),
+    }
+    return {**first, **event}
