@@ -20,7 +20,6 @@ from tqdm import tqdm
 
 from models.files import BuildError, locked, say, sha256_of
 
-ANSWER_WITHIN_S = 8
 STALLED_AFTER_S = 20
 CHUNK_BYTES = 256 * 1024
 
@@ -69,8 +68,9 @@ def nature(head: bytes) -> str | None:
 class Downloader:
     """Fetches into a cache folder. A host that could not be reached is not asked again by the same Downloader."""
 
-    def __init__(self, cache: Path) -> None:
+    def __init__(self, cache: Path, answer_within_s: float = 8) -> None:
         self._cache = cache
+        self._answer_within_s = answer_within_s
         self._unreachable: dict[str, DownloadError] = {}
 
     def fetch(self, source: Source) -> Path:
@@ -94,11 +94,12 @@ class Downloader:
             if before < source.size_bytes:
                 self._receive(source, partial, before)
             after = size_of(partial)
-            if before < after < source.size_bytes:
-                say(f"{source.name}: connection lost at {after:,} of {source.size_bytes:,} bytes: resuming")
+            if after < source.size_bytes and (after == 0 or nature_of(partial) is None):
+                lost = f"connection lost at {after:,} of {source.size_bytes:,} bytes"
+                if after <= before:
+                    raise DownloadError(f"{source.url}: {lost}")
+                say(f"{source.name}: {lost}: resuming")
                 continue
-            if after < source.size_bytes:
-                raise DownloadError(f"{source.url}: connection lost at {after:,} of {source.size_bytes:,} bytes")
             if (fault := source.fault(partial)) is None:
                 return
             partial.unlink()
@@ -136,7 +137,7 @@ class Downloader:
         say(f"downloading {source.url} ({source.size_bytes / 1e6:.1f} MB{f', from byte {have:,}' if have else ''})")
         request = Request(source.url, headers={"Range": f"bytes={have}-"} if have else {})  # noqa: S310 our own table
         try:
-            response = open_within(request, ANSWER_WITHIN_S)
+            response = open_within(request, self._answer_within_s)
         except HTTPError as exc:
             exc.close()
             raise DownloadError(f"{source.url} answered {exc.code} {exc.reason}") from exc

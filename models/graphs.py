@@ -30,6 +30,6 @@ def run(model: onnx.ModelProto, rows: Array) -> list[Array]:
     try:
         session = onnxruntime.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
         outputs: list[Array] = session.run(None, {session.get_inputs()[0].name: rows})
-    except Exception as exc:  # noqa: BLE001 onnxruntime's exceptions have no other base class in common
+    except Exception as exc:  # onnxruntime's exceptions have no other base class in common
         raise BuildError(f"onnxruntime cannot run it on {list(rows.shape)}: {str(exc).splitlines()[0]}") from exc
     return outputs

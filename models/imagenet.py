@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped] # stubs for one name: not worth it
 
 from models.download import nature_of
 from models.files import BuildError, say
@@ -43,7 +43,8 @@ def randomize(architecture: str, seed: int, target: Path) -> Facts:
     if missing := [package for package in ("tensorflow", "tf2onnx") if find_spec(package) is None]:
         raise BuildError(
             f"random weights need {' and '.join(missing)}, not installed here: run `make setup`, "
-            "or `uv pip install -c constraints.txt -r models/pyproject.toml --extra tensorflow`"
+            "or `uv pip install -c constraints.txt -r models/pyproject.toml --extra tensorflow` "
+            "(in the image: build argument EXTRAS=tensorflow)"
         )
     say("loading TensorFlow to make random weights: takes half a minute")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
