@@ -1,0 +1,170 @@
+"""The table of artifacts: for each, its file and the ways to make it.
+
+Importing this imports no machine learning library: that happens when something is made.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from models.download import Downloader, DownloadError, Source
+from models.files import BuildError, sha256_of
+from models.manifest import Entry, Facts, Recipe
+
+Weights = Literal["auto", "pretrained", "random"]
+
+IRIS_CLASSES = ("setosa", "versicolor", "virginica")
+IMAGENET_LABELS = Path(__file__).with_name("imagenet_labels.json")
+
+# From the ONNX Model Zoo, which moved to Hugging Face in July 2025.
+MODEL_ZOO: Mapping[str, Source] = {
+    "mobilenet_v2": Source(
+        "https://huggingface.co/onnxmodelzoo/mobilenetv2-12/resolve/main/mobilenetv2-12.onnx",
+        13_964_571,
+        "c0c3f76d93fa3fd6580652a45618618a220fced18babf65774ed169de0432ad5",
+    ),
+    "resnet50": Source(
+        "https://huggingface.co/onnxmodelzoo/resnet50-v2-7/resolve/main/resnet50-v2-7.onnx",
+        102_442_452,
+        "79102261eb6e5fd7af5d27f41316293e388c5cb691e5d25bfb035c4f64fefe31",
+    ),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What the command line says about how to build."""
+
+    downloader: Downloader
+    weights: Weights = "auto"
+    weights_files: Mapping[str, Path] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """One way to make an artifact, which is up to date as long as its manifest entry tells of the same way.
+
+    recipe: all that decides the content beside the versions of `libraries` (names of distributions). Its "version"
+    is to be raised when the code that makes the artifact changes what it makes.
+    checked_with: libraries that are recorded, but do not decide the content.
+    make: writes the file and checks it. Raises BuildError; DownloadError means that the next plan may be tried.
+    """
+
+    recipe: Recipe
+    make: Callable[[Path], Facts]
+    libraries: tuple[str, ...] = ()
+    checked_with: tuple[str, ...] = ()
+    weights: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Artifact:
+    """plans: given the options and what the manifest records, the ways to make it, best first.
+
+    needs: artifacts that are built along with it.
+    """
+
+    file: str
+    plans: Callable[[Options, Entry | None], list[Plan]]
+    needs: tuple[str, ...] = ()
+
+
+def iris(class_index: int | None) -> Artifact:
+    def plans(_options: Options, _recorded: Entry | None) -> list[Plan]:
+        split = {"folds": 5, "repeats": 5, "seed": 0}
+
+        def make(target: Path) -> Facts:
+            from models.iris import build
+
+            return build(target, class_index, **split)
+
+        libraries = ("scikit-learn", "scipy", "numpy", "skl2onnx", "onnx")
+        return [
+            Plan(
+                recipe={"version": 1, **split},
+                libraries=libraries,
+                checked_with=("onnxruntime",),
+                weights="trained",
+                make=make,
+            )
+        ]
+
+    name = "iris_svc" if class_index is None else f"iris_svc_0_{IRIS_CLASSES[class_index]}"
+    return Artifact(file=f"{name}.onnx", plans=plans, needs=("label",))
+
+
+def vision(name: str, source: Source) -> Artifact:
+    def plans(options: Options, recorded: Entry | None) -> list[Plan]:
+        if path := options.weights_files.get(name):
+            if not path.is_file():
+                raise BuildError(f"{path} does not exist")
+            return [adopted("local", sha256_of(path), lambda: path)]
+        pretrained = adopted("pretrained", source.sha256, lambda: options.downloader.fetch(source))
+        if options.weights == "pretrained":
+            return [pretrained]
+        if options.weights == "random":
+            return [randomized(seed=0)]
+        ways = [pretrained, randomized(seed=0)]
+        if recorded and recorded.weights == "local":
+            ways.insert(0, adopted("local", str(recorded.recipe.get("source_sha256")), lost))
+        return ways
+
+    def adopted(weights: str, sha256: str, find: Callable[[], Path]) -> Plan:
+        def make(target: Path) -> Facts:
+            path = find()
+            from models.imagenet import adopt
+
+            return adopt(path, target)
+
+        # All numbers come from the source: a new version of onnx is no reason to fetch it again.
+        return Plan(
+            recipe={"version": 1, "source_sha256": sha256},
+            checked_with=("onnx", "onnxruntime"),
+            weights=weights,
+            make=make,
+        )
+
+    def lost() -> Path:
+        raise DownloadError("its weights came from a local file, which --weights-file must name again")
+
+    def randomized(seed: int) -> Plan:
+        def make(target: Path) -> Facts:
+            from models.imagenet import randomize
+
+            return randomize(name, seed, target)
+
+        libraries = ("tensorflow", "keras", "tf2onnx", "numpy", "onnx")
+        return Plan(
+            recipe={"version": 1, "seed": seed},
+            libraries=libraries,
+            checked_with=("onnxruntime",),
+            weights="random",
+            make=make,
+        )
+
+    return Artifact(file=f"{name}.onnx", plans=plans, needs=("imagenet_labels",))
+
+
+def text(file: str, content: str) -> Artifact:
+    def make(target: Path) -> Facts:
+        target.write_text(content, encoding="utf-8")
+        return Facts(inputs=[], outputs=[], metrics={})
+
+    recipe = {"content_sha256": hashlib.sha256(content.encode()).hexdigest()}
+    return Artifact(file=file, plans=lambda _options, _recorded: [Plan(recipe=recipe, make=make)])
+
+
+def table(zoo: Mapping[str, Source] = MODEL_ZOO) -> dict[str, Artifact]:
+    return {
+        "label": text("label.json", json.dumps(dict(enumerate(IRIS_CLASSES))) + "\n"),
+        "iris_svc": iris(None),
+        "iris_svc_0_setosa": iris(0),
+        "iris_svc_0_versicolor": iris(1),
+        "iris_svc_0_virginica": iris(2),
+        "imagenet_labels": text("imagenet_labels.json", IMAGENET_LABELS.read_text(encoding="utf-8")),
+        "mobilenet_v2": vision("mobilenet_v2", zoo["mobilenet_v2"]),
+        "resnet50": vision("resnet50", zoo["resnet50"]),
+    }

@@ -1,0 +1,146 @@
+"""Builds what is missing or out of date: python -m models.build --help."""
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+
+from models.artifacts import MODEL_ZOO, Artifact, Options, Plan, table
+from models.download import Downloader, DownloadError
+from models.files import BuildError, locked, replacing, say, sha256_of
+from models.manifest import Entry, installed, load, save
+
+HERE = Path(__file__).parent
+
+
+def main(arguments: Sequence[str] | None = None, artifacts: Mapping[str, Artifact] | None = None) -> int:
+    """The exit code: 0 all built or up to date, 1 a failure that one line on stderr explains. Bad arguments exit 2."""
+    artifacts = artifacts or table()
+    asked = parse(arguments, artifacts)
+    options = Options(downloader=Downloader(asked.cache), weights=asked.weights, weights_files=dict(asked.weights_file))
+    try:
+        build(with_needs(asked.only or artifacts, artifacts), artifacts, options, asked.output, force=asked.force)
+    except (BuildError, OSError) as exc:
+        say(f"error: {exc}")
+        return 1
+    except ModuleNotFoundError as exc:
+        say(f"error: {exc.name} is not installed: run `make setup`")
+        return 1
+    except KeyboardInterrupt:
+        say("interrupted; what was finished is kept")
+        return 130
+    return 0
+
+
+def parse(arguments: Sequence[str] | None, artifacts: Collection[str]) -> argparse.Namespace:
+    def weights_file(argument: str) -> tuple[str, Path]:
+        name, separator, path = argument.partition("=")
+        if not separator or not path or name not in MODEL_ZOO:
+            raise argparse.ArgumentTypeError(f"{argument!r} is not NAME=PATH with a NAME of {', '.join(MODEL_ZOO)}")
+        return name, Path(path)
+
+    parser = argparse.ArgumentParser(prog="python -m models.build", description="Builds the models that are served.")
+    add = parser.add_argument
+    add("--only", nargs="+", choices=list(artifacts), metavar="NAME", help=f"of {', '.join(artifacts)}; default all")
+    add(
+        "--weights",
+        choices=["auto", "pretrained", "random"],
+        default="auto",
+        help="of the vision models; auto (default): pretrained, or random where the download cannot be reached",
+    )
+    add(
+        "--weights-file",
+        action="extend",
+        nargs="+",
+        default=[],
+        type=weights_file,
+        metavar="NAME=PATH",
+        help="take this ONNX file for a vision model",
+    )
+    add("--force", action="store_true", help="build also what is up to date")
+    add("--output", type=Path, default=HERE / "artifacts", metavar="DIR", help="default: models/artifacts")
+    add(
+        "--cache",
+        type=Path,
+        default=os.environ.get("MODELS_CACHE") or HERE / "cache",
+        metavar="DIR",
+        help="of downloads; default: MODELS_CACHE, else models/cache",
+    )
+    asked = parser.parse_args(arguments)
+    for name, _ in asked.weights_file:
+        if asked.only and name not in asked.only:
+            parser.error(f"--weights-file names {name}, which --only leaves out")
+    return asked
+
+
+def with_needs(names: Collection[str], artifacts: Mapping[str, Artifact]) -> list[str]:
+    """These and what they need, in the table's order."""
+    needed = {need for name in names for need in artifacts[name].needs}
+    return [name for name in artifacts if name in names or name in needed]
+
+
+def build(
+    names: Sequence[str], artifacts: Mapping[str, Artifact], options: Options, output: Path, *, force: bool
+) -> None:
+    """Bring these artifacts and the manifest up to date. Raises BuildError, OSError."""
+    manifest = output / "manifest.json"
+    with locked(output):
+        entries = load(manifest)
+        for name in names:
+            artifact, recorded = artifacts[name], None if force else entries.get(name)
+            plans = artifact.plans(options, recorded)
+            if recorded and is_current(recorded, artifact, plans, output):
+                report(name, recorded, "up to date")
+                if recorded.weights == "random" and options.weights == "auto":
+                    say(f"{name}: its weights are random; to try the download again: --weights pretrained")
+                continue
+            started = time.monotonic()
+            # At once, so that what is finished stays finished if a later artifact fails.
+            entries[name] = make(name, artifact.file, plans, output)
+            save(manifest, entries)
+            report(name, entries[name], f"built in {time.monotonic() - started:.1f} s")
+
+
+def is_current(recorded: Entry, artifact: Artifact, plans: Sequence[Plan], output: Path) -> bool:
+    return (
+        recorded.file == artifact.file
+        and any(plan.weights == recorded.weights and recorded.made_by(plan.recipe, plan.libraries) for plan in plans)
+        and recorded.describes(output / artifact.file)
+    )
+
+
+def make(name: str, file: str, plans: Sequence[Plan], output: Path) -> Entry:
+    """Make the artifact by the first plan that works out; a later one only where a download is not to be had."""
+    plan, *others = plans
+    try:
+        with replacing(output / file) as temporary:
+            facts = plan.make(temporary)
+            return Entry(
+                file=file,
+                sha256=sha256_of(temporary),
+                size_bytes=temporary.stat().st_size,
+                weights=plan.weights,
+                inputs=facts.inputs,
+                outputs=facts.outputs,
+                metrics=facts.metrics,
+                libraries=installed((*plan.libraries, *plan.checked_with)),
+                recipe=plan.recipe,
+            )
+    except BuildError as exc:
+        if not isinstance(exc, DownloadError) or not others:
+            raise BuildError(f"{name}: {exc}") from exc
+        say(f"warning: {name}: {exc}; taking {others[0].weights} weights instead")
+    return make(name, file, others, output)
+
+
+def report(name: str, entry: Entry, state: str) -> None:
+    quality = f"accuracy {entry.metrics['accuracy']:.4f}" if "accuracy" in entry.metrics else ""
+    if entry.weights and not quality:
+        quality = f"weights {entry.weights}"
+    print(f"{name:<22} {state:<16} {entry.size_bytes / 1000:>10,.1f} kB  {quality}".rstrip(), flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
