@@ -39,21 +39,21 @@ find_uv() {
 
 mode=${1:?usage: setup.sh dev | run PATTERN…}
 shift
+models=(-r models/pyproject.toml)
 case $mode in
-  run)
-    requirements=(-r models/pyproject.toml --group run)
-    for pattern in "$@"; do requirements+=(-r "$pattern/pyproject.toml"); done
-    ;;
+  run) models+=(--group run) ;;
   dev)
-    requirements=(-r models/pyproject.toml --extra tensorflow --group dev)
-    for pattern in 0*_pattern; do requirements+=(-r "$pattern/pyproject.toml"); done
+    models+=(--extra tensorflow --group dev)
+    set -- 0*_pattern
     ;;
   *) die "unknown mode $mode" ;;
 esac
+patterns=(--all-extras)
+for pattern in "$@"; do patterns+=(-r "$pattern/pyproject.toml"); done
 
 # One stamp for each set of requirements, valid for the files that it was made from.
 wanted=$(cat constraints.txt pyproject.toml ./*/pyproject.toml scripts/setup.sh | cksum)
-stamp=.venv/.installed-$(printf '%s' "${requirements[*]}" | cksum | tr ' ' -)
+stamp=.venv/.installed-$(printf '%s' "$mode $*" | cksum | tr ' ' -)
 if [ -x .venv/bin/python ] && [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]; then exit 0; fi
 
 python=$(find_python)
@@ -63,6 +63,7 @@ if ! .venv/bin/python -c '' 2>/dev/null; then
   say "creating .venv with $("$python" --version)"
   "$uv" venv --quiet --clear --python "$python" .venv
 fi
-say "installing the packages of: $mode ${*:-(everything)}"
-"$uv" pip install --quiet --constraints constraints.txt "${requirements[@]}"
+say "installing the packages to $mode: models $*"
+"$uv" pip install --quiet --constraints constraints.txt "${models[@]}"
+"$uv" pip install --quiet --constraints constraints.txt "${patterns[@]}"
 echo "$wanted" > "$stamp"
