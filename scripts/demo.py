@@ -172,11 +172,13 @@ async def show(demo: AsyncGenerator[Step, None], console: Console) -> list[Step]
     async with contextlib.aclosing(demo):
         async for step in demo:
             steps.append(step)
-            console.print(Text.assemble((f"{step.method:4} ", "bold cyan"), (str(step.url), "bold")))
+            console.print(Text.assemble((f"{step.method:4} ", "bold cyan"), (str(step.url), "bold")), soft_wrap=True)
             if step.sent is not None:
-                console.print(Text.assemble(("  sent ", "dim"), readable(step.sent)))
+                console.print(Text.assemble(("  sent ", "dim"), readable(step.sent)), soft_wrap=True)
             outcome = (f"  {step.status or '---'}  ", "red" if step.problem else "green")
-            console.print(Text.assemble(outcome, readable(step.answer), (f"  {step.latency_ms:.1f} ms", "dim")))
+            console.print(
+                Text.assemble(outcome, readable(step.answer), (f"  {step.latency_ms:.1f} ms", "dim")), soft_wrap=True
+            )
             if step.problem:
                 console.print(Text(f"  WRONG: {step.problem}", style="bold red"))
                 break

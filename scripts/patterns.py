@@ -10,6 +10,9 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
+# Requests in hand are finished, and still the process is gone before the stack's grace of 8 s ends.
+STOP_IN_TIME = {"SHUTDOWN_GRACE_S": "6"}
+
 ReadyCheck = Callable[[Mapping[str, str]], Awaitable[bool]]
 
 
@@ -62,6 +65,7 @@ def _iris_service(label: str, port: int) -> Process:
             "HOST": "127.0.0.1",
             "PORT": f"{{{port_name}}}",
         },
+        defaults=STOP_IN_TIME,
         ready=f"http://127.0.0.1:{{{port_name}}}/health",
     )
 
@@ -83,7 +87,8 @@ PATTERNS = table(
                     argv=("python", "-m", "src.proxy.app"),
                     ports={"PORT_06_PROXY": 9000},
                     env={"HOST": "127.0.0.1", "PORT": "{PORT_06_PROXY}"},
-                    defaults={
+                    defaults=STOP_IN_TIME
+                    | {
                         "SERVICES": "setosa=http://127.0.0.1:{PORT_06_SERVICE_SETOSA},"
                         "versicolor=http://127.0.0.1:{PORT_06_SERVICE_VERSICOLOR},"
                         "virginica=http://127.0.0.1:{PORT_06_SERVICE_VIRGINICA}"

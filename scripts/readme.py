@@ -17,6 +17,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,10 +50,8 @@ class Example:
 
 def examples(text: str) -> Iterator[Example]:
     """The examples of a README. Raises ValueError, with the line, for a curl that is not followed by an answer."""
-    fences = list(FENCE.finditer(text))
-    for fence, after in zip(fences, [*fences[1:], None], strict=True):
-        lines = fence[2].strip().splitlines()
-        if fence[1] not in ("bash", "sh") or not lines or not lines[0].startswith("curl "):
+    for fence, after in pairwise([*FENCE.finditer(text), None]):
+        if fence is None or fence[1] != "bash" or not fence[2].lstrip().startswith("curl "):
             continue
         line = text.count("\n", 0, fence.start()) + 2
         if after is None or after[1] not in ("json", "text") or text[fence.end() : after.start()].strip():

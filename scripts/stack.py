@@ -1,7 +1,7 @@
 """Runs patterns as local processes, supervised as `restart: always` would.
 
     async with Stack(["06"], ports=free_ports(["06"])) as stack:
-        await client.get(stack.url("PORT_06_PROXY") + "/health")
+        await client.get(stack.urls["PORT_06_PROXY"] + "/health")
 
 Own code, because no well-kept library has readiness, start order, restart with back-off and use inside a program in
 one: honcho ends everything when one process ends, supervisor and circus are daemons that know "running" but not
@@ -24,8 +24,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Self
-
-import httpx
+from urllib.parse import urlsplit
 
 from scripts.patterns import PATTERNS, Pattern, Process
 
@@ -41,7 +40,7 @@ STOP_GRACE_S = 8.0
 LAST_CALL_S = 0.5  # for what others need, when those took the whole grace to stop
 POLL_S = 0.05
 PROBE_TIMEOUT_S = 1.0
-OUTPUT_TIMEOUT_S = 1.0  # for the last lines, when a process that left the group still holds the pipe
+OUTPUT_TIMEOUT_S = 0.5  # for the last lines, when a process that left the group still holds the pipe
 BACKOFF_FIRST_S = 0.5
 BACKOFF_MAX_S = 30.0
 STABLE_AFTER_S = 10.0  # a process that lived this long starts again at the first back-off
@@ -396,29 +395,26 @@ def _why_unusable(port: int) -> str | None:
 def _readiness(ready: str | ReadyCheck | None, env: Mapping[str, str]) -> Callable[[], Awaitable[bool]]:
     if callable(ready):
         return partial(ready, env)
-    url = httpx.URL(ready or "none:")
-    return partial({"http": _answers, "tcp": _accepts, "none": _is_started}[url.scheme], url)
+    return partial(_answers, ready) if ready else _at_once
 
 
-async def _answers(url: httpx.URL) -> bool:
-    try:
-        async with httpx.AsyncClient(trust_env=False, timeout=PROBE_TIMEOUT_S) as client:
-            return (await client.get(url)).status_code == httpx.codes.OK
-    except httpx.HTTPError:
-        return False
-
-
-async def _accepts(url: httpx.URL) -> bool:
-    try:
-        _, writer = await asyncio.open_connection(url.host, url.port)
-    except OSError:
-        return False
-    writer.close()
+async def _at_once() -> bool:
     return True
 
 
-async def _is_started(_: httpx.URL) -> bool:
-    return True
+async def _answers(url: str) -> bool:
+    """Whether a tcp:// address accepts, or an http:// URL answers 200."""
+    at = urlsplit(url)
+    try:
+        async with asyncio.timeout(PROBE_TIMEOUT_S):
+            reader, writer = await asyncio.open_connection(at.hostname, at.port)
+            with contextlib.closing(writer):
+                if at.scheme == "tcp":
+                    return True
+                writer.write(f"GET {at.path} HTTP/1.0\r\nHost: {at.netloc}\r\n\r\n".encode())
+                return b" 200 " in await reader.readline()
+    except (OSError, TimeoutError):
+        return False
 
 
 @contextlib.asynccontextmanager

@@ -117,12 +117,12 @@ def test_a_true_readme_passes(write, bases):
         ('"total": 0.1235', '"total": 0.1235, "tax": 1', 8, "answer.tax: shown, but missing"),
         ('{"n": [1, 2]}}', '{"n": [1, "2"]}}', 8, 'answer.body.n[1]: shown "2", got 2'),
         ('{"n": [1, 2]}}', '{"n": [1]}}', 8, "answer.body.n: 1 items shown, got 2"),
-        ('"not found"', '"gone"', 20, 'answer.detail: shown "gone", got "not found"'),
-        ('{"detail": "not found"}', "", 20, "2 curl commands, but 1 answers are shown"),
-        ("up for 3 s", "down for 3 s", 29, "shown: down for 3 s"),
-        ("9000/plain", "9000/plain -d x -X GET --no-such-option", 29, "option"),
-        ("```text", "```json", 29, "Expecting value"),
-        ('{"c0ffee": "ada"}', '{"c0ffee": null}', 20, 'answer.c0ffee: shown null, got "ada"'),
+        ('"not found"', '"gone"', 19, 'answer.detail: shown "gone", got "not found"'),
+        ('{"detail": "not found"}', "", 19, "2 curl commands, but 1 answers are shown"),
+        ("up for 3 s", "down for 3 s", 28, "shown: down for 3 s"),
+        ("9000/plain", "9000/plain -d x -X GET --no-such-option", 28, "option"),
+        ("```text", "```json", 28, "Expecting value"),
+        ('{"c0ffee": "ada"}', '{"c0ffee": null}', 19, 'answer.c0ffee: shown null, got "ada"'),
     ],
 )
 def test_what_is_not_so_is_named_with_its_line(write, bases, true, false, line, difference):
