@@ -186,9 +186,21 @@ async def show(demo: AsyncGenerator[Step, None], console: Console) -> list[Step]
 
 
 def readable(value: object) -> str:
-    """JSON on one line if it is short, else indented to stand below its mark."""
-    line = json.dumps(value)
-    return line if len(line) <= ONE_LINE else json.dumps(value, indent=2).replace("\n", "\n       ")
+    """JSON for people: numbers to four digits; on one line if that is short, else one line for each entry."""
+    line = json.dumps(_rounded(value))
+    if len(line) <= ONE_LINE or not isinstance(value, dict | list):
+        return line
+    items = value.items() if isinstance(value, dict) else ((None, item) for item in value)
+    entries = [("" if key is None else f"{json.dumps(key)}: ") + json.dumps(_rounded(item)) for key, item in items]
+    return line[0] + f",\n{' ' * 8}".join(entries) + line[-1]
+
+
+def _rounded(value: object) -> object:
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_rounded(item) for item in value]
+    return round(value, 4) if isinstance(value, float) else value
 
 
 def summary(steps: Mapping[str, Sequence[Step]], table: Mapping[str, Pattern]) -> Table:
@@ -199,8 +211,8 @@ def summary(steps: Mapping[str, Sequence[Step]], table: Mapping[str, Pattern]) -
             if step.is_highlight or step.problem:
                 rows.add_row(
                     f"{number} {table[number].title}",
-                    f"{step.method} {step.url.path} {json.dumps(step.sent) if step.sent is not None else ''}",
-                    step.problem or json.dumps(step.answer),
+                    f"{step.method} {step.url.path} {readable(step.sent) if step.sent is not None else ''}",
+                    step.problem or readable(step.answer),
                     f"{step.latency_ms:.1f} ms",
                     f"{step.url.host}:{step.url.port}",
                 )

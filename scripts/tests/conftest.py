@@ -32,15 +32,15 @@ def is_alive(pid):
 class Program:
     """`make up` or `make demo` while it runs, on free ports."""
 
-    def __init__(self, output: Path, *args, **environ):
+    def __init__(self, output: Path, *args, stdout=None, **environ):
         self.output = output
         self.ports = free_ports(DUMMIES, DUMMIES)
-        with output.open("wb") as stdout:
+        with output.open("wb") as file:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "scripts.tests.dummies", *args],
                 cwd=ROOT,
                 env=os.environ | {name: str(port) for name, port in self.ports.items()} | environ,
-                stdout=stdout,
+                stdout=stdout or file,
                 stderr=subprocess.STDOUT,
             )
 
@@ -75,8 +75,8 @@ def start(tmp_path):
     """Starts a program on the dummies; killed at the end of the test if it still runs."""
     with contextlib.ExitStack() as programs:
 
-        def start_program(*args, **environ):
-            program = Program(tmp_path / "output", *args, **environ)
+        def start_program(*args, **options):
+            program = Program(tmp_path / "output", *args, **options)
             programs.callback(program.process.wait)
             programs.callback(program.process.terminate)  # nothing, if it has ended
             return program

@@ -1,12 +1,30 @@
 """`make demo` as a program, and the check of its answers."""
 
+import os
 import signal
+import subprocess
+import sys
 
 import pytest
 
-from scripts.demo import mismatch
-from scripts.stack import ROOT
+from scripts.demo import DEMOS, mismatch, readable
+from scripts.patterns import PATTERNS
+from scripts.stack import ROOT, free_ports
 from scripts.tests.conftest import wait_until
+
+
+def test_every_pattern_has_a_demo():
+    assert DEMOS.keys() == PATTERNS.keys()
+
+
+@pytest.mark.parametrize("number", DEMOS)
+def test_the_real_pattern_answers_as_it_should(number):
+    ports = {name: str(port) for name, port in free_ports([number]).items()}
+    command = [sys.executable, "-m", "scripts.demo", number]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | ports, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "requests, 0 wrong. All stopped." in done.stdout
+    assert all(f"127.0.0.1:{port}/" in done.stdout for port in ports.values())  # every server was asked
 
 
 def test_right_answers_are_shown_and_summed_up(start):
@@ -73,3 +91,12 @@ def test_ctrl_c_stops_the_demo(start):
 )
 def test_mismatch_names_the_place(want, got, where):
     assert mismatch(want, got) == where
+
+
+def test_long_answers_are_shown_with_a_line_for_each_entry():
+    assert readable({"a": 0.123456}) == '{"a": 0.1235}'
+    assert readable({"a": ["x" * 60], "b": {"c": "y" * 60}}) == (
+        f'{{"a": ["{"x" * 60}"],\n        "b": {{"c": "{"y" * 60}"}}}}'
+    )
+    assert readable(["x" * 60, "y" * 60]) == f'["{"x" * 60}",\n        "{"y" * 60}"]'
+    assert readable("z" * 200) == f'"{"z" * 200}"'

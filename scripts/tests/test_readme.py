@@ -179,8 +179,9 @@ def test_only_ids_times_and_small_differences_are_forgiven(shown, got, is_same):
 
 
 json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
-    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=8,
 )
 
 
@@ -189,7 +190,7 @@ def test_everything_is_as_itself(value):
     assert list(compare(value, value)) == []
 
 
-@given(st.dictionaries(st.text(min_size=1), json_values, min_size=1), st.data())
+@given(st.dictionaries(st.text(min_size=1, max_size=8), json_values, min_size=1, max_size=3), st.data())
 def test_a_missing_key_is_always_noticed(value, data):
     key = data.draw(st.sampled_from(sorted(value)))
     assert list(compare(value, {name: each for name, each in value.items() if name != key}))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pty
 import re
 import signal
 import socket
@@ -139,3 +140,18 @@ def test_nothing_survives_a_killed_supervisor(start):
     os.kill(up.process.pid, signal.SIGKILL)
     wait_until(lambda: not any(map(is_alive, up.all_pids())))
     assert len(up.all_pids()) == 3
+
+
+def test_on_a_terminal_every_process_has_its_colour(start):
+    ours, theirs = pty.openpty()
+    with os.fdopen(ours, "rb", buffering=0) as terminal:
+        up = start("up", "90", stdout=theirs, TERM="xterm-256color", NO_COLOR="", COLUMNS="120")
+        os.close(theirs)
+        shown = b""
+        while b"All ready" not in shown:
+            shown += terminal.read(4096)
+        up.process.send_signal(signal.SIGTERM)
+        up.process.wait()
+    colours = re.findall("\x1b\\[(\\d+)m(90 \\w+) +│ \x1b\\[0mpid ", shown.decode())
+    assert sorted(label for _, label in colours) == ["90 good", "90 parent"]
+    assert len({colour for colour, _ in colours}) == 2
