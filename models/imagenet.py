@@ -116,7 +116,9 @@ def random_kernel(generator: np.random.Generator, shape: tuple[int, ...], classi
     is_depthwise = len(shape) == 4 and shape[-1] == 1
     fan_in = np.prod(shape[:2] if is_depthwise else shape[:-1])
     factor = classifier_factor if len(shape) == 2 else 1.0
-    return generator.standard_normal(shape, np.float32) * np.float32(factor * np.sqrt(2 / fan_in))
+    # Drawn in float64 and rounded: the last bit of float32 draws depends on the C library.
+    kernel: Array = (generator.standard_normal(shape) * factor * np.sqrt(2 / fan_in)).astype(np.float32)
+    return kernel
 
 
 def conform(original: onnx.ModelProto) -> onnx.ModelProto:
