@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import httpx
 import orjson
 import pytest
+from prometheus_client import REGISTRY
 from src.configurations import ProxySettings
 from src.proxy.app import create_app
 
@@ -94,8 +95,8 @@ async def services() -> AsyncIterator[dict[str, Service]]:
 
 
 @asynccontextmanager
-async def proxy(services: dict[str, Service], **settings: object) -> AsyncIterator[httpx.AsyncClient]:
-    urls = {name: f"http://127.0.0.1:{service.port}" for name, service in services.items()}
+async def proxy(services: dict[str, Service], path: str = "", **settings: object) -> AsyncIterator[httpx.AsyncClient]:
+    urls = {name: f"http://127.0.0.1:{service.port}{path}" for name, service in services.items()}
     app = create_app(ProxySettings.model_validate({"services": urls} | settings))
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with app.router.lifespan_context(app), httpx.AsyncClient(transport=transport, base_url="http://p") as client:
@@ -114,12 +115,10 @@ async def test_the_request_id_and_the_key_go_with_the_question(services):
 
 
 async def test_a_service_may_lie_below_a_path(services):
-    urls = {"setosa": f"http://127.0.0.1:{services['setosa'].port}/models/setosa/"}
-
-    async with proxy({}, services=urls) as client:
+    async with proxy(services, path="/models/iris/") as client:
         await client.post("/predict", json=ONE_ROW)
 
-    assert services["setosa"].requests[0].startswith(b"POST /models/setosa/predict HTTP/1.1\r\n")
+    assert services["setosa"].requests[0].startswith(b"POST /models/iris/predict HTTP/1.1\r\n")
 
 
 async def test_all_services_are_asked_at_the_same_time(services):
