@@ -6,6 +6,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+
 from serving_common.testing import wait_until
 
 PATTERN = Path(__file__).parents[2]
@@ -22,7 +23,8 @@ def compose(*words: str) -> str:
 
 def test_a_killed_container_is_missed_by_nobody_else_and_comes_back(system):
     def label() -> dict[str, object]:
-        return httpx.post(f"{system.proxy}/predict/label", json=SAMPLE, timeout=30).raise_for_status().json()
+        answer: dict[str, object] = httpx.post(f"{system.proxy}/predict/label", json=SAMPLE, timeout=30).json()
+        return answer
 
     compose("kill", "service_versicolor")
     assert label()["missing"] == ["versicolor"]
