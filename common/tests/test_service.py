@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serving_common.errors import Kind
-from serving_common.problems import STATUS, documented
+from serving_common.problems import STATUS, documented, title
 from tests.apps.example import ERRORS, Settings, create_app
 
 ONE = {"data": [[5.1, 3.5, 1.4, 0.2]]}
@@ -53,7 +53,7 @@ async def test_an_expected_error_is_a_problem(client, error):
     assert response.headers["Content-Type"] == "application/problem+json"
     assert ("Retry-After" in response.headers) == (response.status_code in (429, 503))
     assert response.json() == {
-        "title": HTTPStatus(response.status_code).phrase,
+        "title": title(response.status_code),
         "status": response.status_code,
         "detail": f"{error.__name__} happened",
         "errors": [{"row": 1, "field": "data", "reason": "is wrong"}],
@@ -226,6 +226,10 @@ async def test_metrics_count_by_route_and_never_by_what_a_caller_makes_up(client
     assert 'request_duration_seconds_count{route="/limited"}' in metrics
     assert "made-up" not in metrics
     assert "BREW" not in metrics
+
+
+def test_a_status_has_the_same_title_on_every_python():
+    assert [title(status) for status in (404, 413, 422)] == ["Not Found", "Content Too Large", "Unprocessable Content"]
 
 
 def test_documents_the_problem_schema():
