@@ -64,6 +64,8 @@ if ! .venv/bin/python -c '' 2>/dev/null; then
   "$uv" venv --quiet --clear --python "$python" .venv
 fi
 say "installing the packages to $mode: models $*"
-"$uv" pip install --quiet --constraints constraints.txt "${models[@]}"
-"$uv" pip install --quiet --constraints constraints.txt "${patterns[@]}"
+quiet=--quiet
+[ ! -t 2 ] || quiet=--no-color # a terminal gets uv's progress bars
+"$uv" pip install $quiet --constraints constraints.txt "${models[@]}"
+"$uv" pip install $quiet --constraints constraints.txt "${patterns[@]}"
 echo "$wanted" > "$stamp"

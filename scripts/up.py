@@ -6,6 +6,7 @@ Each log line is prefixed with the process that wrote it, and is also in .run/lo
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from typing import TYPE_CHECKING
 
@@ -25,10 +26,12 @@ def main(argv: Sequence[str] | None = None, table: Mapping[str, Pattern] = PATTE
 async def up(numbers: Sequence[str], table: Mapping[str, Pattern]) -> int:
     """Run these patterns until cancelled."""
     console = make_console()
+    readable_logs = {"LOG_FORMAT": "console", **os.environ}
     try:
         async with Stack(
             numbers,
             table=table,
+            environ=readable_logs if console.is_terminal else None,
             on_output=line_printer(console, table),
             on_event=event_printer(console, table),
         ) as stack:

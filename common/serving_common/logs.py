@@ -26,9 +26,8 @@ def configure(component: str, settings: Settings) -> None:
         event["component"] = component
         return event
 
-    console = settings.log_format is LogFormat.CONSOLE or (
-        settings.log_format is LogFormat.AUTO and sys.stdout.isatty()
-    )
+    is_terminal = sys.stdout.isatty()
+    console = settings.log_format is LogFormat.CONSOLE or (settings.log_format is LogFormat.AUTO and is_terminal)
     level = logging.getLevelNamesMapping()[settings.log_level.upper()]
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
@@ -38,7 +37,7 @@ def configure(component: str, settings: Settings) -> None:
     ]
     rendering: list[Processor]
     if console:
-        rendering = [structlog.dev.ConsoleRenderer()]
+        rendering = [structlog.dev.ConsoleRenderer(colors=is_terminal)]
     else:
         rendering = [
             structlog.processors.format_exc_info,

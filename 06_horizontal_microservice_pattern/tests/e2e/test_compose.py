@@ -17,8 +17,10 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def compose(*words: str) -> str:
-    return subprocess.run(["docker", "compose", *words], cwd=PATTERN, capture_output=True, text=True, check=True).stdout
+def compose(*words: str, **variables: str) -> str:
+    command = ["docker", "compose", *words]
+    environment = os.environ | variables
+    return subprocess.run(command, cwd=PATTERN, env=environment, capture_output=True, text=True, check=True).stdout
 
 
 def test_a_killed_container_is_missed_by_nobody_else_and_comes_back(system):
@@ -46,3 +48,12 @@ def test_the_images_hold_no_tools_that_only_building_needs():
     for service in ("proxy", "service_setosa"):
         found = compose("exec", "-T", service, "sh", "-c", "command -v uv gcc curl || true")
         assert found == ""
+
+
+def test_a_service_can_be_scaled(system):
+    try:
+        compose("up", "-d", "--wait", "--scale", "service_setosa=2", SETOSA_PORT="127.0.0.1:0")
+        assert len(compose("ps", "-q", "service_setosa").split()) == 2
+        assert "missing" not in httpx.post(f"{system.proxy}/predict/label", json=SAMPLE, timeout=30).json()
+    finally:
+        compose("up", "-d", "--wait")  # one again, on its own port
