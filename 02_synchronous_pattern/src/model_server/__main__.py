@@ -26,7 +26,7 @@ def main() -> None:
     try:
         configuration = command_line.read_files(flags)
         # TensorFlow の import は秒単位なので、誤った設定はその前に報告する。
-        from .server import serve  # noqa: PLC0415
+        from .server import serve
 
         asyncio.run(serve(flags, configuration))
     except (StatusError, RuntimeError, OSError) as error:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from google.protobuf import text_format
+
 from tfserving_protos import messages
 
 from .batching import Parameters

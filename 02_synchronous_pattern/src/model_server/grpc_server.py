@@ -10,6 +10,7 @@ import grpc
 import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2
+
 from tfserving_protos import messages, services
 
 from .status import StatusError
@@ -94,7 +95,7 @@ class GrpcServer:
 
 
 def _behavior(api: str, function: Callable[[Any], Message], metrics: Metrics) -> Callable[[Any, Any], Message]:
-    def behavior(request: Any, context: grpc.ServicerContext) -> Message:
+    def behavior(request: Message, context: grpc.ServicerContext) -> Message:
         started = time.perf_counter()
         status = "OK"
         try:

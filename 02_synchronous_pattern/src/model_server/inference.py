@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+
 from tfserving_protos import messages
 
 from .model import CLASSIFY_METHOD, DEFAULT_SIGNATURE, PREDICT_METHOD, REGRESS_METHOD, Servable, Signature
@@ -232,9 +233,7 @@ def _example_signature(servable: Servable, name: str, method: str, kind: str) ->
 
 def _check_classify(signature: Signature) -> None:
     if signature.method != CLASSIFY_METHOD:
-        raise invalid(
-            f"Expected classification signature method_name to be {CLASSIFY_METHOD}. Was: {signature.method}"
-        )
+        raise invalid(f"Expected classification signature method_name to be {CLASSIFY_METHOD}. Was: {signature.method}")
     if len(signature.inputs) != 1:
         raise invalid("Expected one input Tensor.")
     if len(signature.outputs) not in (1, 2):
@@ -321,8 +320,7 @@ def _fill_classification(result: messages.ClassificationResult, outputs: Mapping
             raise invalid(f"Expected {name} output batch size of {count}. Got: {len(array)}")
     if classes is not None and scores is not None and classes.shape != scores.shape:
         raise invalid(
-            "Tensors class and score should match in dim_size(1). "
-            f"Got {classes.shape[1]} vs. {scores.shape[1]}"
+            f"Tensors class and score should match in dim_size(1). Got {classes.shape[1]} vs. {scores.shape[1]}"
         )
     for index in range(count):
         classification = result.classifications.add()

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import orjson
+
 from tfserving_protos import messages
 
 from .status import Code, StatusError, invalid
@@ -21,7 +22,9 @@ if TYPE_CHECKING:
 
     from .model import Signature, TensorSpec
 
-    Json = dict[str, Any]
+# JSON の値。型は実行時に調べる。
+JsonValue = Any
+JsonObject = dict[str, JsonValue]
 
 # ---- 解析 ----
 
@@ -41,7 +44,7 @@ _PARSE_ERRORS = {
 }
 
 
-def parse_body(body: bytes) -> Json:
+def parse_body(body: bytes) -> JsonObject:
     """The object in `body`. NaN, Infinity and -Infinity are accepted as numbers.
 
     Raises:
@@ -58,7 +61,7 @@ def parse_body(body: bytes) -> Json:
     return document
 
 
-def _parse_leniently(body: bytes) -> Any:
+def _parse_leniently(body: bytes) -> JsonValue:
     """The slow parser, for NaN and Infinity and for telling what is wrong."""
     try:
         return json.loads(body.decode())
@@ -74,7 +77,7 @@ def _parse_leniently(body: bytes) -> Any:
         raise invalid(f"JSON Parse error: {error}") from None
 
 
-def signature_name(document: Json) -> str:
+def signature_name(document: JsonObject) -> str:
     """The optional `signature_name` of a body; empty means the default one."""
     name = document.get("signature_name", "")
     if not isinstance(name, str):
@@ -87,7 +90,7 @@ def signature_name(document: Json) -> str:
 # ---- predict の入力 ----
 
 
-def predict_inputs(document: Json, signature: Signature) -> tuple[dict[str, Array], bool]:
+def predict_inputs(document: JsonObject, signature: Signature) -> tuple[dict[str, Array], bool]:
     """The input arrays of a predict body, and whether it was in row format."""
     specs = signature.inputs
     has_rows, has_columns = "instances" in document, "inputs" in document
@@ -105,7 +108,7 @@ def predict_inputs(document: Json, signature: Signature) -> tuple[dict[str, Arra
     raise invalid("Missing 'inputs' or 'instances' key")
 
 
-def _from_rows(document: Json, specs: Mapping[str, TensorSpec]) -> dict[str, Array]:
+def _from_rows(document: JsonObject, specs: Mapping[str, TensorSpec]) -> dict[str, Array]:
     rows = document["instances"]
     if not isinstance(rows, list):
         raise invalid(f"JSON Value: {_text(document)} Excepting 'instances' to be an list/array")
@@ -166,7 +169,7 @@ def _rows_to_array(rows: list[Any], spec: TensorSpec, key: str) -> Array:
     raise invalid(f"the values of 'instances' cannot be converted to {type_name(spec.data_type)}")
 
 
-def _from_columns(inputs: Any, signature: Signature) -> dict[str, Array]:
+def _from_columns(inputs: JsonValue, signature: Signature) -> dict[str, Array]:
     specs = signature.inputs
     if not _is_object(inputs):
         if len(specs) > 1:
@@ -185,7 +188,7 @@ def _from_columns(inputs: Any, signature: Signature) -> dict[str, Array]:
     return arrays
 
 
-def _column_to_array(value: Any, spec: TensorSpec) -> Array:
+def _column_to_array(value: JsonValue, spec: TensorSpec) -> Array:
     array = _dense_array(value, spec.data_type)
     if array is None:
         _check_values(value, 0, _shape(value), spec.data_type)
@@ -193,7 +196,7 @@ def _column_to_array(value: Any, spec: TensorSpec) -> Array:
     return array
 
 
-def _dense_array(value: Any, data_type: int) -> Array | None:
+def _dense_array(value: JsonValue, data_type: int) -> Array | None:
     """`value`, nested lists of equal lengths, as an array; None unless every value is exactly of the type."""
     element = ELEMENT_TYPES.get(data_type)
     if element is None:
@@ -232,7 +235,7 @@ def _leaves_to_array(leaves: list[Any], element: ElementType, shape: list[int]) 
         return np.array(leaves, element.dtype).reshape(shape)
 
 
-def _to_bytes(leaf: Any) -> bytes:
+def _to_bytes(leaf: JsonValue) -> bytes:
     """A string, or an object with nothing but `b64`. ValueError and TypeError: neither."""
     if isinstance(leaf, str):
         return leaf.encode("utf-8", "surrogatepass")
@@ -247,15 +250,15 @@ def _decode_base64(text: str) -> bytes:
     return base64.b64decode(compact + "=" * (-len(compact) % 4), validate=True)
 
 
-def _is_base64(value: Any) -> bool:
+def _is_base64(value: JsonValue) -> bool:
     return isinstance(value, dict) and len(value) == 1 and isinstance(value.get("b64"), str)
 
 
-def _is_object(value: Any) -> bool:
+def _is_object(value: JsonValue) -> bool:
     return isinstance(value, dict) and not _is_base64(value)
 
 
-def _shape(value: Any) -> tuple[int, ...]:
+def _shape(value: JsonValue) -> tuple[int, ...]:
     """The shape that the first elements suggest."""
     shape = []
     while isinstance(value, list):
@@ -266,7 +269,7 @@ def _shape(value: Any) -> tuple[int, ...]:
     return tuple(shape)
 
 
-def _check_values(value: Any, level: int, shape: tuple[int, ...], data_type: int) -> int:
+def _check_values(value: JsonValue, level: int, shape: tuple[int, ...], data_type: int) -> int:
     """How many values there are; raises the error of the first one that does not fit."""
     rank = len(shape)
     if isinstance(value, list):
@@ -295,18 +298,16 @@ def _check_values(value: Any, level: int, shape: tuple[int, ...], data_type: int
         except binascii.Error:
             raise invalid("Unable to base64 decode") from None
     elif _dense_array(value, data_type) is None:
-        raise invalid(
-            f"JSON Value: {_text(value)} Type: {_type_text(value)} is not of expected type: {element.name}"
-        )
+        raise invalid(f"JSON Value: {_text(value)} Type: {_type_text(value)} is not of expected type: {element.name}")
     return 1
 
 
-def _type_text(value: Any) -> str:
+def _type_text(value: JsonValue) -> str:
     names = {bool: str(value), type(None): "Null", dict: "Object", list: "Array", str: "String"}
     return names.get(type(value), "Number")
 
 
-def _text(value: Any) -> str:
+def _text(value: JsonValue) -> str:
     """A JSON value as it appears in messages. Shortened: the message shall help, not repeat a large body."""
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 500 else text[:500] + "..."
@@ -315,7 +316,7 @@ def _text(value: Any) -> str:
 # ---- classify と regress の入力 ----
 
 
-def example_input(document: Json) -> messages.Input:
+def example_input(document: JsonObject) -> messages.Input:
     """The examples of a classify or regress body, with their common context if there is one."""
     given = messages.Input()
     target = given.example_list.examples
@@ -336,7 +337,7 @@ def example_input(document: Json) -> messages.Input:
     return given
 
 
-def _fill_example(value: Any, example: messages.Example) -> None:
+def _fill_example(value: JsonValue, example: messages.Example) -> None:
     if not isinstance(value, dict):
         raise invalid(f"Example must be JSON object but got JSON {_type_text(value)}")
     example.features.SetInParent()
@@ -346,7 +347,7 @@ def _fill_example(value: Any, example: messages.Example) -> None:
             _add_to_feature(element, name, feature)
 
 
-def _add_to_feature(value: Any, name: str, feature: messages.Feature) -> None:
+def _add_to_feature(value: JsonValue, name: str, feature: messages.Feature) -> None:
     kind = feature.WhichOneof("kind")
     if isinstance(value, (str, dict)) and (isinstance(value, str) or _is_base64(value)):
         wanted = "bytes_list"
@@ -390,7 +391,7 @@ def predict_answer(outputs: Mapping[str, Array], *, is_row_format: bool) -> byte
         size = len(array)
     if len(outputs) > 1:
         rows = {name: list(_jsonable(name, array)) for name, array in outputs.items()}
-        predictions: Any = [dict(zip(rows, row, strict=True)) for row in zip(*rows.values(), strict=True)]
+        predictions: JsonValue = [dict(zip(rows, row, strict=True)) for row in zip(*rows.values(), strict=True)]
         return pretty({"predictions": predictions}, 4)
     [(name, array)] = outputs.items()
     content = _dumps(_jsonable(name, array))
@@ -422,7 +423,7 @@ def error_answer(message: str) -> bytes:
     return pretty({"error": message}, 4)
 
 
-def _jsonable(name: str, array: Array) -> Any:
+def _jsonable(name: str, array: Array) -> JsonValue:
     """An array, or nested lists where orjson cannot write the elements themselves."""
     if array.dtype == object:
         return _strings(array.tolist(), as_bytes=name.endswith("_bytes"))
@@ -433,7 +434,7 @@ def _jsonable(name: str, array: Array) -> Any:
     return np.ascontiguousarray(array) if array.ndim else array[()]
 
 
-def _strings(value: Any, *, as_bytes: bool) -> Any:
+def _strings(value: JsonValue, *, as_bytes: bool) -> JsonValue:
     if isinstance(value, list):
         return [_strings(element, as_bytes=as_bytes) for element in value]
     if as_bytes:
@@ -441,14 +442,14 @@ def _strings(value: Any, *, as_bytes: bool) -> Any:
     return value.decode("utf-8", "replace")
 
 
-def pretty(document: Any, indent: int) -> bytes:
+def pretty(document: JsonValue, indent: int) -> bytes:
     """JSON over several lines. TensorFlow Serving indents inference by 4 and status by 1."""
     text = _dumps(document, orjson.OPT_INDENT_2)
     # 行頭の空白は必ず字下げである (文字列の中の改行は \n と書かれる)。
     return re.sub(rb"(?m)^ +", lambda spaces: b" " * (len(spaces[0]) // 2 * indent), text)
 
 
-def _dumps(document: Any, options: int = 0) -> bytes:
+def _dumps(document: JsonValue, options: int = 0) -> bytes:
     text = orjson.dumps(document, option=options | orjson.OPT_SERIALIZE_NUMPY)
     if b"null" not in text:
         return text
@@ -457,7 +458,7 @@ def _dumps(document: Any, options: int = 0) -> bytes:
     return re.sub(rb'"\\u0000(NaN|-?Infinity)"', rb"\1", marked)
 
 
-def _mark_non_finite(value: Any) -> Any:
+def _mark_non_finite(value: JsonValue) -> JsonValue:
     if isinstance(value, dict):
         return {key: _mark_non_finite(element) for key, element in value.items()}
     if isinstance(value, np.ndarray):

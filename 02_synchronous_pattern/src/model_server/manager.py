@@ -8,7 +8,7 @@ import weakref
 from dataclasses import dataclass, field
 from enum import IntEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import structlog
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from tfserving_protos import messages
 
     from .model import Servable
+    from .runtime import Session
 
     # 名前・バージョン番号・フォルダから、使える状態のモデルを作る。
     Loader = Callable[[str, int, Path], Servable]
@@ -215,7 +216,7 @@ class ModelManager:
             servable = self._load(name, version, folder)
         except StatusError as error:
             known[version] = VersionStatus(State.END, error, files)
-            log.error("version_failed", model=name, version=version, error=error.describe())  # noqa: TRY400
+            log.error("version_failed", model=name, version=version, error=error.describe())
             return
         status = VersionStatus(State.AVAILABLE)
         weakref.finalize(servable, _unloaded, status, name, version, servable.session)
@@ -235,7 +236,7 @@ class ModelManager:
         self._serving = {key: value for key, value in {**self._serving, name: staying}.items() if value}
 
 
-def _unloaded(status: VersionStatus, name: str, version: int, session: Any) -> None:
+def _unloaded(status: VersionStatus, name: str, version: int, session: Session) -> None:
     session.close()
     status.state = State.END
     log.info("version_unloaded", model=name, version=version)

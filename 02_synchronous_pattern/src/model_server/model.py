@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tfserving_protos import messages
 
@@ -12,7 +12,7 @@ from .status import Code, StatusError, invalid
 from .tensors import ELEMENT_TYPES, decode, shape_text
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from .tensors import Array
@@ -49,22 +49,21 @@ class TensorSpec:
             or any(want not in (None, got) for want, got in zip(self.shape, array.shape, strict=True))
         ):
             raise invalid(
-                f'Expects input "{alias}" to have shape {shape_text(self.shape)} '
-                f"but got {shape_text(array.shape)}"
+                f'Expects input "{alias}" to have shape {shape_text(self.shape)} but got {shape_text(array.shape)}'
             )
 
 
 class Signature:
     """One entry of the SavedModel's signature_def, ready to run."""
 
-    def __init__(self, name: str, definition: messages.SignatureDef, session: Any) -> None:
+    def __init__(self, name: str, definition: messages.SignatureDef, session: Session) -> None:
         self.name = name
         self.method = definition.method_name
         self.inputs = {alias: _spec(info) for alias, info in sorted(definition.inputs.items())}
         self.outputs = {alias: _spec(info) for alias, info in sorted(definition.outputs.items())}
         self.defaults = {alias: decode(alias, proto) for alias, proto in definition.defaults.items()}
         self._session = session
-        self._callables: dict[tuple[str, ...], Any] = {}
+        self._callables: dict[tuple[str, ...], Callable[..., list[Array]]] = {}
 
     def run(self, inputs: Mapping[str, Array], outputs: tuple[str, ...] = ()) -> dict[str, Array]:
         """The named outputs, all when `outputs` is empty, in the order of their names.
@@ -86,7 +85,7 @@ class Signature:
             raise StatusError(Code(error.error_code), error.message) from None
         return dict(zip(wanted, values, strict=True))
 
-    def _callable(self, outputs: tuple[str, ...]) -> Any:
+    def _callable(self, outputs: tuple[str, ...]) -> Callable[..., list[Array]]:
         found = self._callables.get(outputs)
         if found is None:
             found = self._make_callable(outputs)
@@ -94,20 +93,22 @@ class Signature:
                 self._callables[outputs] = found
         return found
 
-    def _make_callable(self, outputs: tuple[str, ...]) -> Any:
+    def _make_callable(self, outputs: tuple[str, ...]) -> Callable[..., list[Array]]:
         """A session callable: an order of magnitude cheaper per call than Session.run or a tf.function."""
         options = CallableOptions()
         options.feed.extend(self.inputs[alias].name for alias in self.inputs)
         options.fetch.extend(self.outputs[alias].name for alias in outputs)
         # 呼び出したスレッドで実行する。小さなモデルではスレッド間の受け渡しの方が高くつく。
         options.run_options.inter_op_thread_pool = -1
-        return self._session._make_callable_from_options(options)  # noqa: SLF001 公開 API には同等のものがない
+        # 公開されている API には、これと同等のものがない。
+        make: Callable[..., Callable[..., list[Array]]] = self._session._make_callable_from_options
+        return make(options)
 
 
 class Servable:
     """A loaded version. In-flight requests hold it; TensorFlow's resources go with the last reference."""
 
-    def __init__(self, name: str, version: int, session: Any, signatures: messages.SignatureDefMap) -> None:
+    def __init__(self, name: str, version: int, session: Session, signatures: messages.SignatureDefMap) -> None:
         self.name = name
         self.version = version
         self.signature_map = signatures
@@ -129,9 +130,7 @@ class Servable:
             raise StatusError(
                 Code.NOT_FOUND, f"Could not find SavedModel .pb or .pbtxt at supplied export directory path: {path}"
             )
-        config = ConfigProto(
-            intra_op_parallelism_threads=parallelism, inter_op_parallelism_threads=parallelism
-        )
+        config = ConfigProto(intra_op_parallelism_threads=parallelism, inter_op_parallelism_threads=parallelism)
         graph = Graph()
         session = Session(graph=graph, config=config)
         try:
@@ -165,7 +164,4 @@ def _is_runnable(definition: messages.SignatureDef) -> bool:
 def _spec(info: messages.TensorInfo) -> TensorSpec:
     if info.tensor_shape.unknown_rank:
         return TensorSpec(info.name, info.dtype, None)
-    return TensorSpec(
-        info.name, info.dtype, tuple(None if dim.size < 0 else dim.size for dim in info.tensor_shape.dim)
-    )
-
+    return TensorSpec(info.name, info.dtype, tuple(None if dim.size < 0 else dim.size for dim in info.tensor_shape.dim))

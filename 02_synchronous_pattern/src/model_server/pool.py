@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_Task = tuple["Future[Any]", "Callable[..., Any]", tuple[Any, ...], dict[str, Any]]
+_Task = tuple["Future[Any]", "Callable[..., Any]", tuple[object, ...], dict[str, object]]
 
 STALL_S = 0.01
 IDLE_S = 10.0
@@ -37,7 +37,7 @@ class ElasticPool(ThreadPoolExecutor):
         self._watcher = threading.Thread(target=self._watch, name="pool-watcher", daemon=True)
         self._watcher.start()
 
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+    def submit(self, fn: Callable[..., Any], /, *args: object, **kwargs: object) -> Future[Any]:
         """As in ThreadPoolExecutor."""
         if self._closing.is_set():
             raise RuntimeError("the pool is shut down")

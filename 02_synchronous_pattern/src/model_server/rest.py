@@ -11,6 +11,7 @@ from urllib.parse import unquote_to_bytes
 
 import structlog
 from google.protobuf.json_format import MessageToDict
+
 from tfserving_protos import messages
 
 from . import json_codec
@@ -19,6 +20,8 @@ from .status import HTTP_STATUS, Code, StatusError, invalid
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, MutableMapping
+
+    from google.protobuf.message import Message
 
     from .inference import Inference, ModelService
     from .manager import ModelManager
@@ -230,7 +233,7 @@ def _unquote(text: str) -> str:
     return unquote_to_bytes(text).decode("utf-8", "replace")
 
 
-def _to_dict(message: Any) -> dict[str, Any]:
+def _to_dict(message: Message) -> dict[str, Any]:
     return MessageToDict(message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
 
 

@@ -29,11 +29,12 @@ def _stand_in() -> None:
 if "tensorflow" not in sys.modules:
     _stand_in()
 
-from tensorflow.core.protobuf.config_pb2 import CallableOptions, ConfigProto
-from tensorflow.python.client.session import Session
-from tensorflow.python.framework.errors_impl import OpError
-from tensorflow.python.framework.ops import Graph
-from tensorflow.python.lib.io.tf_record import tf_record_iterator
-from tensorflow.python.saved_model.loader_impl import SavedModelLoader
+# 代わりのパッケージを置いた後でなければならないので、先頭には書けない (E402)。
+from tensorflow.core.protobuf.config_pb2 import CallableOptions, ConfigProto  # noqa: E402
+from tensorflow.python.client.session import Session  # noqa: E402
+from tensorflow.python.framework.errors_impl import OpError  # noqa: E402
+from tensorflow.python.framework.ops import Graph  # noqa: E402
+from tensorflow.python.lib.io.tf_record import tf_record_iterator  # noqa: E402
+from tensorflow.python.saved_model.loader_impl import SavedModelLoader  # noqa: E402
 
 __all__ = ["CallableOptions", "ConfigProto", "Graph", "OpError", "SavedModelLoader", "Session", "tf_record_iterator"]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 import uvicorn
+
 from tfserving_protos import messages
 
 from .batching import Batcher
@@ -159,7 +160,7 @@ def _reloader(path: Path, manager: ModelManager) -> Callable[[], None]:
         try:
             manager.reload(read_text_proto(path, messages.ModelServerConfig()))
         except StatusError as error:
-            log.error("config_refused", path=str(path), error=error.describe())  # noqa: TRY400
+            log.error("config_refused", path=str(path), error=error.describe())
 
     return reload
 

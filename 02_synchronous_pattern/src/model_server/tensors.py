@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
+
 from tfserving_protos import messages
 
 from .status import invalid

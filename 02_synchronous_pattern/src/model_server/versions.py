@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
 
-    from tfserving_protos import messages
+    from tfserving_protos.messages import FileSystemStoragePathSourceConfig
 
 
 def on_disk(base_path: Path) -> dict[int, Path]:
@@ -21,7 +21,7 @@ def on_disk(base_path: Path) -> dict[int, Path]:
     return {int(folder.name): folder for folder in sorted(folders, reverse=True)}
 
 
-def wanted(available: Iterable[int], policy: messages.FileSystemStoragePathSourceConfig.ServableVersionPolicy) -> set[int]:
+def wanted(available: Iterable[int], policy: FileSystemStoragePathSourceConfig.ServableVersionPolicy) -> set[int]:
     """What the policy chooses: the newest version unless it says otherwise."""
     versions = sorted(available)
     choice = policy.WhichOneof("policy_choice")

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 from google.protobuf.message import DecodeError
+
 from tfserving_protos import messages
 
 from .inference import Inference
