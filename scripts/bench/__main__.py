@@ -1,0 +1,18 @@
+"""Measures a pattern beside its floors and its rivals: `python -m scripts.bench 06`, options after the number."""
+
+import runpy
+import sys
+
+BENCHES = {"04": "batch", "06": "horizontal"}
+
+
+def main() -> None:
+    number = sys.argv[1] if len(sys.argv) > 1 else ""
+    if number not in BENCHES:
+        sys.exit(f"usage: python -m scripts.bench {'|'.join(BENCHES)} [options]")
+    del sys.argv[1]
+    runpy.run_module(f"scripts.bench.{BENCHES[number]}", run_name="__main__")
+
+
+if __name__ == "__main__":
+    main()
