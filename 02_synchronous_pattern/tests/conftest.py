@@ -12,7 +12,7 @@ import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import pytest
@@ -39,7 +39,8 @@ def wait_until(condition: Callable[[], object], timeout_s: float = 60) -> None:
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+        port: int = probe.getsockname()[1]
+        return port
 
 
 @dataclass
@@ -48,7 +49,7 @@ class Server:
 
     grpc_address: str
     rest_url: str
-    process: subprocess.Popen | None = None
+    process: subprocess.Popen[bytes] | None = None
     log: Path = field(default_factory=Path)
 
     def __post_init__(self) -> None:
@@ -60,7 +61,7 @@ class Server:
     def get(self, path: str) -> requests.Response:
         return self.session.get(self.rest_url + path, timeout=30)
 
-    def post(self, path: str, body: object = None, **options) -> requests.Response:
+    def post(self, path: str, body: object = None, **options: Any) -> requests.Response:
         if body is not None:
             options["json"] = body
         return self.session.post(self.rest_url + path, timeout=30, **options)
@@ -173,4 +174,5 @@ def iris_server(request: pytest.FixtureRequest) -> Server:
     """A server of the Iris model: the one in TF_SERVING_GRPC and TF_SERVING_REST, else ours."""
     if "TF_SERVING_GRPC" in os.environ and "TF_SERVING_REST" in os.environ:
         return Server(os.environ["TF_SERVING_GRPC"], os.environ["TF_SERVING_REST"])
-    return request.getfixturevalue("server")
+    ours: Server = request.getfixturevalue("server")
+    return ours

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import tensorflow as tf
 from tensorflow.compat import v1
@@ -17,7 +17,10 @@ DTYPES = [
 ]  # fmt: skip
 
 
-def export(path: Path, build: Callable[[], dict]) -> None:
+Signatures = dict[str, Any]
+
+
+def export(path: Path, build: Callable[[], Signatures]) -> None:
     """Write a SavedModel: `build` fills a graph and returns its signatures."""
     graph = tf.Graph()
     with graph.as_default(), v1.Session(graph=graph) as session:
@@ -28,7 +31,7 @@ def export(path: Path, build: Callable[[], dict]) -> None:
         builder.save()
 
 
-def signature(inputs: dict, outputs: dict, method: str = "tensorflow/serving/predict"):
+def signature(inputs: dict[str, tf.Tensor], outputs: dict[str, tf.Tensor], method: str = "tensorflow/serving/predict"):
     info = v1.saved_model.build_tensor_info
     return v1.saved_model.build_signature_def(
         {name: info(tensor) for name, tensor in inputs.items()},
@@ -37,10 +40,10 @@ def signature(inputs: dict, outputs: dict, method: str = "tensorflow/serving/pre
     )
 
 
-def half_plus(offset: float) -> Callable[[], dict]:
+def half_plus(offset: float) -> Callable[[], Signatures]:
     """y = x / 2 + offset, also as regression and classification on the feature x of examples."""
 
-    def build() -> dict:
+    def build() -> Signatures:
         scale = v1.get_variable("scale", initializer=0.5)
         x = v1.placeholder(tf.float32, [None], name="x")
         examples = v1.placeholder(tf.string, [None], name="examples")
@@ -60,7 +63,7 @@ def half_plus(offset: float) -> Callable[[], dict]:
     return build
 
 
-def several() -> dict:
+def several() -> Signatures:
     """The REST documentation's three named inputs, as they are."""
     tag = v1.placeholder(tf.string, [None], name="tag")
     signal = v1.placeholder(tf.float32, [None, 5], name="signal")
@@ -80,7 +83,7 @@ def several() -> dict:
     }
 
 
-def text() -> dict:
+def text() -> Signatures:
     """One string in, one string out: as text, and as bytes."""
     value = v1.placeholder(tf.string, [None], name="value")
     return {
@@ -90,7 +93,7 @@ def text() -> dict:
     }
 
 
-def types() -> dict:
+def types() -> Signatures:
     """One signature for each element type, which gives back what it gets; float ones can also divide by zero."""
     signatures = {}
     for dtype in DTYPES:
@@ -101,7 +104,7 @@ def types() -> dict:
     return signatures
 
 
-def slow() -> dict:
+def slow() -> Signatures:
     """Turns a loop n times: as slow as the caller likes."""
     n = v1.placeholder(tf.int64, [], name="n")
     size = 100

@@ -112,14 +112,14 @@ def test_it_imports_no_tensorflow() -> None:
 # ---- コマンドライン ----
 
 
-def test_command_line(iris_server: Server, capsys: pytest.CaptureFixture) -> None:
+def test_command_line(iris_server: Server, capsys: pytest.CaptureFixture[str]) -> None:
     grpc_client.main([*map(str, IRIS_ROWS[0] + IRIS_ROWS[2]), "--address", iris_server.grpc_address])
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == ["setosa", "virginica"]
 
 
 def test_command_line_reads_csv_and_prints_json(
-    iris_server: Server, tmp_path: Path, capsys: pytest.CaptureFixture
+    iris_server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "iris.csv"
     file.write_text("sepal_length,sepal_width,petal_length,petal_width,species\n5.9,3.0,4.2,1.5,versicolor\n\n")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from typing import Any
 
 import grpc
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 import tensorflow as tf
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
+from tensorflow.core.framework import tensor_pb2
 
 from tests.conftest import PATTERN, Server
 from tests.saved_models import DTYPES
@@ -26,15 +28,15 @@ def predict_request(model: str, signature: str = "", **inputs: tf.Tensor) -> mes
 
 def to_numpy(tensor: messages.TensorProto) -> np.ndarray:
     """Read by TensorFlow itself, not by our own code."""
-    proto = tf.compat.v1.TensorProto.FromString(tensor.SerializeToString())
-    return tf.make_ndarray(proto)
+    array: np.ndarray = tf.make_ndarray(tensor_pb2.TensorProto.FromString(tensor.SerializeToString()))
+    return array
 
 
 def refused(call, request) -> tuple[str, str]:
     """Code and message of the error that a call ends with."""
     with pytest.raises(grpc.RpcError) as caught:
         call(request, timeout=30)
-    return caught.value.code().name, caught.value.details()
+    return caught.value.code().name, caught.value.details() or ""
 
 
 def test_predict(server: Server) -> None:
@@ -49,6 +51,8 @@ def test_predict(server: Server) -> None:
 VALUES = {"string": [b"a", b"\xff\x00", b""], "bool": [True, False, True]}
 
 
+# TensorFlow 2.21 の make_ndarray が、16 ビット浮動小数点数で NumPy 2.5 の非推奨の書き方を使う。
+@pytest.mark.filterwarnings("ignore:Setting the dtype on a NumPy array:DeprecationWarning")
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: dtype.name)
 @pytest.mark.parametrize("form", ["typed", "content"])
 def test_every_type_in_both_forms(server: Server, dtype: tf.DType, form: str) -> None:
@@ -165,7 +169,7 @@ def tensor(**fields) -> messages.TensorProto:
             predict_request("half_plus_two", z=[1.0]), "INVALID_ARGUMENT", "Signature input alias: x(", id="wrong name"
         ),
         pytest.param(
-            predict_request("half_plus_two", x=np.float64([1])),
+            predict_request("half_plus_two", x=np.ones(1)),
             "INVALID_ARGUMENT",
             'Expects input "x" to be float [-1] but double [1] is provided',
             id="dtype",
@@ -220,8 +224,8 @@ def test_classify_and_regress(server: Server) -> None:
     found = [[(entry.label, entry.score) for entry in one.classes] for one in response.result.classifications]
     assert found == [[("low", 2.5), ("high", 3.5)], [("low", 3.0), ("high", 4.0)]]
     assert response.model_spec.version.value == 123
-    request = messages.RegressionRequest(model_spec=spec("tensorflow/serving/regress"), input=examples(1, 2))
-    response = server.predictions.Regress(request, timeout=30)
+    regression = messages.RegressionRequest(model_spec=spec("tensorflow/serving/regress"), input=examples(1, 2))
+    response = server.predictions.Regress(regression, timeout=30)
     assert [one.value for one in response.result.regressions] == [2.5, 3.0]
 
 
@@ -275,7 +279,7 @@ def test_multi_inference(server: Server) -> None:
         ([task("classify", "regress")], "INVALID_ARGUMENT", "Expected regression signature method_name"),
     ],
 )
-def test_multi_inference_errors(server: Server, tasks: list, code: str, message: str) -> None:
+def test_multi_inference_errors(server: Server, tasks: list[messages.InferenceTask], code: str, message: str) -> None:
     request = messages.MultiInferenceRequest(tasks=tasks, input=examples(1))
     found_code, details = refused(server.predictions.MultiInference, request)
     assert found_code == code
@@ -316,9 +320,9 @@ def test_model_status(server: Server) -> None:
 
 
 def test_health_and_reflection(server: Server) -> None:
-    stub = health_pb2_grpc.HealthStub(server.channel)
+    check: Any = health_pb2_grpc.HealthStub(server.channel)
     for service in ("", "tensorflow.serving.PredictionService"):
-        response = stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=30)
+        response = check.Check(health_pb2.HealthCheckRequest(service=service), timeout=30)
         assert response.status == health_pb2.HealthCheckResponse.SERVING
     database = ProtoReflectionDescriptorDatabase(server.channel)
     assert {

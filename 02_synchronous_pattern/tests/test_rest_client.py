@@ -28,10 +28,22 @@ def test_an_error_of_the_server_says_why(iris_server: Server) -> None:
     assert str(caught.value) == "HTTP 404: Servable not found for request: Latest(nothing)"
 
 
+class ScriptedServer(http.server.ThreadingHTTPServer):
+    """What is to be answered, and how often it was asked."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Scripted)
+        self.calls = 0
+        self.statuses: list[int] = []
+        self.release = threading.Event()
+        self.address = f"127.0.0.1:{self.server_port}"
+
+
 class Scripted(http.server.BaseHTTPRequestHandler):
     """Answers with the statuses that the test lists, then with a prediction."""
 
     protocol_version = "HTTP/1.1"
+    server: ScriptedServer
 
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["Content-Length"]))
@@ -51,9 +63,7 @@ class Scripted(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def scripted():
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Scripted)
-    server.calls, server.statuses, server.release = 0, [], threading.Event()
-    server.address = f"127.0.0.1:{server.server_port}"
+    server = ScriptedServer()
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield server
     server.release.set()
@@ -70,7 +80,7 @@ def scripted():
         pytest.param([500], 1, "HTTP 500: status 500", id="nor is an internal error"),
     ],
 )
-def test_retries(scripted, statuses: list[int], calls: int, error: str | None) -> None:
+def test_retries(scripted: ScriptedServer, statuses: list[int], calls: int, error: str | None) -> None:
     scripted.statuses = statuses
     with RestClient(scripted.address) as client:
         if error:
@@ -81,13 +91,13 @@ def test_retries(scripted, statuses: list[int], calls: int, error: str | None) -
     assert scripted.calls == calls
 
 
-def test_the_deadline_is_reported(scripted) -> None:
+def test_the_deadline_is_reported(scripted: ScriptedServer) -> None:
     scripted.statuses = [0]
     with RestClient(scripted.address, timeout_s=0.2) as client, pytest.raises(PredictionError, match="DEADLINE_EXC"):
         client.predict(IRIS_ROWS[:1])
 
 
-def test_command_line(iris_server: Server, capsys: pytest.CaptureFixture) -> None:
+def test_command_line(iris_server: Server, capsys: pytest.CaptureFixture[str]) -> None:
     rest_client.main(["--json", *map(str, IRIS_ROWS[2]), "--address", iris_server.rest_url])
     assert json.loads(capsys.readouterr().out)["label"] == "virginica"
 

@@ -6,20 +6,26 @@ import base64
 import gzip
 import json
 import math
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.conftest import Server
+if TYPE_CHECKING:
+    import requests
+
+    from tests.conftest import Server
+
 
 HALF = "/v1/models/half_plus_two"
 
 
-def error_of(response) -> str:
+def error_of(response: requests.Response) -> str:
     """The message of an error answer, which has exactly this form."""
     document = response.json()
     assert list(document) == ["error"]
     assert response.headers["content-type"] == "application/json"
-    return document["error"]
+    return str(document["error"])
 
 
 # ---- モデルの状態とメタデータ ----
@@ -107,7 +113,7 @@ def test_versions_and_labels(server: Server, path: str, y: float) -> None:
 
 
 @pytest.mark.parametrize("body", [{"inputs": [1.0, 2.0]}, {"inputs": {"x": [1.0, 2.0]}}])
-def test_columns_answer_outputs(server: Server, body: dict) -> None:
+def test_columns_answer_outputs(server: Server, body: dict[str, Any]) -> None:
     assert server.post(HALF + ":predict", body).json() == {"outputs": [2.5, 3.0]}
 
 
@@ -144,7 +150,7 @@ def test_strings_and_binary_values(server: Server) -> None:
     assert server.post("/v1/models/text:predict", mixed).json() == {
         "predictions": ["Grüße, 世界-Grüße, 世界", "a,b-a,b"]
     }
-    binary = {"signature_name": "raw", "instances": [{"b64": "/+8="}, {"image_bytes": {"b64": "AA=="}}]}
+    binary: dict[str, Any] = {"signature_name": "raw", "instances": [{"b64": "/+8="}, {"image_bytes": {"b64": "AA=="}}]}
     assert error_of(server.post("/v1/models/text:predict", binary)).startswith("Expecting value/list but got object")
     binary["instances"].pop()
     assert server.post("/v1/models/text:predict", binary).json() == {"predictions": [{"b64": "/+8="}]}
@@ -171,7 +177,7 @@ def test_base64_without_padding_and_with_white_space(server: Server) -> None:
         ("string", ["a", ""]),
     ],
 )
-def test_every_documented_type(server: Server, name: str, values: list) -> None:
+def test_every_documented_type(server: Server, name: str, values: list[Any]) -> None:
     response = server.post("/v1/models/types:predict", {"signature_name": name, "instances": values})
     assert response.json() == {"predictions": values}
 
@@ -291,7 +297,7 @@ def test_context_is_common_to_all_examples(server: Server) -> None:
         ({"signature_name": "classify", "examples": [{"x": 1}]}, "Data types don't match. Data type: int64"),
     ],
 )
-def test_classify_errors(server: Server, body: dict, message: str) -> None:
+def test_classify_errors(server: Server, body: dict[str, Any], message: str) -> None:
     response = server.post(HALF + ":classify", body)
     assert response.status_code == 400
     assert message in error_of(response)
@@ -333,8 +339,6 @@ def test_metrics(server: Server) -> None:
 
 def test_a_slow_request_times_out_and_blocks_nobody(server: Server) -> None:
     """Eight loops that take seconds each, and a fast request among them."""
-    from concurrent.futures import ThreadPoolExecutor
-
     with ThreadPoolExecutor(8) as pool:
         slow = [pool.submit(server.post, "/v1/models/slow:predict", {"inputs": 10_000}) for _ in range(8)]
         assert server.post(HALF + ":predict", {"instances": [1.0]}).status_code == 200

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from dataclasses import dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
@@ -80,14 +81,18 @@ def parse(arguments: Sequence[str] | None = None) -> Flags:
     _add_bool(parser, "--enable_batching", default=False, text="batch requests together")
     add("--batching_parameters_file", type=Path, help="BatchingParameters as text")
     add("--tensorflow_session_parallelism", type=int, default=0, help="threads inside one operation; 0: one per core")
-    add("--version", action="version", version=version_text(), help="print the version and exit")
+    add("--version", action=_PrintVersion, nargs=0, help="print the version and exit")
     values = vars(parser.parse_args(arguments))
     return Flags(**{field.name: values[field.name] for field in fields(Flags)})
 
 
-def version_text() -> str:
-    """As `tensorflow_model_server --version` prints it, with TensorFlow's version looked up without importing it."""
-    return f"TensorFlow ModelServer: portable\nTensorFlow Library: {version('tensorflow')}"
+class _PrintVersion(argparse.Action):
+    """argparse's own version action would join the lines."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        # TensorFlow を import せずに、インストールされた版を調べる。
+        sys.stdout.write(f"TensorFlow ModelServer: portable\nTensorFlow Library: {version('tensorflow')}\n")
+        parser.exit()
 
 
 def read_text_proto(path: Path, message: M) -> M:

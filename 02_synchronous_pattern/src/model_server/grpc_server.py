@@ -86,7 +86,6 @@ class GrpcServer:
         self._server.start()
         for name in self._service_names:
             self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
-        log.info("grpc_listening", addresses=addresses)
 
     def stop(self, grace_s: float) -> None:
         """Report not serving, refuse new calls, and wait for those under way, at most `grace_s`."""

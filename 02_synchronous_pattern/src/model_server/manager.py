@@ -219,7 +219,8 @@ class ModelManager:
             log.error("version_failed", model=name, version=version, error=error.describe())
             return
         status = VersionStatus(State.AVAILABLE)
-        weakref.finalize(servable, _unloaded, status, name, version, servable.session)
+        # 終了時に残っているものは、プロセスと一緒に消えるに任せる。
+        weakref.finalize(servable, _unloaded, status, name, version, servable.session).atexit = False
         known[version] = status
         loaded = {**self._serving.get(name, {}), version: servable}
         self._serving = {**self._serving, name: dict(sorted(loaded.items(), reverse=True))}

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gc
 import signal
+import socket
 import threading
 from typing import TYPE_CHECKING
 
@@ -45,7 +46,7 @@ async def serve(flags: Flags, configuration: Configuration) -> None:
 
     Raises:
         StatusError: a model or the configuration cannot be served.
-        RuntimeError: a port cannot be opened.
+        RuntimeError, OSError: a port cannot be opened.
     """
     stop, stopped = threading.Event(), asyncio.Event()
 
@@ -87,17 +88,19 @@ async def serve(flags: Flags, configuration: Configuration) -> None:
     gc.collect()
     gc.freeze()
 
+    # uvicorn に任せると、使用中のポートで理由を示さずに終了するので、ここで開く。
+    listeners = [socket.create_server(("", flags.rest_api_port))] if flags.rest_api_port else []
     grpc_server.start(_grpc_addresses(flags), configuration.tls)
-    http = _HttpServer(rest, flags.rest_api_port)
-    http_serving = asyncio.create_task(http.serve() if flags.rest_api_port else stopped.wait())
+    http = _HttpServer(rest)
+    http_serving = asyncio.create_task(http.serve(listeners) if listeners else stopped.wait())
     jobs = [(poll_s, manager.poll)]
     if flags.model_config_file:
         jobs.append((flags.model_config_file_poll_wait_seconds, _reloader(flags.model_config_file, manager)))
     Poller(stop, jobs).start()
-    await asyncio.wait([http_serving, asyncio.create_task(stopped.wait())], return_when=asyncio.FIRST_COMPLETED)
+    log.info("serving", grpc=_grpc_addresses(flags), rest_api_port=flags.rest_api_port)
+    await stopped.wait()
 
     log.info("stopping")
-    stop.set()
     http.should_exit = True
     await asyncio.gather(asyncio.to_thread(grpc_server.stop, GRACE_S), http_serving)
     if batcher:
@@ -105,19 +108,15 @@ async def serve(flags: Flags, configuration: Configuration) -> None:
     pool.shutdown()
     manager.close()
     log.info("stopped")
-    if not stopped.is_set():
-        raise RuntimeError(f"Failed to start HTTP Server at port {flags.rest_api_port}")
 
 
 class _HttpServer(uvicorn.Server):
     """uvicorn on the loop that is there already, with the signals left to `serve`."""
 
-    def __init__(self, app: RestApi, port: int) -> None:
+    def __init__(self, app: RestApi) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
-                host="0.0.0.0",  # noqa: S104 TensorFlow Serving と同じく、すべてのアドレスで待ち受ける
-                port=port,
                 http="httptools",
                 ws="none",
                 lifespan="off",
