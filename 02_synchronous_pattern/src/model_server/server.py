@@ -38,7 +38,7 @@ log = structlog.get_logger()
 # 停止の合図から、処理中の要求を打ち切るまでの時間。コンテナの stop_grace_period より短くする。
 GRACE_S = 20
 # 短い要求はこの数のスレッドで最も速く捌ける。遅い要求で詰まれば、プールが自分で増やす。
-BASE_THREADS = 4
+BASE_THREADS = 2
 
 
 async def serve(flags: Flags, configuration: Configuration) -> None:
