@@ -337,7 +337,7 @@ def test_metrics(server: Server) -> None:
     assert any('API="Predict",entrypoint="REST",le="+Inf"' in line for line in lines)
 
 
-def test_a_slow_request_times_out_and_blocks_nobody(server: Server) -> None:
+def test_slow_requests_block_nobody(server: Server) -> None:
     """Eight loops that take seconds each, and a fast request among them."""
     with ThreadPoolExecutor(8) as pool:
         slow = [pool.submit(server.post, "/v1/models/slow:predict", {"inputs": 10_000}) for _ in range(8)]
