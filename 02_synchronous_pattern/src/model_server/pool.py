@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
@@ -12,15 +13,16 @@ if TYPE_CHECKING:
 
 _Task = tuple["Future[Any]", "Callable[..., Any]", tuple[object, ...], dict[str, object]]
 
-STALL_S = 0.01
-IDLE_S = 10.0
+STALL_S = 0.02
+EXTRA_LIFE_S = 1.0
 
 
 class ElasticPool(ThreadPoolExecutor):
-    """`base` threads, and one more whenever nothing was taken from the queue for 10 ms although something waits.
+    """`base` threads, and one more whenever nothing was taken from the queue for 20 ms although something waits.
 
     Many runnable threads only fight for the interpreter lock: a short model is served fastest by few. A slow model,
-    which releases the lock while it runs, would block everybody else behind few. Extra threads end when idle.
+    which releases the lock while it runs, would block everybody else behind few. Extra threads take no new task after
+    a second: if it is still needed, another one comes.
     """
 
     # grpc は ThreadPoolExecutor 型を要求するが、使うのは submit だけである。
@@ -54,15 +56,16 @@ class ElasticPool(ThreadPoolExecutor):
         for _ in range(alive):
             self._tasks.put(None)
 
-    def _start_thread(self, idle_s: float | None) -> None:
+    def _start_thread(self, life_s: float | None) -> None:
         with self._lock:
             self._threads_alive += 1
-        threading.Thread(target=self._work, args=(idle_s,), name="pool", daemon=True).start()
+        threading.Thread(target=self._work, args=(life_s,), name="pool", daemon=True).start()
 
-    def _work(self, idle_s: float | None) -> None:
-        while True:
+    def _work(self, life_s: float | None) -> None:
+        end = None if life_s is None else time.monotonic() + life_s
+        while end is None or time.monotonic() < end:
             try:
-                task = self._tasks.get(timeout=idle_s)
+                task = self._tasks.get(timeout=None if end is None else max(0.0, end - time.monotonic()))
             except Empty:
                 break
             if task is None:
@@ -87,5 +90,5 @@ class ElasticPool(ThreadPoolExecutor):
         while not self._closing.wait(STALL_S):
             taken = self._taken
             if taken == seen and not self._tasks.empty() and self._threads_alive < self._limit:
-                self._start_thread(IDLE_S)
+                self._start_thread(EXTRA_LIFE_S)
             seen = taken
