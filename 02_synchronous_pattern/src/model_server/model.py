@@ -131,6 +131,8 @@ class Servable:
                 Code.NOT_FOUND, f"Could not find SavedModel .pb or .pbtxt at supplied export directory path: {path}"
             )
         config = ConfigProto(intra_op_parallelism_threads=parallelism, inter_op_parallelism_threads=parallelism)
+        # TensorFlow のスレッドは、仕事がなくなった後もしばらく空回りする。小さなモデルではそれが計算より高くつく。
+        config.experimental.disable_thread_spinning = True
         graph = Graph()
         session = Session(graph=graph, config=config)
         try:
