@@ -2,10 +2,10 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 PYTHON_IN := .venv/bin/python
 
-# Which patterns `up` and `demo` start, and `test-compose` tests.
-PATTERNS ?= 06
+# Which patterns `up` and `demo` start, `bench` measures and `test-compose` tests.
+PATTERNS ?= 02 04 06
 # Which folders `test` tests.
-FOLDERS ?= common models scripts $(wildcard 0*_pattern)
+FOLDERS ?= common tfserving_protos models scripts $(wildcard 0*_pattern)
 
 pattern_folders = $(foreach number,$(PATTERNS),$(wildcard $(number)_*))
 
@@ -13,7 +13,7 @@ pattern_folders = $(foreach number,$(PATTERNS),$(wildcard $(number)_*))
 
 help:  ## Print what there is
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 22
-	@echo '  PATTERNS="06" chooses patterns for up, demo and test-compose; FOLDERS="common" folders for test'
+	@echo '  PATTERNS="06" chooses patterns for up, demo, bench and test-compose; FOLDERS="common" folders for test'
 
 demo:  ## Start the patterns as local processes, show real requests and answers, stop
 	@scripts/setup.sh run $(pattern_folders)
@@ -35,8 +35,8 @@ lint: setup  ## ruff, black --check, mypy, and pip-audit where its data can be r
 format: setup  ## Let ruff and black change what they can
 	@.venv/bin/ruff check --fix --quiet . ; .venv/bin/black --quiet .
 
-bench: setup  ## Measure pattern 06 beside its floors and rivals
-	@$(PYTHON_IN) -m scripts.bench.horizontal
+bench: setup  ## Measure the patterns beside their floors and rivals, ratios printed
+	@for number in $(PATTERNS); do $(PYTHON_IN) -m scripts.bench $$number || exit 1; done
 
 models: setup  ## Build all models into models/artifacts
 	@$(PYTHON_IN) -m models.build

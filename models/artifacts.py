@@ -17,6 +17,7 @@ from models.manifest import Entry, Facts, Recipe
 Weights = Literal["auto", "pretrained", "random"]
 
 IRIS_CLASSES = ("setosa", "versicolor", "virginica")
+SAVED_MODEL_BUILDER = Path(__file__).parents[1] / "02_synchronous_pattern/build_model.py"
 IMAGENET_LABELS = Path(__file__).with_name("imagenet_labels.json")
 
 # From the ONNX Model Zoo, which moved to Hugging Face in July 2025.
@@ -96,6 +97,25 @@ def iris(class_index: int | None) -> Artifact:
     return Artifact(file=f"{name}.onnx", plans=plans, needs=("label",))
 
 
+def iris_saved_model() -> Artifact:
+    """Pattern 02's model, in the folder of its version as TensorFlow Serving wants it."""
+
+    def plans(_options: Options, _recorded: Entry | None) -> list[Plan]:
+        if not SAVED_MODEL_BUILDER.is_file():
+            raise BuildError(f"{SAVED_MODEL_BUILDER} is missing: pattern 02 makes this model")
+
+        def make(target: Path) -> Facts:
+            from models.saved_model import build
+
+            return build(SAVED_MODEL_BUILDER, target)
+
+        recipe: Recipe = {"version": 1, "builder_sha256": sha256_of(SAVED_MODEL_BUILDER)}
+        libraries = ("tensorflow", "keras", "numpy", "scikit-learn")
+        return [Plan(recipe=recipe, libraries=libraries, weights="trained", make=make)]
+
+    return Artifact(file="saved_model/iris/1", plans=plans)
+
+
 def vision(name: str, source: Source) -> Artifact:
     def plans(options: Options, recorded: Entry | None) -> list[Plan]:
         if path := options.weights_files.get(name):
@@ -164,6 +184,7 @@ def table(zoo: Mapping[str, Source] = MODEL_ZOO) -> dict[str, Artifact]:
         "iris_svc_0_setosa": iris(0),
         "iris_svc_0_versicolor": iris(1),
         "iris_svc_0_virginica": iris(2),
+        "iris_saved_model": iris_saved_model(),
         "imagenet_labels": text("imagenet_labels.json", IMAGENET_LABELS.read_text(encoding="utf-8")),
         "mobilenet_v2": vision("mobilenet_v2", zoo["mobilenet_v2"]),
         "resnet50": vision("resnet50", zoo["resnet50"]),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from models.artifacts import MODEL_ZOO, Artifact, Options, Plan, table
 from models.download import Downloader, DownloadError
-from models.files import BuildError, locked, replacing, say, sha256_of
+from models.files import BuildError, locked, replacing, say, sha256_of, size_of
 from models.manifest import Entry, installed, load, save
 
 HERE = Path(__file__).parent
@@ -120,7 +120,7 @@ def make(name: str, file: str, plans: Sequence[Plan], output: Path) -> Entry:
             return Entry(
                 file=file,
                 sha256=sha256_of(temporary),
-                size_bytes=temporary.stat().st_size,
+                size_bytes=size_of(temporary),
                 weights=plan.weights,
                 inputs=facts.inputs,
                 outputs=facts.outputs,

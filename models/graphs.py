@@ -1,5 +1,6 @@
 """ONNX graphs: what goes in and out of them, and running them once to see."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from models.manifest import Tensor
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
-def tensors(values: list[onnx.ValueInfoProto]) -> list[Tensor]:
+def tensors(values: Sequence[onnx.ValueInfoProto]) -> list[Tensor]:
     return [
         Tensor(
             name=value.name,

@@ -5,13 +5,13 @@ Input `input` float32 (N, 3, 224, 224); output `output` float32 (N, 1000): score
 
 import copy
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped] # stubs for one name: not worth it
+from google.protobuf.message import DecodeError
 
 from models.download import nature_of
 from models.files import BuildError, say
@@ -101,10 +101,10 @@ def put_in_order(graph: onnx.GraphProto) -> None:
     used = dict.fromkeys(name for node in nodes for name in (*node.input, *node.output))
     weights = {tensor.name: tensor for tensor in graph.initializer}
     initializers = [weights[name] for name in used if name in weights]
-    for repeated, items in ((graph.node, nodes), (graph.initializer, initializers)):
-        copies = [copy.deepcopy(item) for item in items]
-        del repeated[:]
-        repeated.extend(copies)
+    nodes, initializers = copy.deepcopy(nodes), copy.deepcopy(initializers)  # deleting empties what is still in place
+    del graph.node[:], graph.initializer[:]
+    graph.node.extend(nodes)
+    graph.initializer.extend(initializers)
     for node in graph.node:
         node.name = ""
     for number, name in enumerate(used):
@@ -144,7 +144,7 @@ def conform(original: onnx.ModelProto) -> onnx.ModelProto:
     return model
 
 
-def require_shape(role: str, values: list[onnx.ValueInfoProto], rest: tuple[int, ...]) -> None:
+def require_shape(role: str, values: Sequence[onnx.ValueInfoProto], rest: tuple[int, ...]) -> None:
     wanted = f"one {role}, float32 (N, {', '.join(map(str, rest))})"
     found = ", ".join(f"{tensor['dtype']} {tensor['shape']}" for tensor in tensors(values)) or "none"
     if len(values) != 1 or values[0].type.tensor_type.elem_type != onnx.TensorProto.FLOAT:
@@ -159,7 +159,13 @@ def require_shape(role: str, values: list[onnx.ValueInfoProto], rest: tuple[int,
 
 def rename(graph: onnx.GraphProto, old: str, new: str) -> None:
     """Rename a tensor wherever it is written or read, also inside the branches and loops of the graph."""
-    for value in (*graph.input, *graph.output, *graph.initializer, *graph.value_info):
+    values: list[onnx.ValueInfoProto | onnx.TensorProto] = [
+        *graph.input,
+        *graph.output,
+        *graph.initializer,
+        *graph.value_info,
+    ]
+    for value in values:
         if value.name == old:
             value.name = new
     for node in graph.node:

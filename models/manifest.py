@@ -7,7 +7,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TypedDict
 
-from models.files import replacing, sha256_of
+from models.files import replacing, sha256_of, size_of
 
 Recipe = Mapping[str, str | int]
 
@@ -44,8 +44,8 @@ class Entry:
     recipe: Recipe
 
     def describes(self, path: Path) -> bool:
-        """Whether the file is there, with the recorded size and content."""
-        return path.is_file() and path.stat().st_size == self.size_bytes and sha256_of(path) == self.sha256
+        """Whether the file or folder is there, with the recorded size and content."""
+        return path.exists() and size_of(path) == self.size_bytes and sha256_of(path) == self.sha256
 
     def made_by(self, recipe: Recipe, libraries: Iterable[str]) -> bool:
         """Whether this recipe would give the same file again.

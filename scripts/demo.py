@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import json
 import os
+import subprocess
 import sys
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
@@ -23,13 +24,14 @@ from rich.table import Table
 from rich.text import Text
 
 from scripts.patterns import PATTERNS, Pattern
-from scripts.stack import Stack, StackError, run
+from scripts.stack import ROOT, Stack, StackError, run
 from scripts.terminal import chosen_patterns, event_printer, make_console
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 REQUEST_TIMEOUT_S = 30
+BATCH_WITHIN_S = 60
 ONE_LINE = 100
 INTERRUPTED = 130  # what shells report for a program that Ctrl-C ended
 
@@ -129,7 +131,69 @@ async def horizontal_microservices(client: httpx.AsyncClient, urls: Mapping[str,
         yield await ask(client, "GET", f"{service}/predict/test", want=probabilities)
 
 
-DEMOS: Mapping[str, Demo] = {"06": horizontal_microservices}
+async def synchronous(client: httpx.AsyncClient, urls: Mapping[str, str]) -> AsyncGenerator[Step, None]:
+    """02: the model server answers at once, over REST and over gRPC; then its two clients do."""
+    model = f"{urls['PORT_02_REST']}/v1/models/iris"
+    rows = list(FLOWERS.values())
+    available = {"model_version_status": [{"version": "1", "state": "AVAILABLE", "status": dict}]}
+    three = [[float, float, float]] * 3
+
+    yield await ask(client, "GET", model, want=available)
+    yield await ask(client, "GET", f"{model}/metadata", want={"model_spec": dict, "metadata": dict})
+    yield await ask(client, "POST", f"{model}:predict", {"instances": rows}, want={"predictions": three})
+    by_name = {"inputs": {"input": rows}}
+    yield await ask(client, "POST", f"{model}/versions/1:predict", by_name, want={"outputs": three})
+    for name, address in (("rest", urls["PORT_02_REST"]), ("grpc", urls["PORT_02_GRPC"].replace("http", "grpc"))):
+        yield await ask_with_client(f"client.{name}_client", address, rows)
+
+
+async def ask_with_client(module: str, address: str, rows: list[list[float]]) -> Step:
+    """The same question, asked by a client of pattern 02 as a process of its own."""
+    words = [str(number) for row in rows for number in row]
+    command = [sys.executable, "-m", module, *words, "--json", "--address", address.removeprefix("grpc://")]
+    started = time.perf_counter()
+    done = await asyncio.to_thread(
+        subprocess.run, command, cwd=ROOT / PATTERNS["02"].folder, capture_output=True, text=True, check=False
+    )
+    answer = [json.loads(line) for line in done.stdout.splitlines()]
+    labels = [{"input": list, "label": label, "probabilities": list} for label in FLOWERS]
+    return Step(
+        method="RUN",
+        url=httpx.URL(address),
+        sent=f"python -m {module} {' '.join(words)}",
+        answer=answer,
+        status=done.returncode,
+        latency_ms=1000 * (time.perf_counter() - started),
+        problem=mismatch(labels, answer) if done.returncode == 0 else done.stderr.strip(),
+        is_highlight=True,
+    )
+
+
+async def batch(client: httpx.AsyncClient, urls: Mapping[str, str]) -> AsyncGenerator[Step, None]:
+    """04: flowers are registered at once and predicted by the next run of the job."""
+    api = urls["PORT_04_API"]
+    items = [{"values": row} for row in FLOWERS.values()]
+    waiting = {"id": int, "values": list, "prediction": None, "created_datetime": str}
+
+    yield await ask(client, "GET", f"{api}/health", want={"status": "ok"})
+    yield await ask(client, "GET", f"{api}/metadata", want=dict)
+    registered = await ask(client, "POST", f"{api}/data", items[0], want=waiting)
+    yield registered
+    yield await ask(client, "POST", f"{api}/data/list", {"items": items}, want=[waiting] * 3, is_highlight=True)
+    yield await ask(client, "GET", f"{api}/data/unpredicted", want=list)
+    deadline = time.monotonic() + BATCH_WITHIN_S
+    # The job is a process of its own that tells nobody when it is done.
+    while (await client.get(f"{api}/data/unpredicted")).json() and time.monotonic() < deadline:  # noqa: ASYNC110
+        await asyncio.sleep(0.2)
+    done = waiting | {"prediction": {"0": float, "1": float, "2": float}}
+    yield await ask(client, "GET", f"{api}/data/predicted", want=[done] * 4, is_highlight=True)
+    yield await ask(client, "GET", f"{api}/data/all?limit=1", want=[done])
+    if isinstance(registered.answer, dict):
+        yield await ask(client, "GET", f"{api}/data/{registered.answer['id']}", want=done)
+    yield await ask(client, "GET", f"{api}/data/failed", want=[])
+
+
+DEMOS: Mapping[str, Demo] = {"02": synchronous, "04": batch, "06": horizontal_microservices}
 
 
 def main(

@@ -17,6 +17,7 @@ step ruff "$bin/ruff" check .
 step black "$bin/black" --check --quiet .
 step "mypy models scripts" types . models scripts
 step "mypy common" types common serving_common tests
+step "mypy tfserving_protos" types tfserving_protos tfserving_protos hatch_build.py tests
 for pattern in 0*_pattern; do
   parts=()
   for part in src client build_model.py tests; do [ ! -e "$pattern/$part" ] || parts+=("$part"); done

@@ -70,8 +70,56 @@ def _iris_service(label: str, port: int) -> Process:
     )
 
 
+_BATCH_MODEL = {
+    "MODEL_FILEPATH": "{root}/models/artifacts/iris_svc.onnx",
+    "LABEL_FILEPATH": "{root}/models/artifacts/label.json",
+}
+_BATCH_DATABASE = {"DATABASE_URL": "sqlite:///{state}/items.db"}
+
 PATTERNS = table(
     [
+        Pattern(
+            number="02",
+            title="Synchronous",
+            folder="02_synchronous_pattern",
+            artifacts=("iris_saved_model",),
+            processes=(
+                Process(
+                    name="model_server",
+                    argv=(
+                        *("python", "-m", "src.model_server"),
+                        *("--port={PORT_02_GRPC}", "--rest_api_port={PORT_02_REST}"),
+                        *("--model_name=iris", "--model_base_path={root}/models/artifacts/saved_model/iris"),
+                    ),
+                    ports={"PORT_02_GRPC": 8500, "PORT_02_REST": 8501},
+                    ready="http://127.0.0.1:{PORT_02_REST}/v1/models/iris",
+                ),
+            ),
+        ),
+        Pattern(
+            number="04",
+            title="Batch",
+            folder="04_batch_pattern",
+            artifacts=("iris_svc",),
+            processes=(
+                Process(
+                    name="api",
+                    argv=("python", "-m", "src.api.app"),
+                    ports={"PORT_04_API": 8400},
+                    env=_BATCH_MODEL | {"HOST": "127.0.0.1", "PORT": "{PORT_04_API}"},
+                    defaults=STOP_IN_TIME | _BATCH_DATABASE,
+                    ready="http://127.0.0.1:{PORT_04_API}/health",
+                ),
+                # It runs once and exits; being started again is what makes it periodic.
+                Process(
+                    name="job",
+                    argv=("python", "-m", "src.task.job"),
+                    env=_BATCH_MODEL,
+                    defaults=_BATCH_DATABASE | {"JOB_WAIT_SECONDS": "5"},
+                    needs=("04-api",),
+                ),
+            ),
+        ),
         Pattern(
             number="06",
             title="Horizontal microservices",

@@ -11,6 +11,8 @@ summary=()
 for folder in "$@"; do
   case $folder in
     common) cd "$root/common" && what=(tests --cov=serving_common) ;;
+    tfserving_protos) cd "$root/$folder" && what=(tests --cov=tfserving_protos) ;;
+    02_*) cd "$root/$folder" && what=(tests --cov=src --cov=client) ;;
     models | scripts) cd "$root" && what=("$folder/tests" "--cov=$folder") ;;
     *) cd "$root/$folder" && what=(tests --cov=src) ;;
   esac || exit 1

@@ -190,3 +190,19 @@ def test_a_second_builder_waits_and_then_has_nothing_to_do(tmp_path: Path):
     assert [builder.returncode for builder in builders] == [0, 0]
     assert sorted("built" in output for output in outputs) == [False, True]
     assert load(tmp_path / "manifest.json")[SETOSA].describes(tmp_path / f"{SETOSA}.onnx")
+
+
+def test_a_saved_model_is_a_folder_that_is_replaced_as_a_whole(tmp_path: Path):
+    first = run_build("--only", "iris_saved_model", "--output", tmp_path)
+    assert first.returncode == 0, first.stderr
+    version = tmp_path / "saved_model/iris/1"
+    assert (version / "saved_model.pb").is_file()
+
+    second = run_build("--only", "iris_saved_model", "--output", tmp_path)
+    assert "up to date" in second.stdout
+
+    (version / "saved_model.pb").write_bytes(b"spoiled")
+    third = run_build("--only", "iris_saved_model", "--output", tmp_path)
+    assert "built in" in third.stdout
+    assert (version / "saved_model.pb").stat().st_size > 1000
+    assert [path.name for path in version.parent.iterdir()] == ["1"]

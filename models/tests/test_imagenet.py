@@ -68,7 +68,9 @@ def with_branches(model: onnx.ModelProto) -> onnx.ModelProto:
     }
     graph.initializer.append(numpy_helper.from_array(np.array(True), "yes"))
     graph.node[0].input[0] = "chosen"
-    graph.node.insert(0, helper.make_node("If", ["yes"], ["chosen"], **branches))
+    choice = helper.make_node("If", ["yes"], ["chosen"])
+    choice.attribute.extend(helper.make_attribute(name, body) for name, body in branches.items())
+    graph.node.insert(0, choice)
     return model
 
 

@@ -32,7 +32,7 @@ PREDICT = "/tensorflow.serving.PredictionService/Predict"
 # ---- in the processes of clients and of the bare server ----
 
 
-def request_message(rows: int) -> Any:  # noqa: ANN401 message classes are made at run time
+def request_message(rows: int) -> Any:
     """A PredictRequest of `rows` rows in typed fields."""
     from tfserving_protos import messages
 
