@@ -1,16 +1,52 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 PYTHON_IN := .venv/bin/python
-PATTERNS ?= 06
 
-.PHONY: help
+# Which patterns `up` and `demo` start, and `test-compose` tests.
+PATTERNS ?= 06
+# Which folders `test` tests.
+FOLDERS ?= common models scripts $(wildcard 0*_pattern)
+
+pattern_folders = $(foreach number,$(PATTERNS),$(wildcard $(number)_*))
+
+.PHONY: help setup demo up test test-compose lint format models bench lock clean
+
 help:  ## Print what there is
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 22
+	@echo '  PATTERNS="06" chooses patterns for up, demo and test-compose; FOLDERS="common" folders for test'
 
-.PHONY: setup
+demo:  ## Start the patterns as local processes, show real requests and answers, stop
+	@scripts/setup.sh run $(pattern_folders)
+	@$(PYTHON_IN) -m scripts.demo $(PATTERNS)
+
+up:  ## Run the patterns as local processes until Ctrl-C
+	@scripts/setup.sh run $(pattern_folders)
+	@$(PYTHON_IN) -m scripts.up $(PATTERNS)
+
+test: setup  ## Run all tests that need no Docker, with coverage
+	@scripts/test.sh $(FOLDERS)
+
+test-compose: setup  ## Build the images, run the end-to-end tests against docker compose, remove all of it
+	@scripts/test_compose.sh $(PATTERNS)
+
+lint: setup  ## ruff, black --check, mypy, and pip-audit where its data can be reached
+	@scripts/lint.sh
+
+format: setup  ## Let ruff and black change what they can
+	@.venv/bin/ruff check --fix --quiet . ; .venv/bin/black --quiet .
+
+bench: setup  ## Measure pattern 06 beside its floors and rivals
+	@$(PYTHON_IN) -m scripts.bench.horizontal
+
+models: setup  ## Build all models into models/artifacts
+	@$(PYTHON_IN) -m models.build
+
 setup:  ## Create or update .venv with everything that development needs
 	@scripts/setup.sh dev
 
-.PHONY: lock
-lock:  ## Regenerate constraints.txt from the pyproject.toml files
+lock: setup  ## Choose the versions in constraints.txt anew
 	@scripts/lock.sh
+
+clean:  ## Remove what runs and builds have left: state, logs, models, caches; .venv stays
+	@rm -rf .run bench-results models/artifacts htmlcov .coverage* .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@find . -path ./.venv -prune -o -type d -name __pycache__ -print0 | xargs -0 rm -rf

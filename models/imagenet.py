@@ -3,6 +3,7 @@
 Input `input` float32 (N, 3, 224, 224); output `output` float32 (N, 1000): scores, before softmax.
 """
 
+import copy
 import os
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -39,43 +40,75 @@ def adopt(source: Path, target: Path) -> Facts:
 
 
 def randomize(architecture: str, seed: int, target: Path) -> Facts:
-    """Write the architecture with random weights, the same for the same seed. Needs TensorFlow: seconds, and 4 GB."""
+    """Write the architecture with random weights, the same for the same seed. Needs TensorFlow, and 1 GB of memory."""
     if missing := [package for package in ("tensorflow", "tf2onnx") if find_spec(package) is None]:
         raise BuildError(
             f"random weights need {' and '.join(missing)}, not installed here: run `make setup`, "
             "or `uv pip install -c constraints.txt -r models/pyproject.toml --extra tensorflow` "
             "(in the image: build argument EXTRAS=tensorflow)"
         )
-    say("loading TensorFlow to make random weights: takes half a minute")
+    say("loading TensorFlow to make random weights: takes some seconds")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # it reorders sums, differently on each kind of processor
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
     import tensorflow as tf
     import tf2onnx
-    from tf2onnx import optimizer
 
-    name, factor = ARCHITECTURES[architecture]
-    network = getattr(tf.keras.applications, name)(weights=None, classifier_activation=None)
-    generator = np.random.default_rng(seed)
-    for variable in network.trainable_variables:
-        if variable.name == "kernel":
-            variable.assign(random_kernel(generator, tuple(variable.shape), factor))
-    # All of tf2onnx's optimizers together take twice the time and 6 GB of memory for the same graph.
-    needed = {
-        "transpose": optimizer.TransposeOptimizer,
-        "fold_constants": optimizer.ConstFoldOptimizer,
-        "global_pool": optimizer.GlobalPoolOptimizer,
-        "identity": optimizer.IdentityOptimizer,
-        "back_to_back": optimizer.BackToBackOptimizer,
-    }
-    model, _ = tf2onnx.convert.from_keras(
-        network,
-        input_signature=[tf.TensorSpec((None, 224, 224, 3), tf.float32, name="input")],
+    keras_name, classifier_factor = ARCHITECTURES[architecture]
+    network = getattr(tf.keras.applications, keras_name)(weights=None, classifier_activation=None)
+    weights = {f"weight_{number}": variable for number, variable in enumerate(network.trainable_variables)}
+    kernels = {name: variable.shape for name, variable in weights.items() if variable.name == "kernel"}
+    vectors = {name: variable.numpy() for name, variable in weights.items() if name not in kernels}
+    statistics = [variable.numpy() for variable in network.non_trainable_variables]
+
+    # The kernels are inputs while TensorFlow and tf2onnx work, and become weights when they are done: neither then
+    # copies 100 MB at each of its steps, which costs 6 GB of memory otherwise.
+    def scores(images: tf.Tensor, *values: tf.Tensor) -> tf.Tensor:
+        known = vectors | dict(zip(kernels, values, strict=True))
+        trainable = [tf.convert_to_tensor(known[name]) for name in weights]
+        fixed = [tf.constant(values) for values in statistics]
+        return network.stateless_call(trainable, fixed, images, training=False)[0]
+
+    signature = [tf.TensorSpec((None, 224, 224, 3), name="input")]
+    signature += [tf.TensorSpec(shape, name=name) for name, shape in kernels.items()]
+    model, _ = tf2onnx.convert.from_function(
+        tf.function(scores, input_signature=signature, autograph=False),
+        input_signature=signature,
         opset=TARGET_OPSET,
         inputs_as_nchw=["input"],
-        optimizers=needed,
     )
+    generator = np.random.default_rng(seed)
+    for name, shape in kernels.items():
+        kernel = random_kernel(generator, tuple(shape), classifier_factor)
+        model.graph.initializer.append(onnx.numpy_helper.from_array(kernel, name))
+    put_in_order(model.graph)
     return write(conform(model), target, model)
+
+
+def put_in_order(graph: onnx.GraphProto) -> None:
+    """Order nodes and weights by use and number the tensors: tf2onnx leaves both to the hashes of one process."""
+    makers = {name: node for node in graph.node for name in node.output}
+    ordered: dict[str, onnx.NodeProto] = {}
+
+    def visit(tensor: str) -> None:
+        if tensor in makers and tensor not in ordered:
+            for name in makers[tensor].input:
+                visit(name)
+            ordered[tensor] = makers[tensor]
+
+    visit(graph.output[0].name)
+    nodes = list(ordered.values())
+    used = dict.fromkeys(name for node in nodes for name in (*node.input, *node.output))
+    weights = {tensor.name: tensor for tensor in graph.initializer}
+    initializers = [weights[name] for name in used if name in weights]
+    for repeated, items in ((graph.node, nodes), (graph.initializer, initializers)):
+        copies = [copy.deepcopy(item) for item in items]
+        del repeated[:]
+        repeated.extend(copies)
+    for node in graph.node:
+        node.name = ""
+    for number, name in enumerate(used):
+        rename(graph, name, f"tensor_{number}")
 
 
 def random_kernel(generator: np.random.Generator, shape: tuple[int, ...], classifier_factor: float) -> Array:
@@ -83,7 +116,9 @@ def random_kernel(generator: np.random.Generator, shape: tuple[int, ...], classi
     is_depthwise = len(shape) == 4 and shape[-1] == 1
     fan_in = np.prod(shape[:2] if is_depthwise else shape[:-1])
     factor = classifier_factor if len(shape) == 2 else 1.0
-    return generator.standard_normal(shape, np.float32) * np.float32(factor * np.sqrt(2 / fan_in))
+    # Drawn in float64 and rounded: the last bit of float32 draws depends on the C library.
+    kernel: Array = (generator.standard_normal(shape) * factor * np.sqrt(2 / fan_in)).astype(np.float32)
+    return kernel
 
 
 def conform(original: onnx.ModelProto) -> onnx.ModelProto:

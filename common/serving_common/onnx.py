@@ -67,11 +67,11 @@ class OnnxModel:
         return output  # type: ignore[no-any-return]  # onnxruntime has no types
 
 
-def available_cpus() -> int:
+def available_cpus(cpu_max: Path = CGROUP_CPU_MAX) -> int:
     """CPUs that this process may use: its affinity, or the container's quota if that is less; at least 1."""
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
-        quota, period = CGROUP_CPU_MAX.read_text().split()
+        quota, period = cpu_max.read_text().split()
         if quota != "max":
             cpus = min(cpus, max(1, int(quota) // int(period)))
     except (OSError, ValueError):

@@ -28,6 +28,14 @@ STATUS: Mapping[Kind, int] = {
     Kind.UNAVAILABLE: HTTPStatus.SERVICE_UNAVAILABLE,
 }
 
+# RFC 9110's names, which http.HTTPStatus has only since Python 3.13.
+_TITLES = {413: "Content Too Large", 422: "Unprocessable Content"}
+
+
+def title(status: int) -> str:
+    """The name of a status, the same whatever Python runs the service."""
+    return _TITLES.get(status) or HTTPStatus(status).phrase
+
 
 def problem(
     status: int,
@@ -37,7 +45,7 @@ def problem(
     headers: Mapping[str, str] | None = None,
 ) -> Response:
     """The answer to a failed request."""
-    body: dict[str, Any] = {"title": HTTPStatus(status).phrase, "status": status, "detail": detail}
+    body: dict[str, Any] = {"title": title(status), "status": status, "detail": detail}
     if errors:
         body["errors"] = errors
     body["request_id"] = request_id
@@ -127,7 +135,4 @@ def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
             },
         },
     }
-    return {
-        status: {"description": HTTPStatus(status).phrase, "content": {MEDIA_TYPE: {"schema": schema}}}
-        for status in statuses
-    }
+    return {status: {"description": title(status), "content": {MEDIA_TYPE: {"schema": schema}}} for status in statuses}

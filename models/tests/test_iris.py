@@ -17,13 +17,14 @@ IrisBuild = tuple[Path, Completed]
 
 def infer(folder: Path, name: str, rows: np.ndarray = ROWS) -> list[np.ndarray]:
     session = onnxruntime.InferenceSession(folder / f"{name}.onnx")
-    return session.run(["label", "probabilities"], {"input": rows})
+    label, probabilities = session.run(["label", "probabilities"], {"input": rows})
+    return [label, probabilities]
 
 
 @pytest.mark.parametrize("name", IRIS_MODELS)
 def test_onnx_agrees_with_scikit_learn_on_all_rows(iris_build: IrisBuild, name: str):
     one = name.removeprefix("iris_svc_0_")
-    targets = CLASSES if name == "iris_svc" else (IRIS_CLASSES.index(one) != CLASSES).astype(int)
+    targets = CLASSES if name == "iris_svc" else np.not_equal(CLASSES, IRIS_CLASSES.index(one)).astype(int)
     label, probabilities = infer(iris_build[0], name)
     trained = classifier().fit(ROWS, targets)
     assert probabilities.dtype == np.float32

@@ -83,6 +83,7 @@ def _content_length(head: bytes) -> int:
 async def run(url: str, connections: int, seconds: float, body: bytes | None = None) -> Load:
     """Load `url` with so many connections for so long: POST with a JSON body, GET without."""
     parts = urlsplit(url)
+    host, port = parts.hostname or "127.0.0.1", parts.port or 80
     head = f"{'GET' if body is None else 'POST'} {parts.path} HTTP/1.1\r\nHost: {parts.netloc}\r\n"
     if body is not None:
         head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n"
@@ -92,9 +93,7 @@ async def run(url: str, connections: int, seconds: float, body: bytes | None = N
     loop = asyncio.get_running_loop()
     started = time.perf_counter()
     made = [
-        await loop.create_connection(
-            lambda: _Connection(request, started + seconds, latencies, failures), parts.hostname, parts.port
-        )
+        await loop.create_connection(lambda: _Connection(request, started + seconds, latencies, failures), host, port)
         for _ in range(connections)
     ]
     await asyncio.gather(*(protocol.finished for _, protocol in made))

@@ -1,0 +1,26 @@
+"""What the READMEs show is what happens: their curl lines are run, their settings tables generated anew."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.conftest import ROOT
+
+PATTERN = Path(__file__).parents[2]
+
+
+def test_the_readmes_are_as_they_say(system):
+    shown = {"http://localhost:9000": system.proxy} | {
+        f"http://localhost:{port}": system.services[name]
+        for name, port in (("setosa", 8000), ("versicolor", 8001), ("virginica", 8002))
+    }
+    bases = [word for base, actual in shown.items() for word in ("--base", f"{base}={actual}")]
+    done = subprocess.run(
+        [sys.executable, "-m", "scripts.readme", PATTERN, ROOT, *bases],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stdout + done.stderr

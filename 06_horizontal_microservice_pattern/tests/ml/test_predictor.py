@@ -1,0 +1,28 @@
+import numpy as np
+import onnxruntime as ort
+import pytest
+from sklearn.datasets import load_iris
+from src.ml.predictor import open_predictor
+
+from tests.conftest import CLASSES
+
+
+@pytest.mark.parametrize("name", CLASSES)
+async def test_answers_what_the_model_answers(models, name):
+    path = models / f"iris_svc_0_{name}.onnx"
+    rows = load_iris().data
+    raw = ort.InferenceSession(path).run(["probabilities"], {"input": rows.astype(np.float32)})[0]
+
+    async with open_predictor(path, threads=1) as predictor:
+        np.testing.assert_allclose(await predictor.predict(rows.tolist()), raw, atol=1e-6)
+
+
+@pytest.mark.parametrize(("index", "name"), list(enumerate(CLASSES)))
+async def test_the_first_number_is_the_probability_of_the_class(models, index, name):
+    rows, labels = load_iris(return_X_y=True)
+
+    async with open_predictor(models / f"iris_svc_0_{name}.onnx", threads=1) as predictor:
+        first = np.array(await predictor.predict(rows.tolist()))[:, 0]
+
+    assert first[labels == index].mean() > 0.8
+    assert first[labels != index].mean() < 0.2

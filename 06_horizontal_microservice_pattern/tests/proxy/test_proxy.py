@@ -1,0 +1,290 @@
+"""The proxy in front of services that do what services do at their worst. Real servers on real sockets."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+
+import httpx
+import orjson
+import pytest
+from prometheus_client import REGISTRY
+from src.configurations import ProxySettings
+from src.proxy.app import create_app
+
+from serving_common.testing import free_port
+
+ONE_ROW = {"data": [[5.1, 3.5, 1.4, 0.2]]}
+NAMES = ("setosa", "versicolor", "virginica")
+
+
+@dataclass
+class Service:
+    """A server whose every answer is what `answer` makes of the connection; it notes the requests it gets."""
+
+    port: int = field(default_factory=free_port)
+    requests: list[bytes] = field(default_factory=list)
+    entered: asyncio.Event = field(default_factory=asyncio.Event)
+    answer: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]] | None = None
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while True:
+                head = await reader.readuntil(b"\r\n\r\n")
+                length = next(
+                    (int(line.split(b":")[1]) for line in head.lower().split(b"\r\n") if b"content-length" in line), 0
+                )
+                self.requests.append(head + await reader.readexactly(length))
+                self.entered.set()
+                if self.answer is not None:
+                    await self.answer(reader, writer)
+                else:
+                    await respond(writer, 200, {"prediction": [0.75, 0.25]})
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass
+        finally:
+            writer.close()
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        async with await asyncio.start_server(self.serve, "127.0.0.1", self.port) as server:
+            yield
+            server.close()
+
+
+async def respond(writer: asyncio.StreamWriter, status: int, body: object) -> None:
+    content = body if isinstance(body, bytes) else orjson.dumps(body)
+    writer.write(f"HTTP/1.1 {status} X\r\nContent-Length: {len(content)}\r\n\r\n".encode() + content)
+    await writer.drain()
+
+
+def says(status: int, body: object) -> Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]:
+    async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await respond(writer, status, body)
+
+    return answer
+
+
+async def hangs(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
+    await reader.read()  # until the proxy goes away
+
+
+async def hangs_up(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.close()
+
+
+async def breaks_off(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.write(b'HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n{"predic')
+    await writer.drain()
+    writer.close()
+
+
+async def speaks_another_protocol(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.write(b"220 mail.example ESMTP\r\n\r\n")
+    await writer.drain()
+
+
+@pytest.fixture
+async def services() -> AsyncIterator[dict[str, Service]]:
+    async with AsyncExitStack() as stack:
+        services = {name: Service() for name in NAMES}
+        for service in services.values():
+            await stack.enter_async_context(service.running())
+        yield services
+
+
+@asynccontextmanager
+async def proxy(services: dict[str, Service], path: str = "", **settings: object) -> AsyncIterator[httpx.AsyncClient]:
+    urls = {name: f"http://127.0.0.1:{service.port}{path}" for name, service in services.items()}
+    app = create_app(ProxySettings.model_validate({"services": urls} | settings))
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    async with app.router.lifespan_context(app), httpx.AsyncClient(transport=transport, base_url="http://p") as client:
+        yield client
+
+
+async def test_the_request_id_and_the_key_go_with_the_question(services):
+    async with proxy(services, services_api_key="secret") as client:
+        await client.post("/predict", json=ONE_ROW, headers={"X-Request-ID": "joins-the-logs"})
+
+    for service in services.values():
+        [request] = service.requests
+        assert b"x-request-id: joins-the-logs" in request.lower()
+        assert b"x-api-key: secret" in request.lower()
+        assert request.endswith(orjson.dumps(ONE_ROW))
+
+
+async def test_a_service_may_lie_below_a_path(services):
+    async with proxy(services, path="/models/iris/") as client:
+        await client.post("/predict", json=ONE_ROW)
+
+    assert services["setosa"].requests[0].startswith(b"POST /models/iris/predict HTTP/1.1\r\n")
+
+
+async def test_all_services_are_asked_at_the_same_time(services):
+    all_entered = asyncio.Barrier(len(services))
+
+    async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await all_entered.wait()  # asked one after the other, the first would wait for ever
+        await respond(writer, 200, {"prediction": [0.75, 0.25]})
+
+    for service in services.values():
+        service.answer = answer
+
+    async with proxy(services, service_timeout_s=30) as client:
+        answers = (await client.post("/predict", json=ONE_ROW)).json()
+
+    assert answers == {name: {"prediction": [0.75, 0.25]} for name in NAMES}
+
+
+async def test_connections_are_kept(services):
+    connections = set()
+
+    async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connections.add(writer.get_extra_info("peername"))
+        await respond(writer, 200, {"prediction": [0.75, 0.25]})
+
+    services["setosa"].answer = answer
+    async with proxy(services) as client:
+        for _ in range(5):
+            await client.post("/predict", json=ONE_ROW)
+
+    assert len(connections) == 1
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        pytest.param(says(500, {"detail": "no"}), "answered with status 500", id="500"),
+        pytest.param(says(404, b"no such page"), "answered with status 404", id="404"),
+        pytest.param(says(301, b""), "answered with status 301", id="redirect"),
+        pytest.param(says(200, b"<html>"), "answered with something else than was asked for", id="page"),
+        pytest.param(says(200, {"prediction": [[1, 0]] * 2}), "answered with something else", id="too many rows"),
+        pytest.param(hangs, "did not answer within 0.2 s", id="hangs"),
+        pytest.param(hangs_up, "cannot be reached", id="hangs up"),
+        pytest.param(breaks_off, "cannot be reached", id="breaks off"),
+        pytest.param(speaks_another_protocol, "cannot be reached", id="another protocol"),
+    ],
+)
+async def test_a_service_that_fails_leaves_the_others_alone(services, answer, reason):
+    services["versicolor"].answer = answer
+
+    async with proxy(services, service_timeout_s=0.2) as client:
+        all_answers = await client.post("/predict", json=ONE_ROW)
+        label = await client.post("/predict/label", json=ONE_ROW)
+
+    assert all_answers.status_code == label.status_code == 200
+    assert all_answers.json()["versicolor"]["error"].startswith(reason)
+    assert all_answers.json()["setosa"] == all_answers.json()["virginica"] == {"prediction": [0.75, 0.25]}
+    assert label.json() == {"prediction": {"proba": 0.75, "label": "setosa"}, "missing": ["versicolor"]}
+
+
+@pytest.mark.parametrize("path", ["/predict", "/predict/label", "/predict/get/test", "/predict/post/test"])
+async def test_without_any_service_there_is_no_answer(path):
+    services = {name: Service() for name in NAMES}  # not running
+
+    async with proxy(services) as client:
+        response = await client.request("GET" if "get" in path else "POST", path, json=ONE_ROW)
+
+    assert response.status_code == 503
+    assert response.headers["Retry-After"] == "1"
+    assert response.json()["detail"] == "No service answered"
+    assert response.json()["errors"] == [{"field": name, "reason": "cannot be reached"} for name in NAMES]
+
+
+async def test_health_of_all_never_fails(services):
+    for name in NAMES:
+        services[name].answer = says(200, {"health": "ok"})
+    services["setosa"].answer = hangs
+    services["virginica"].port = free_port()
+
+    async with proxy(services, service_timeout_s=0.2) as client:
+        response = await client.get("/health/all")
+
+    assert response.status_code == 200
+    assert response.json() == {
+        "setosa": {"error": "did not answer within 0.2 s"},
+        "versicolor": {"health": "ok"},
+        "virginica": {"error": "cannot be reached"},
+    }
+
+
+async def test_one_service_may_take_longer_than_the_others(services):
+    services["setosa"].answer = services["virginica"].answer = hangs
+    released = asyncio.Event()
+
+    async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await released.wait()
+        await respond(writer, 200, {"prediction": [0.75, 0.25]})
+
+    services["virginica"].answer = answer
+    async with proxy(services, service_timeout_s=0.1, service_timeouts="virginica=30") as client:
+        asked = asyncio.create_task(client.post("/predict", json=ONE_ROW))
+        await services["virginica"].entered.wait()
+        await asyncio.sleep(0.3)  # longer than the others may take: that it is over for them is what is tested
+        released.set()
+        answers = (await asked).json()
+
+    assert answers["setosa"] == {"error": "did not answer within 0.1 s"}
+    assert answers["virginica"] == {"prediction": [0.75, 0.25]}
+
+
+async def test_a_service_that_hangs_is_soon_not_asked_any_more_and_asked_again_later(services):
+    services["setosa"].answer = hangs
+
+    async with proxy(services, service_timeout_s=0.1, breaker_failures=3, breaker_open_s=0.5) as client:
+        for _ in range(3):
+            assert "did not answer" in (await client.post("/predict", json=ONE_ROW)).json()["setosa"]["error"]
+        asked = len(services["setosa"].requests)
+        for _ in range(5):
+            assert "not asked at the moment" in (await client.post("/predict", json=ONE_ROW)).json()["setosa"]["error"]
+        assert len(services["setosa"].requests) == asked == 3
+
+        services["setosa"].answer = None  # it is well again
+        deadline = time.monotonic() + 10
+        while "error" in (await client.post("/predict", json=ONE_ROW)).json()["setosa"]:
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.05)
+
+
+async def test_failures_are_counted_by_service(services):
+    services["setosa"].answer = says(500, b"")
+    before = {name: failures(name) for name in NAMES}
+
+    async with proxy(services) as client:
+        await client.post("/predict", json=ONE_ROW)
+
+    assert {name: failures(name) - before[name] for name in NAMES} == {"setosa": 1, "versicolor": 0, "virginica": 0}
+
+
+def failures(name: str) -> float:
+    return REGISTRY.get_sample_value("service_failures_total", {"service": name}) or 0
+
+
+async def test_bad_input_is_not_passed_on(services):
+    async with proxy(services) as client:
+        response = await client.post("/predict", json={"data": [[5.1, 3.5, 1.4, 20]]})
+
+    assert response.status_code == 422
+    assert response.json()["errors"][0]["field"] == "petal_width"
+    assert not any(service.requests for service in services.values())
+
+
+async def test_answers_and_documentation_follow_the_list_of_services(services):
+    other = {"lily": services["setosa"], "tulip": services["virginica"]}
+
+    async with proxy(other) as client:
+        answers = (await client.post("/predict", json=ONE_ROW)).json()
+        metadata = (await client.get("/metadata")).json()
+        openapi = (await client.get("/openapi.json")).json()
+
+    assert list(answers) == metadata["services"] == ["lily", "tulip"]
+    schema = openapi["paths"]["/predict"]["post"]["responses"]["200"]["content"]["application/json"]["schema"]
+    assert schema["required"] == ["lily", "tulip"]
+
+
+async def test_a_key_for_the_proxy_is_asked_for_predictions_but_not_for_health(services):
+    async with proxy(services, api_key="secret") as client:
+        assert (await client.post("/predict", json=ONE_ROW)).status_code == 401
+        assert (await client.post("/predict", json=ONE_ROW, headers={"X-API-Key": "secret"})).status_code == 200
+        assert (await client.get("/health/all")).status_code == 200

@@ -1,0 +1,122 @@
+"""One service, in process, with its real model."""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+from src.configurations import ServiceSettings
+from src.ml.predictor import Predictor
+from src.services.app import create_app
+
+from serving_common.batching import MicroBatcher
+from serving_common.errors import StartupError
+from serving_common.onnx import FloatArray
+
+SETOSA = [5.1, 3.5, 1.4, 0.2]
+VIRGINICA = [6.3, 3.3, 6.0, 2.5]
+
+
+@asynccontextmanager
+async def service(**settings: object) -> AsyncIterator[httpx.AsyncClient]:
+    app = create_app(ServiceSettings.model_validate(settings))
+    transport = httpx.ASGITransport(app)
+    async with app.router.lifespan_context(app), httpx.AsyncClient(transport=transport, base_url="http://s") as client:
+        yield client
+
+
+@pytest.fixture
+async def client(models: Path) -> AsyncIterator[httpx.AsyncClient]:
+    async with service(model_filepath=models / "iris_svc_0_setosa.onnx") as client:
+        yield client
+
+
+async def test_health(client):
+    assert (await client.get("/health")).json() == {"health": "ok"}
+
+
+async def test_metadata_names_inputs_and_outputs(client):
+    metadata = (await client.get("/metadata")).json()
+
+    assert metadata["data_sample"] == [SETOSA]
+    assert metadata["data_names"] == ["sepal_length", "sepal_width", "petal_length", "petal_width"]
+    assert metadata["prediction_structure"] == "(N,2)"
+    assert metadata["services"] == ["setosa"]
+
+
+async def test_one_row_gets_one_pair(client):
+    [yes, no] = (await client.post("/predict", json={"data": [SETOSA]})).json()["prediction"]
+
+    assert yes > 0.9
+    assert yes + no == pytest.approx(1, abs=1e-6)
+
+
+async def test_several_rows_get_a_pair_each(client):
+    [[setosa, _], [virginica, _]] = (await client.post("/predict", json={"data": [SETOSA, VIRGINICA]})).json()[
+        "prediction"
+    ]
+
+    assert setosa > 0.9
+    assert virginica < 0.1
+
+
+async def test_the_test_data_is_a_setosa(client):
+    answer = await client.get("/predict/test")
+
+    assert answer.json() == (await client.post("/predict", json={"data": [SETOSA]})).json()
+
+
+async def test_many_rows_are_answered_in_order(client):
+    rows = np.random.default_rng(0).uniform(0.1, 9.9, (2000, 4)).round(1).tolist()
+
+    together = (await client.post("/predict", json={"data": rows})).json()["prediction"]
+    alone = [(await client.post("/predict", json={"data": [row]})).json()["prediction"] for row in rows[:20]]
+
+    np.testing.assert_allclose(together[:20], alone, atol=1e-6)
+
+
+async def test_does_not_start_without_its_model(tmp_path):
+    with pytest.raises(StartupError, match="there is no model"):
+        async with service(model_filepath=tmp_path / "none.onnx"):
+            pass
+
+
+async def test_does_not_start_with_another_model(models):
+    wrong = models / "iris_svc.onnx"
+    if not wrong.exists():
+        wrong = models / "label.json"
+    with pytest.raises(StartupError):
+        async with service(model_filepath=wrong):
+            pass
+
+
+async def test_the_service_answers_while_its_model_runs(client):
+    """Fails if the run is moved onto the event loop: then nobody could let it go on."""
+    entered, released = threading.Event(), threading.Event()
+
+    def held(batch: FloatArray) -> FloatArray:
+        entered.set()
+        assert released.wait(10)
+        return np.full((len(batch), 2), 0.5, np.float32)
+
+    async with MicroBatcher(held) as batcher:
+        client._transport.app.state.predictor = Predictor(batcher)
+        asked = asyncio.create_task(client.post("/predict", json={"data": [SETOSA]}))
+        assert await asyncio.to_thread(entered.wait, 10)
+        try:
+            assert (await client.get("/health")).status_code == 200
+            assert not asked.done()
+        finally:
+            released.set()
+        assert (await asked).json() == {"prediction": [0.5, 0.5]}
+
+
+async def test_a_key_is_asked_for_predictions_but_not_for_health(models):
+    async with service(model_filepath=models / "iris_svc_0_setosa.onnx", api_key="secret") as client:
+        assert (await client.get("/health")).status_code == 200
+        assert (await client.get("/predict/test")).status_code == 401
+        assert (await client.get("/predict/test", headers={"X-API-Key": "secret"})).status_code == 200

@@ -1,0 +1,87 @@
+"""For tests: a service as a real process on a free port, and waiting for conditions instead of for time."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+START_WITHIN_S = 60
+STOP_WITHIN_S = 15
+
+
+def free_port() -> int:
+    """A port of 127.0.0.1 that nothing listens on at the moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def wait_until(condition: Callable[[], object], within_s: float = START_WITHIN_S) -> None:
+    """Returns once the condition holds; AssertionError if it does not in time."""
+    deadline = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {within_s} s: {condition}"
+        time.sleep(0.02)
+
+
+def answers(url: str) -> bool:
+    """Whether GET answers 200."""
+    try:
+        with urllib.request.urlopen(url, timeout=2) as response:
+            return bool(response.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+class Process:
+    """A Python module that runs as a process of its own."""
+
+    def __init__(self, module: str, cwd: Path, env: Mapping[str, str], log: Path) -> None:
+        self.log_file = log
+        with log.open("ab") as output:
+            self.popen = subprocess.Popen(
+                [sys.executable, "-m", *module.split()],
+                cwd=cwd,
+                env=os.environ | env,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+
+    @property
+    def log(self) -> str:
+        """All that it has printed so far."""
+        return self.log_file.read_text(errors="replace")
+
+    def wait_until_ready(self, url: str) -> None:
+        """Returns once GET answers 200; AssertionError, with the log, if the process ends or does not answer."""
+        wait_until(lambda: self.popen.poll() is not None or answers(url))
+        assert self.popen.poll() is None, f"exited with {self.popen.returncode}:\n{self.log}"
+
+    def stop(self) -> int:
+        """The exit code after SIGTERM."""
+        self.popen.send_signal(signal.SIGTERM)
+        return self.popen.wait(STOP_WITHIN_S)
+
+
+@contextmanager
+def running(
+    module: str, *, cwd: Path, env: Mapping[str, str], log: Path, ready: str | None = None
+) -> Iterator[Process]:
+    """`python -m module` in a folder, ready when GET `ready` answers 200; killed at the end if it still runs."""
+    process = Process(module, cwd, env, log)
+    try:
+        if ready is not None:
+            process.wait_until_ready(ready)
+        yield process
+    finally:
+        process.popen.kill()
+        process.popen.wait()

@@ -1,0 +1,122 @@
+import asyncio
+import threading
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from serving_common.batching import MicroBatcher
+from serving_common.errors import Overloaded
+from serving_common.onnx import FloatArray
+
+
+class HeldModel:
+    """A model whose runs last until they are released; it notes how many rows each run had."""
+
+    def __init__(self) -> None:
+        self.entered = threading.Semaphore(0)
+        self.released = threading.Semaphore(0)
+        self.runs: list[int] = []
+
+    def run(self, batch: FloatArray) -> FloatArray:
+        self.runs.append(len(batch))
+        self.entered.release()
+        assert self.released.acquire(timeout=30)
+        return batch * 2
+
+    async def until_entered(self) -> None:
+        assert await asyncio.to_thread(self.entered.acquire, timeout=30)
+
+    def release(self, runs: int = 1) -> None:
+        self.released.release(runs)
+
+
+def rows(*values: float) -> FloatArray:
+    return np.array([[value] for value in values], np.float32)
+
+
+@given(st.lists(st.lists(st.floats(-100, 100, width=32), min_size=1, max_size=5), min_size=1, max_size=20))
+@settings(deadline=None, max_examples=30)
+def test_every_caller_gets_the_answer_to_its_own_rows(requests):
+    async def ask_at_once() -> list[FloatArray]:
+        async with MicroBatcher(lambda batch: batch * 2, max_rows=7) as batcher:
+            return await asyncio.gather(*(batcher.predict(rows(*request)) for request in requests))
+
+    for request, answer in zip(requests, asyncio.run(ask_at_once()), strict=True):
+        np.testing.assert_array_equal(answer, rows(*request) * 2)
+
+
+async def test_what_arrives_during_a_run_shares_the_next():
+    model = HeldModel()
+    async with MicroBatcher(model.run) as batcher:
+        first = asyncio.create_task(batcher.predict(rows(1)))
+        await model.until_entered()
+        others = [asyncio.create_task(batcher.predict(rows(value))) for value in (2, 3, 4)]
+        await asyncio.sleep(0)  # lets the three be asked
+        model.release(2)
+        await asyncio.gather(first, *others)
+
+    assert model.runs == [1, 3]
+
+
+async def test_a_run_takes_no_more_rows_than_it_may():
+    model = HeldModel()
+    async with MicroBatcher(model.run, max_rows=4) as batcher:
+        first = asyncio.create_task(batcher.predict(rows(1)))
+        await model.until_entered()
+        others = [asyncio.create_task(batcher.predict(rows(*range(size)))) for size in (3, 2, 9, 1)]
+        await asyncio.sleep(0)
+        model.release(5)
+        await asyncio.gather(first, *others)
+
+    assert model.runs == [1, 3, 2, 9, 1]
+
+
+async def test_refuses_what_would_wait_too_long():
+    model = HeldModel()
+    async with MicroBatcher(model.run, max_waiting=1) as batcher:
+        running = asyncio.create_task(batcher.predict(rows(1)))
+        await model.until_entered()
+        waiting = asyncio.create_task(batcher.predict(rows(2)))
+        await asyncio.sleep(0)
+        with pytest.raises(Overloaded):
+            await batcher.predict(rows(3))
+        model.release(2)
+        await asyncio.gather(running, waiting)
+
+
+async def test_a_caller_that_leaves_does_not_disturb_the_others():
+    model = HeldModel()
+    async with MicroBatcher(model.run) as batcher:
+        leaving = asyncio.create_task(batcher.predict(rows(1)))
+        await model.until_entered()
+        staying = asyncio.create_task(batcher.predict(rows(2)))
+        leaving.cancel()
+        model.release(2)
+        assert (await staying).tolist() == [[4]]
+
+
+async def test_a_failed_run_fails_its_callers_and_nobody_after_them():
+    answers = iter([ValueError("no"), None])
+
+    def run(batch: FloatArray) -> FloatArray:
+        if error := next(answers):
+            raise error
+        return batch
+
+    async with MicroBatcher(run) as batcher:
+        failed = await asyncio.gather(batcher.predict(rows(1)), batcher.predict(rows(2)), return_exceptions=True)
+        assert [str(error) for error in failed] == ["no", "no"]
+        assert (await batcher.predict(rows(3))).tolist() == [[3]]
+
+
+async def test_closing_waits_for_what_is_in_hand():
+    model = HeldModel()
+    async with MicroBatcher(model.run) as batcher:
+        asked = asyncio.create_task(batcher.predict(rows(1)))
+        await model.until_entered()
+        model.release()
+
+    assert asked.done()
+    assert (await asked).tolist() == [[2]]

@@ -1,0 +1,192 @@
+import json
+import signal
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from models.build import main
+from models.files import sha256_of
+from models.manifest import load
+from models.tests.conftest import IRIS_MODELS, ROOT, Completed, python, run_build
+
+SETOSA = "iris_svc_0_setosa"
+
+
+@pytest.fixture
+def folder(tmp_path: Path, iris_build: tuple[Path, Completed]) -> Path:
+    """An output folder of its own, with the Iris models in it."""
+    for file in iris_build[0].iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    return tmp_path
+
+
+def states(capsys: pytest.CaptureFixture[str]) -> dict[str, str]:
+    """What the last build said of each artifact: built or up."""
+    return {line.split()[0]: line.split()[1] for line in capsys.readouterr().out.splitlines()}
+
+
+def change_entry(folder: Path, name: str, **changes: object) -> None:
+    manifest = folder / "manifest.json"
+    document = json.loads(manifest.read_text())
+    document["artifacts"][name].update(changes)
+    manifest.write_text(json.dumps(document))
+
+
+def test_a_second_build_does_nothing_and_imports_nothing_heavy(folder: Path):
+    before = {file.name: file.stat().st_mtime_ns for file in folder.iterdir() if file.name != ".lock"}
+    heavy = "{'numpy', 'onnx', 'onnxruntime', 'scipy', 'skl2onnx', 'sklearn', 'tensorflow', 'tf2onnx'}"
+    script = f"import sys; from models.build import main; main(); print(sorted(sys.modules.keys() & {heavy}))"
+    done = python("-c", script, "--only", *IRIS_MODELS, "--output", folder)
+    *lines, imported = done.stdout.splitlines()
+    assert [line.split()[0] for line in lines] == ["label", *IRIS_MODELS]
+    assert all("up to date" in line for line in lines)
+    assert imported == "[]"
+    assert {file.name: file.stat().st_mtime_ns for file in folder.iterdir() if file.name != ".lock"} == before
+
+
+@pytest.mark.parametrize("content", [b"", None, b"same size"], ids=["empty", "missing", "changed"])
+def test_a_damaged_artifact_is_built_again(folder: Path, capsys: pytest.CaptureFixture[str], content: bytes | None):
+    path = folder / f"{SETOSA}.onnx"
+    good = path.read_bytes()
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content[:1] * len(good))
+    assert main(["--only", *IRIS_MODELS, "--output", str(folder)]) == 0
+    assert [name for name, state in states(capsys).items() if state == "built"] == [SETOSA]
+    assert path.read_bytes() == good
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param({"recipe": {"version": 0, "folds": 5, "repeats": 5, "seed": 0}}, id="older recipe"),
+        pytest.param({"libraries": {"scikit-learn": "1.0"}}, id="another scikit-learn"),
+        pytest.param({"file": "elsewhere.onnx"}, id="another file"),
+        pytest.param({"unknown": 1}, id="an entry of another time"),
+    ],
+)
+def test_an_artifact_that_was_made_otherwise_is_built_again(
+    folder: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, object]
+):
+    change_entry(folder, SETOSA, **changes)
+    assert main(["--only", SETOSA, "--output", str(folder)]) == 0
+    assert states(capsys) == {"label": "up", SETOSA: "built"}
+
+
+def test_a_library_that_is_not_installed_forces_nothing(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    def version(name: str) -> str:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "version", version)
+    assert main(["--only", SETOSA, "--output", str(folder)]) == 0
+    assert states(capsys) == {"label": "up", SETOSA: "up"}
+
+
+def test_force_builds_what_is_up_to_date(folder: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["--only", SETOSA, "--force", "--output", str(folder)]) == 0
+    assert states(capsys) == {"label": "built", SETOSA: "built"}
+
+
+def test_a_manifest_that_cannot_be_read_is_written_anew(folder: Path, capsys: pytest.CaptureFixture[str]):
+    (folder / "manifest.json").write_text('{"artifacts": {"iris_')
+    assert main(["--only", "label", "--output", str(folder)]) == 0
+    assert states(capsys) == {"label": "built"}
+    assert load(folder / "manifest.json").keys() == {"label"}
+
+
+@given(
+    st.recursive(
+        st.none() | st.text() | st.floats() | st.integers(), lambda s: st.lists(s) | st.dictionaries(st.text(), s)
+    )
+)
+def test_any_manifest_can_be_read(tmp_path_factory: pytest.TempPathFactory, document: object):
+    path = tmp_path_factory.getbasetemp() / "manifest.json"
+    for content in (document, {"artifacts": document}, {"artifacts": {"iris_svc": document}}):
+        path.write_text(json.dumps(content))
+        assert load(path) == {}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--only", "iris"],
+        ["--weights", "some"],
+        ["--weights-file", "resnet50"],
+        ["--weights-file", "iris_svc=x.onnx"],
+        ["--only", "iris_svc", "--weights-file", "resnet50=x.onnx"],
+    ],
+)
+def test_bad_arguments_exit_2(arguments: list[str], capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as exit_info:
+        main(arguments)
+    assert exit_info.value.code == 2
+    assert "error: " in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    done = run_build("--only", "label", "--output", tmp_path / "file")
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1
+    assert str(tmp_path / "file") in done.stderr
+
+
+def test_a_missing_package_is_one_line(tmp_path: Path):
+    script = "import sys; sys.modules['skl2onnx'] = None; from models.build import main; sys.exit(main())"
+    done = python("-c", script, "--only", SETOSA, "--output", tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: skl2onnx")
+    assert len(done.stderr.splitlines()) == 1
+
+
+# A builder that writes half of its artifact, says so and then waits to be stopped.
+HALF = """
+import sys, signal
+from models.artifacts import Artifact, Plan, table
+from models.build import main
+
+def half(target):
+    target.write_bytes(b"half")
+    print("half written", flush=True)
+    signal.pause()
+
+plan = Plan(recipe={"version": 2}, make=half)
+artifacts = table() | {"iris_svc": Artifact(file="iris_svc.onnx", plans=lambda options, recorded: [plan])}
+sys.exit(main(sys.argv[1:], artifacts))
+"""
+
+
+@pytest.mark.parametrize(
+    ("how", "code"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, -signal.SIGTERM), (signal.SIGINT, 130)]
+)
+def test_an_interrupted_build_leaves_the_old_artifact_and_no_lock(
+    folder: Path, capsys: pytest.CaptureFixture[str], how: signal.Signals, code: int
+):
+    files = ("iris_svc.onnx", "manifest.json")
+    before = [sha256_of(folder / file) for file in files]
+    with subprocess.Popen(
+        [sys.executable, "-c", HALF, "--only", "iris_svc", "--output", folder], cwd=ROOT, stdout=subprocess.PIPE
+    ) as builder:
+        assert builder.stdout is not None
+        assert builder.stdout.readline() == b"half written\n"
+        builder.send_signal(how)
+        assert builder.wait() == code
+    assert [sha256_of(folder / file) for file in files] == before
+    assert main(["--only", *IRIS_MODELS, "--output", str(folder)]) == 0
+    assert set(states(capsys).values()) == {"up"}
+
+
+def test_a_second_builder_waits_and_then_has_nothing_to_do(tmp_path: Path):
+    command = [sys.executable, "-m", "models.build", "--only", "label", SETOSA, "--output", str(tmp_path)]
+    builders = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    outputs = [builder.communicate()[0] for builder in builders]
+    assert [builder.returncode for builder in builders] == [0, 0]
+    assert sorted("built" in output for output in outputs) == [False, True]
+    assert load(tmp_path / "manifest.json")[SETOSA].describes(tmp_path / f"{SETOSA}.onnx")

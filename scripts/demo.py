@@ -1,0 +1,226 @@
+"""Shows patterns at work: starts them, sends real requests, checks and prints the answers, and stops everything.
+
+    make demo PATTERNS="04 06"
+
+Exit code 0 if every answer was right. State starts empty; the logs of the processes stay in .run/logs/.
+To add a pattern, write one function that yields what `ask` returns, and list it in DEMOS.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import sys
+import time
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import httpx
+from rich.table import Table
+from rich.text import Text
+
+from scripts.patterns import PATTERNS, Pattern
+from scripts.stack import Stack, StackError, run
+from scripts.terminal import chosen_patterns, event_printer, make_console
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+REQUEST_TIMEOUT_S = 30
+ONE_LINE = 100
+INTERRUPTED = 130  # what shells report for a program that Ctrl-C ended
+
+# One flower of each class, from the Iris data set: sepal length and width, petal length and width, in cm.
+FLOWERS = {"setosa": [5.1, 3.5, 1.4, 0.2], "versicolor": [6.4, 2.9, 4.3, 1.3], "virginica": [6.3, 3.3, 6.0, 2.5]}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One request of a demo and what came back."""
+
+    method: str
+    url: httpx.URL
+    sent: object
+    answer: object
+    status: int | None
+    latency_ms: float
+    problem: str | None
+    is_highlight: bool
+
+
+Demo = Callable[[httpx.AsyncClient, Mapping[str, str]], AsyncGenerator[Step, None]]
+
+
+async def ask(
+    client: httpx.AsyncClient,
+    method: str,
+    url: str,
+    body: object = None,
+    *,
+    want: object,
+    status: int = 200,
+    is_highlight: bool = False,
+) -> Step:
+    """Send one request. `want` is how the answer must look, see `mismatch`; highlights stand in the summary."""
+    started = time.perf_counter()
+    answer, got_status = None, None
+    try:
+        response = await client.request(method, url, json=body)
+        answer, got_status = response.json(), response.status_code
+        problem = mismatch(want, answer) if got_status == status else f"status {got_status}, not {status}"
+    except httpx.HTTPError as exc:
+        problem = f"no answer: {exc}"
+    except ValueError:
+        answer, got_status, problem = response.text, response.status_code, "the answer is not JSON"
+    return Step(
+        method=method,
+        url=httpx.URL(url),
+        sent=body,
+        answer=answer,
+        status=got_status,
+        latency_ms=1000 * (time.perf_counter() - started),
+        problem=problem,
+        is_highlight=is_highlight,
+    )
+
+
+def mismatch(want: object, got: object, where: str = "answer") -> str | None:
+    """Where `got` is not as wanted, or None.
+
+    A type wants any value of that type; a dict wants at least these keys; a list this many items; anything else itself.
+    """
+    if isinstance(want, type):
+        return None if isinstance(got, want) else f"{where} is {got!r}, not a {want.__name__}"
+    if isinstance(want, dict) and isinstance(got, dict):
+        if missing := want.keys() - got.keys():
+            return f"{where} has no {', '.join(sorted(missing))}"
+        return next(filter(None, (mismatch(want[key], got[key], f"{where}.{key}") for key in want)), None)
+    if isinstance(want, list) and isinstance(got, list) and len(want) == len(got):
+        pairs = enumerate(zip(want, got, strict=True))
+        return next(filter(None, (mismatch(one, other, f"{where}[{i}]") for i, (one, other) in pairs)), None)
+    return None if want == got else f"{where} is {got!r}, not {want!r}"
+
+
+async def horizontal_microservices(client: httpx.AsyncClient, urls: Mapping[str, str]) -> AsyncGenerator[Step, None]:
+    """06: the proxy asks three services that know one class each; then every service is asked on its own."""
+    proxy = urls["PORT_06_PROXY"]
+    one_flower = {"data": [FLOWERS["setosa"]]}
+    is_well = {"health": "ok"}
+    probabilities = {"prediction": [float, float]}
+    all_services = dict.fromkeys(FLOWERS, probabilities)
+
+    yield await ask(client, "GET", f"{proxy}/health", want=is_well)
+    yield await ask(client, "GET", f"{proxy}/health/all", want=dict.fromkeys(FLOWERS, is_well))
+    yield await ask(client, "GET", f"{proxy}/metadata", want=dict)
+    yield await ask(client, "POST", f"{proxy}/predict", one_flower, want=all_services)
+    for label, row in FLOWERS.items():
+        best = {"prediction": {"proba": float, "label": label}}
+        yield await ask(client, "POST", f"{proxy}/predict/label", {"data": [row]}, want=best, is_highlight=True)
+    yield await ask(client, "GET", f"{proxy}/predict/get/test", want=all_services)
+    yield await ask(client, "POST", f"{proxy}/predict/post/test", want=all_services)
+    for label, row in FLOWERS.items():
+        service = urls[f"PORT_06_SERVICE_{label.upper()}"]
+        yield await ask(client, "GET", f"{service}/health", want=is_well)
+        yield await ask(client, "GET", f"{service}/metadata", want=dict)
+        yield await ask(client, "POST", f"{service}/predict", {"data": [row]}, want=probabilities)
+        yield await ask(client, "GET", f"{service}/predict/test", want=probabilities)
+
+
+DEMOS: Mapping[str, Demo] = {"06": horizontal_microservices}
+
+
+def main(
+    argv: Sequence[str] | None = None,
+    table: Mapping[str, Pattern] = PATTERNS,
+    demos: Mapping[str, Demo] = DEMOS,
+) -> int:
+    """Exit code: 0 if every answer was right, 1 if not or if a pattern could not be started, 130 after Ctrl-C."""
+    return run(show_all(chosen_patterns(__doc__, argv, {number: table[number] for number in demos}), table, demos))
+
+
+async def show_all(numbers: Sequence[str], table: Mapping[str, Pattern], demos: Mapping[str, Demo]) -> int:
+    """Run the demos of these patterns one after the other on one stack, and sum up."""
+    console = make_console()
+    steps: dict[str, list[Step]] = {}
+    api_key = {"X-API-Key": os.environ["API_KEY"]} if "API_KEY" in os.environ else {}  # the services read it too
+    try:
+        async with (
+            Stack(numbers, table=table, fresh=True, on_event=event_printer(console, table)) as stack,
+            httpx.AsyncClient(trust_env=False, timeout=REQUEST_TIMEOUT_S, headers=api_key) as client,
+        ):
+            for number in numbers:
+                console.rule(f"{number} {table[number].title}", characters="-")
+                steps[number] = await show(demos[number](client, stack.urls), console)
+    except StackError as exc:
+        console.print(f"make demo: {exc}", markup=False, style="red")
+        return 1
+    except asyncio.CancelledError:
+        console.print("Interrupted; all stopped.")
+        return INTERRUPTED
+    console.print(summary(steps, table))
+    wrong = [f"{step.method} {step.url}: {step.problem}" for done in steps.values() for step in done if step.problem]
+    for line in wrong:
+        console.print(f"WRONG: {line}", markup=False, style="bold red")
+    console.print(f"{sum(map(len, steps.values()))} requests, {len(wrong)} wrong. All stopped.")
+    return 1 if wrong else 0
+
+
+async def show(demo: AsyncGenerator[Step, None], console: Console) -> list[Step]:
+    """Print the steps of a demo as they happen. It ends with the first wrong one: the rest may build on it."""
+    steps = []
+    async with contextlib.aclosing(demo):
+        async for step in demo:
+            steps.append(step)
+            console.print(Text.assemble((f"{step.method:4} ", "bold cyan"), (str(step.url), "bold")), soft_wrap=True)
+            if step.sent is not None:
+                console.print(Text.assemble(("  sent ", "dim"), readable(step.sent)), soft_wrap=True)
+            outcome = (f"  {step.status or '---'}  ", "red" if step.problem else "green")
+            console.print(
+                Text.assemble(outcome, readable(step.answer), (f"  {step.latency_ms:.1f} ms", "dim")), soft_wrap=True
+            )
+            if step.problem:
+                console.print(Text(f"  WRONG: {step.problem}", style="bold red"))
+                break
+    return steps
+
+
+def readable(value: object) -> str:
+    """JSON for people: numbers to four digits; on one line if that is short, else one line for each entry."""
+    line = json.dumps(_rounded(value))
+    if len(line) <= ONE_LINE or not isinstance(value, dict | list):
+        return line
+    items = value.items() if isinstance(value, dict) else ((None, item) for item in value)
+    entries = [("" if key is None else f"{json.dumps(key)}: ") + json.dumps(_rounded(item)) for key, item in items]
+    return line[0] + f",\n{' ' * 8}".join(entries) + line[-1]
+
+
+def _rounded(value: object) -> object:
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_rounded(item) for item in value]
+    return round(value, 4) if isinstance(value, float) else value
+
+
+def summary(steps: Mapping[str, Sequence[Step]], table: Mapping[str, Pattern]) -> Table:
+    """One row for every highlight of every pattern."""
+    rows = Table("pattern", "sent", "came back", "latency", "runs at", title="What was sent, and what came back")
+    for number, done in steps.items():
+        for step in done:
+            if step.is_highlight or step.problem:
+                rows.add_row(
+                    f"{number} {table[number].title}",
+                    f"{step.method} {step.url.path} {readable(step.sent) if step.sent is not None else ''}",
+                    step.problem or readable(step.answer),
+                    f"{step.latency_ms:.1f} ms",
+                    f"{step.url.host}:{step.url.port}",
+                )
+        rows.add_section()
+    return rows
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,101 @@
+"""The patterns as local processes: what `make up` and `make demo` start, and on which ports.
+
+To add a pattern, add one entry to PATTERNS. Strings may hold placeholders, filled in when the process starts:
+`{PORT_…}` is the port of that name, of any pattern; `{root}` the repository; `{state}` the pattern's own folder below
+`.run/`. A port's name is also the environment variable that changes it: `PORT_06_PROXY=9100 make up`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+# Requests in hand are finished, and still the process is gone before the stack's grace of 8 s ends.
+STOP_IN_TIME = {"SHUTDOWN_GRACE_S": "6"}
+
+ReadyCheck = Callable[[Mapping[str, str]], Awaitable[bool]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Process:
+    """One process of a pattern."""
+
+    name: str
+    argv: tuple[str, ...]
+    """Started in the pattern's folder; a first word `python` is the interpreter that runs this script."""
+    ports: Mapping[str, int] = field(default_factory=dict)
+    """Default ports by the name of the environment variable that overrides them."""
+    env: Mapping[str, str] = field(default_factory=dict)
+    """What makes it this process. Fixed: a HOST or PORT that the caller's shell happens to export must not win."""
+    defaults: Mapping[str, str] = field(default_factory=dict)
+    """Settings that the caller's environment wins over."""
+    needs: tuple[str, ...] = ()
+    """Processes that are ready before this one starts, as "03-redis"; those of other patterns are started too."""
+    ready: str | ReadyCheck | None = None
+    """An http:// URL that answers 200, a tcp:// address that accepts, or a check of the process's environment.
+    None: ready as soon as it is started, as for a job that does its work and exits."""
+    ready_within_s: float = 30
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pattern:
+    """One pattern: its folder, the models it serves (names that models.build knows) and its processes."""
+
+    number: str
+    title: str
+    folder: str
+    artifacts: tuple[str, ...] = ()
+    processes: tuple[Process, ...]
+
+
+def table(patterns: Iterable[Pattern]) -> dict[str, Pattern]:
+    """The patterns by number."""
+    return {pattern.number: pattern for pattern in patterns}
+
+
+def _iris_service(label: str, port: int) -> Process:
+    port_name = f"PORT_06_SERVICE_{label.upper()}"
+    return Process(
+        name=f"service_{label}",
+        argv=("python", "-m", "src.services.app"),
+        ports={port_name: port},
+        env={
+            "SERVICE_NAME": label,
+            "MODEL_FILEPATH": f"{{root}}/models/artifacts/iris_svc_0_{label}.onnx",
+            "HOST": "127.0.0.1",
+            "PORT": f"{{{port_name}}}",
+        },
+        defaults=STOP_IN_TIME,
+        ready=f"http://127.0.0.1:{{{port_name}}}/health",
+    )
+
+
+PATTERNS = table(
+    [
+        Pattern(
+            number="06",
+            title="Horizontal microservices",
+            folder="06_horizontal_microservice_pattern",
+            artifacts=("iris_svc_0_setosa", "iris_svc_0_versicolor", "iris_svc_0_virginica"),
+            processes=(
+                _iris_service("setosa", 8000),
+                _iris_service("versicolor", 8001),
+                _iris_service("virginica", 8002),
+                # It does not wait for the services: answering without them is what the pattern is about.
+                Process(
+                    name="proxy",
+                    argv=("python", "-m", "src.proxy.app"),
+                    ports={"PORT_06_PROXY": 9000},
+                    env={"HOST": "127.0.0.1", "PORT": "{PORT_06_PROXY}"},
+                    defaults=STOP_IN_TIME
+                    | {
+                        "SERVICES": "setosa=http://127.0.0.1:{PORT_06_SERVICE_SETOSA},"
+                        "versicolor=http://127.0.0.1:{PORT_06_SERVICE_VERSICOLOR},"
+                        "virginica=http://127.0.0.1:{PORT_06_SERVICE_VIRGINICA}"
+                    },
+                    ready="http://127.0.0.1:{PORT_06_PROXY}/health",
+                ),
+            ),
+        ),
+    ]
+)

@@ -1,0 +1,69 @@
+"""Prints the Markdown table of a settings class: `python <this file> src.configurations.ProxySettings` in its folder.
+
+A program of its own: every pattern's package is called `src`, so one interpreter can import one pattern's only.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Mapping
+from enum import Enum
+from typing import TYPE_CHECKING
+
+from pydantic import AliasChoices, Secret, SecretBytes, SecretStr
+from pydantic_core import PydanticUndefined
+
+if TYPE_CHECKING:
+    from pydantic.fields import FieldInfo
+    from pydantic_settings import BaseSettings
+
+
+def main(dotted_name: str) -> None:
+    """Print the table of the class of this name, found from the current folder."""
+    sys.path[0] = os.getcwd()  # noqa: PTH109 - sys.path holds strings; what was there is this file's folder
+    module, _, name = dotted_name.rpartition(".")
+    print(table(getattr(importlib.import_module(module), name)))
+
+
+def table(settings: type[BaseSettings]) -> str:
+    """One row for every field: its variable, its default as one would write it in the environment, its description."""
+    rows = ["| variable | default | description |", "|---|---|---|"]
+    for name, field in settings.model_fields.items():
+        cells = (f"`{_variable(settings, name, field)}`", _default(field), field.description or "")
+        rows.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
+    return "\n".join(rows)
+
+
+def _variable(settings: type[BaseSettings], name: str, field: FieldInfo) -> str:
+    alias = field.validation_alias
+    if isinstance(alias, AliasChoices):
+        alias = str(alias.choices[0])
+    return (alias if isinstance(alias, str) else settings.model_config.get("env_prefix", "") + name).upper()
+
+
+def _default(field: FieldInfo) -> str:
+    value = field.get_default(call_default_factory=True)
+    if value is PydanticUndefined:
+        return "required"
+    if value is None or isinstance(value, Secret | SecretStr | SecretBytes):
+        return "unset"
+    text = _text(value)
+    return f"`{text}`" if text else "empty"
+
+
+def _text(value: object) -> str:
+    if isinstance(value, Enum):
+        return _text(value.value)
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, Mapping):
+        return ",".join(f"{_text(key)}={_text(each)}" for key, each in value.items())
+    if isinstance(value, list | tuple | set | frozenset):
+        return ",".join(map(_text, value))
+    return str(value)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,51 @@
+#!/usr/bin/env bash
+# For each pattern: build the images, `docker compose up --wait`, run its end-to-end tests over the published ports,
+# remove everything. Beside a stack that runs already: project name and ports are of this run only.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+root=$PWD
+
+docker info >/dev/null 2>&1 || { echo "test-compose: no Docker engine answers" >&2; exit 1; }
+export COMPOSE_ANSI=never COMPOSE_PROGRESS=plain
+
+# A free port of the loopback address: what is under test here is nobody else's business.
+free_port() {
+  echo "127.0.0.1:$(.venv/bin/python -c 'from serving_common.testing import free_port; print(free_port())')"
+}
+
+tidy() {
+  local code=$?
+  trap - EXIT
+  if [ -n "${COMPOSE_PROJECT_NAME-}" ]; then
+    [ $code = 0 ] || { docker compose ps -a; docker compose logs --tail 50; } || true
+    docker compose down --volumes --timeout 10 >/dev/null 2>&1 || true
+  fi
+  exit $code
+}
+trap tidy EXIT
+
+for number in "$@"; do
+  cd "$root"
+  folder=$(echo "${number}"_*_pattern)
+  export COMPOSE_PROJECT_NAME=test-$number-$$
+  case $number in
+    06)
+      for name in PROXY SETOSA VERSICOLOR VIRGINICA; do export "${name}_PORT=$(free_port)"; done
+      export BASE_URL_06=http://$PROXY_PORT
+      for name in SETOSA VERSICOLOR VIRGINICA; do port=${name}_PORT && export "${name}_URL=http://${!port}"; done
+      ;;
+    *) echo "test-compose: nothing is known of pattern $number" >&2; exit 1 ;;
+  esac
+  cd "$folder"
+  printf '\n\033[1m%s\033[0m\n' "$folder in containers"
+  log=$(mktemp)
+  docker compose build >"$log" 2>&1 || { tail -n 40 "$log" >&2; exit 1; }
+  started=$(date +%s)
+  docker compose up --detach --wait >"$log" 2>&1 || { tail -n 40 "$log" >&2; exit 1; }
+  echo "healthy after $(($(date +%s) - started)) s"
+  docker compose images
+  "$root/.venv/bin/python" -m pytest tests/e2e
+  docker compose down --volumes --timeout 10 >"$log" 2>&1 || { tail -n 40 "$log" >&2; exit 1; }
+  unset COMPOSE_PROJECT_NAME
+  rm -f "$log"
+done
