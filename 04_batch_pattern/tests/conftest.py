@@ -15,8 +15,9 @@ from src.configurations import ApiSettings, JobSettings
 from src.db.database import Database, open_database
 from src.ml.prediction import IrisClassifier
 
+from serving_common.testing import wait_until
 from tests.processes import PATTERN, Stack
-from tests.servers import PrivateServer, Server, open_server, private_server, wait_until
+from tests.servers import PrivateServer, Server, open_server, private_server
 
 ROOT = PATTERN.parent
 
@@ -72,7 +73,8 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """An empty database of each kind."""
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path}/items.db"
-    return request.getfixturevalue("mysql_url")
+    url: str = request.getfixturevalue("mysql_url")
+    return url
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx
 
-from tests.servers import free_port, wait_until
+from serving_common.testing import answers, free_port, wait_until
 
 PATTERN = Path(__file__).parents[1]
 
@@ -40,7 +40,7 @@ class Stack:
         process = self._start("src.api.app", PORT=str(port), **variables)
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=60) as client:
             try:
-                wait_until(lambda: process.poll() is not None or _answers(client))
+                wait_until(lambda: process.poll() is not None or answers(f"{client.base_url}/health"))
                 assert process.poll() is None, process.communicate()[0]
                 yield client
             finally:
@@ -87,10 +87,3 @@ class Job:
     @property
     def actions(self) -> list[str]:
         return [line["action"] for line in self.log]
-
-
-def _answers(client: httpx.Client) -> bool:
-    try:
-        return client.get("/health").is_success
-    except httpx.TransportError:
-        return False

@@ -35,7 +35,7 @@ VALUES = type_coerce(items.c["values"], Text).label("values")
 PREDICTION = type_coerce(items.c.prediction, Text).label("prediction")
 SELECT_ITEMS = select(items.c.id, VALUES, PREDICTION, items.c.created_datetime, items.c.error)
 
-Statement = TypeVar("Statement", bound=Select[Any])
+Statement = TypeVar("Statement", bound=Select[*tuple[Any, ...]])
 Filter = Sequence[ColumnElement[bool]]
 ALL: Filter = ()
 # Both columns each time: together they are the index that yields the rows in the order of their ids.

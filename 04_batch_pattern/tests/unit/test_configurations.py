@@ -56,4 +56,4 @@ def test_a_wrong_url_is_refused_without_being_shown(wrong):
 @pytest.mark.parametrize("name", ["batch_threads", "batch_chunk_size", "batch_slice_size"])
 def test_sizes_are_positive(name):
     with pytest.raises(ValidationError):
-        JobSettings(**{name: 0})
+        JobSettings.model_validate({name: 0})
