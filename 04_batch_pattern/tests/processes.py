@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from typing import Any
 
 import httpx
 
-from serving_common.testing import answers, free_port, wait_until
+from serving_common.testing import free_port, running
 
 PATTERN = Path(__file__).parents[1]
 
@@ -25,7 +26,16 @@ class Stack:
 
     def job(self, *arguments: str, **variables: str) -> "Job":
         """Start a job."""
-        return Job(self._start("src.task.job", *arguments, **variables))
+        return Job(
+            subprocess.Popen(
+                [sys.executable, "-m", "src.task.job", *arguments],
+                cwd=PATTERN,
+                env={**os.environ, **self.environment, **variables},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+        )
 
     def run_job(self, *arguments: str, **variables: str) -> "Job":
         """One whole batch that succeeded."""
@@ -34,35 +44,25 @@ class Stack:
         return job
 
     @contextmanager
-    def api(self, **variables: str) -> Iterator[httpx.Client]:
+    def api(self) -> Iterator[httpx.Client]:
         """A client of a started API."""
         port = free_port()
-        process = self._start("src.api.app", PORT=str(port), **variables)
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=60) as client:
-            try:
-                wait_until(lambda: process.poll() is not None or answers(f"{client.base_url}/health"))
-                assert process.poll() is None, process.communicate()[0]
+        url = f"http://127.0.0.1:{port}"
+        with tempfile.TemporaryDirectory() as folder:
+            environment = self.environment | {"PORT": str(port)}
+            log = Path(folder) / "api.log"
+            with (
+                running("src.api.app", cwd=PATTERN, env=environment, log=log, ready=f"{url}/health") as process,
+                httpx.Client(base_url=url, trust_env=False, timeout=60) as client,
+            ):
                 yield client
-            finally:
-                process.terminate()
-                process.communicate(timeout=20)
-
-    def _start(self, module: str, *arguments: str, **variables: str) -> "subprocess.Popen[str]":
-        return subprocess.Popen(
-            [sys.executable, "-m", module, *arguments],
-            cwd=PATTERN,
-            env={**os.environ, **self.environment, **variables},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+                assert process.stop() == 0, process.log
 
 
 class Job:
     def __init__(self, process: "subprocess.Popen[str]") -> None:
         self.process = process
         self.log: list[dict[str, Any]] = []
-        self.peak_rss_mb = 0.0
 
     def read_until(self, action: str) -> dict[str, Any]:
         """The next line of the log whose action begins so."""
@@ -75,13 +75,8 @@ class Job:
 
     def wait(self) -> int:
         """The exit code."""
-        assert self.process.stdout
-        self.log += [json.loads(line) for line in self.process.stdout]
-        # Popen.wait does not tell what the process used.
-        _, status, usage = os.wait4(self.process.pid, 0)
-        self.process.returncode = os.waitstatus_to_exitcode(status)
-        self.peak_rss_mb = usage.ru_maxrss / (1024 if sys.platform == "linux" else 1024**2)
-        self.process.stdout.close()
+        output, _ = self.process.communicate(timeout=300)
+        self.log += [json.loads(line) for line in output.splitlines()]
         return self.process.returncode
 
     @property

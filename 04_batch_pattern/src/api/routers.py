@@ -2,7 +2,7 @@
 
 from typing import Annotated, cast
 
-from fastapi import APIRouter, Body, Depends, Path, Query, Request, Response
+from fastapi import APIRouter, Body, Depends, HTTPException, Path, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
 from serving_common.errors import NotFound
@@ -79,6 +79,12 @@ def list_predicted(database: DatabaseDep, after_id: AfterId = 0, limit: Limit = 
 def list_failed(database: DatabaseDep, after_id: AfterId = 0, limit: Limit = None) -> StreamingResponse:
     """Items that the job could not predict, with the reason."""
     return StreamingResponse(json_array(database, cruds.FAILED, after_id, limit), media_type=JSON)
+
+
+@router.get("/data/list", include_in_schema=False)
+async def list_is_no_id() -> None:
+    """405 as for any other path: this one is not asked for an item called `list`."""
+    raise HTTPException(405, "Method Not Allowed", {"Allow": "POST"})
 
 
 @router.get("/data/{id}", response_model=Item, responses=documented(400, 404, 503))

@@ -7,7 +7,6 @@ from typing import Any, TypeVar, cast
 
 import orjson
 from sqlalchemy import (
-    BindParameter,
     ColumnElement,
     Select,
     Table,
@@ -16,6 +15,7 @@ from sqlalchemy import (
     delete,
     func,
     insert,
+    literal_column,
     select,
     text,
     type_coerce,
@@ -98,7 +98,7 @@ def _insert(db: Session, rows: Sequence[Mapping[str, object]]) -> list[int]:
 def select_items(db: Session, which: Filter, after_id: int, limit: int) -> list[StoredItem]:
     """So many of these rows with ids greater than `after_id`, in the order of their ids."""
     statement = _by_index(SELECT_ITEMS, which).where(items.c.id > after_id).order_by(items.c.id).limit(limit)
-    return [StoredItem(*row) for row in db.execute(statement)]
+    return [StoredItem(*row) for row in db.execute(statement).all()]
 
 
 def select_by_id(db: Session, item_id: int) -> StoredItem | None:
@@ -129,7 +129,7 @@ def claim_items(db: Session, which: Filter, after_id: int, last_id: int, limit: 
         .limit(limit)
         .with_for_update(skip_locked=True)
     )
-    return [ClaimedItem(*row) for row in db.execute(statement)]
+    return [ClaimedItem(*row) for row in db.execute(statement).all()]
 
 
 def register_predictions(db: Session, predictions: Mapping[int, str], model_version: str) -> None:
@@ -140,15 +140,22 @@ def register_predictions(db: Session, predictions: Mapping[int, str], model_vers
     """
     if not predictions:
         return
-    db.execute(CreateTable(new_predictions, if_not_exists=True))
-    rows = [{"id": item_id, "prediction": prediction} for item_id, prediction in predictions.items()]
-    db.execute(insert(new_predictions), rows)
+    connection = db.connection()
+    connection.execute(CreateTable(new_predictions, if_not_exists=True))
+    # Past SQLAlchemy, which would look at each row's parameters in Python before the driver does.
+    mark = "?" if connection.dialect.paramstyle == "qmark" else "%s"
+    connection.exec_driver_sql(
+        f"INSERT INTO new_predictions (id, prediction) VALUES ({mark}, {mark})",  # noqa: S608 - placeholders only
+        list(predictions.items()),
+    )
     # A join would read better, but MySQL and MariaDB then write all rows aside before they write them where they
-    # belong. The ids stand in the statement itself because SQLite limits its parameters.
+    # belong. The ids stand in the statement itself because SQLite limits its parameters; being different each time,
+    # it is not worth a place in SQLAlchemy's cache.
     new = select(new_predictions.c.prediction).where(new_predictions.c.id == items.c.id).scalar_subquery()
-    ids: BindParameter[list[int]] = bindparam("ids", list(predictions), expanding=True, literal_execute=True)
-    db.execute(update(items).where(items.c.id.in_(ids)).values(prediction=new, model_version=model_version))
-    db.execute(delete(new_predictions))
+    ids: ColumnElement[int] = literal_column(", ".join(map(str, predictions)))
+    statement = update(items).where(items.c.id.in_([ids])).values(prediction=new, model_version=model_version)
+    connection.execute(statement, execution_options={"compiled_cache": None})
+    connection.execute(delete(new_predictions))
 
 
 def register_errors(db: Session, errors: Mapping[int, str]) -> None:

@@ -88,7 +88,9 @@ def _create_engine(settings: DatabaseSettings) -> Engine:
     }
     if url.get_backend_name() == "sqlite":
         Path(str(url.database)).parent.mkdir(parents=True, exist_ok=True)
-        engine = create_engine(url, **common, connect_args={"timeout": settings.database_timeout_s})
+        # Statements are not kept prepared: each bulk UPDATE is another one, with thousands of ids, and a megabyte.
+        connect_args = {"timeout": settings.database_timeout_s, "cached_statements": 0}
+        engine = create_engine(url, **common, connect_args=connect_args)
         event.listen(engine, "connect", _set_up_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
         return engine

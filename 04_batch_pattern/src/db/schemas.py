@@ -45,7 +45,8 @@ class Item(TypedDict):
     prediction: Annotated[
         dict[str, float] | None, Field(description="Probability of each class, once the job has run.")
     ]
-    created_datetime: Annotated[datetime, Field(description="UTC, without a suffix.")]
+    # No JSON Schema date-time, which would have to have a zone.
+    created_datetime: Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d$", description="UTC.")]
     error: NotRequired[Annotated[str, Field(description="Only where the job could not predict these values: why.")]]
 
 

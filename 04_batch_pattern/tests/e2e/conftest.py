@@ -11,7 +11,7 @@ import pytest
 from tests.conftest import environment_of
 from tests.processes import Stack
 
-JOB_WAIT_S = "0.5"
+JOB_WAIT_S = "3"
 
 
 @pytest.fixture(scope="session")
