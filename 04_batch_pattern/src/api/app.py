@@ -1,0 +1,48 @@
+"""The API: `python -m src.api.app`."""
+
+from collections.abc import AsyncIterator
+from contextlib import ExitStack, asynccontextmanager
+
+from anyio import to_thread
+from fastapi import FastAPI
+
+from serving_common.service import api_key_required, create_service, lazy_app, serve
+from serving_common.settings import load
+from src.api.routers import health_router, router
+from src.configurations import ApiSettings
+from src.db.database import open_database
+from src.ml.metadata import read_metadata
+
+
+def create_app(settings: ApiSettings) -> FastAPI:
+    """The API on the database that these settings name."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        app.state.metadata = read_metadata(settings.model_filepath, settings.label_filepath)
+        with ExitStack() as stack:
+            app.state.database = await to_thread.run_sync(stack.enter_context, open_database(settings))
+            yield
+
+    app = create_service(
+        settings,
+        title="Iris, registered now and predicted later",
+        description="Stores flowers; the batch job predicts all that are waiting.",
+        lifespan=lifespan,
+        invalid_input=400,
+        invalid_detail="Invalid data format",
+    )
+    app.include_router(health_router)
+    app.include_router(router, dependencies=api_key_required(settings))
+    return app
+
+
+def main() -> None:
+    settings = load(ApiSettings)
+    serve(create_app(settings), "api", settings)
+
+
+__getattr__ = lazy_app(lambda: create_app(load(ApiSettings)))
+
+if __name__ == "__main__":
+    main()

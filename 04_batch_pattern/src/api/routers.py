@@ -1,0 +1,97 @@
+"""Endpoints. Those that use the database are plain functions: FastAPI runs them in threads."""
+
+from typing import Annotated, cast
+
+from fastapi import APIRouter, Body, Depends, HTTPException, Path, Query, Request, Response
+from fastapi.responses import StreamingResponse
+
+from serving_common.errors import NotFound
+from serving_common.problems import documented
+from src.api.listing import json_array
+from src.constants import MAX_ID
+from src.db import cruds
+from src.db.database import Database
+from src.db.schemas import Health, Item, ItemBase, ItemList, ModelMetadata
+
+JSON = "application/json"
+
+
+async def _database(request: Request) -> Database:
+    return cast(Database, request.app.state.database)
+
+
+DatabaseDep = Annotated[Database, Depends(_database)]
+AfterId = Annotated[int, Query(ge=0, le=MAX_ID, description="Only items with greater ids.")]
+Limit = Annotated[int | None, Query(ge=1, description="At most so many items; the rest with after_id.")]
+
+health_router = APIRouter(tags=["health"])
+router = APIRouter(tags=["data"], responses=documented(401))
+
+
+@health_router.get("/health", responses=documented(503))
+def health(database: DatabaseDep) -> Health:
+    """Whether the database answers."""
+    database.ping()
+    return {"status": "ok"}
+
+
+@router.get("/metadata")
+async def metadata(request: Request) -> ModelMetadata:
+    """The model with which the job predicts."""
+    return cast(ModelMetadata, request.app.state.metadata)
+
+
+@router.post("/data", response_model=Item, responses=documented(400, 413, 503))
+def register(item: Annotated[ItemBase, Body()], database: DatabaseDep) -> Response:
+    """Store one flower. It is predicted by the next batch."""
+    with database.transaction() as db:
+        [stored] = cruds.register_items(db, [item["values"]])
+    return Response(stored.to_json(), media_type=JSON)
+
+
+@router.post("/data/list", response_model=list[Item], responses=documented(400, 413, 503))
+def register_list(items: Annotated[ItemList, Body()], database: DatabaseDep) -> Response:
+    """Store many flowers: all of them, or none."""
+    with database.transaction() as db:
+        stored = cruds.register_items(db, [item["values"] for item in items])
+    return Response(b"[" + b",".join([item.to_json() for item in stored]) + b"]", media_type=JSON)
+
+
+@router.get("/data/all", response_model=list[Item], responses=documented(400, 503))
+def list_all(database: DatabaseDep, after_id: AfterId = 0, limit: Limit = None) -> StreamingResponse:
+    """All items."""
+    return StreamingResponse(json_array(database, cruds.ALL, after_id, limit), media_type=JSON)
+
+
+@router.get("/data/unpredicted", response_model=list[Item], responses=documented(400, 503))
+def list_unpredicted(database: DatabaseDep, after_id: AfterId = 0, limit: Limit = None) -> StreamingResponse:
+    """Items that wait for the next batch."""
+    return StreamingResponse(json_array(database, cruds.UNPREDICTED, after_id, limit), media_type=JSON)
+
+
+@router.get("/data/predicted", response_model=list[Item], responses=documented(400, 503))
+def list_predicted(database: DatabaseDep, after_id: AfterId = 0, limit: Limit = None) -> StreamingResponse:
+    """Items with a prediction."""
+    return StreamingResponse(json_array(database, cruds.PREDICTED, after_id, limit), media_type=JSON)
+
+
+@router.get("/data/failed", response_model=list[Item], responses=documented(400, 503))
+def list_failed(database: DatabaseDep, after_id: AfterId = 0, limit: Limit = None) -> StreamingResponse:
+    """Items that the job could not predict, with the reason."""
+    return StreamingResponse(json_array(database, cruds.FAILED, after_id, limit), media_type=JSON)
+
+
+@router.get("/data/list", include_in_schema=False)
+async def list_is_no_id() -> None:
+    """405 as for any other path: this one is not asked for an item called `list`."""
+    raise HTTPException(405, "Method Not Allowed", {"Allow": "POST"})
+
+
+@router.get("/data/{id}", response_model=Item, responses=documented(400, 404, 503))
+def get_item(item_id: Annotated[int, Path(alias="id")], database: DatabaseDep) -> Response:
+    """One item."""
+    with database.transaction() as db:
+        stored = cruds.select_by_id(db, item_id)
+    if stored is None:
+        raise NotFound("Item not found")
+    return Response(stored.to_json(), media_type=JSON)

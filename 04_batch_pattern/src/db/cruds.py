@@ -1,0 +1,194 @@
+"""What is done to the tables, in SQL that SQLite, MySQL and MariaDB share."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, TypeVar, cast
+
+import orjson
+from sqlalchemy import (
+    ColumnElement,
+    Select,
+    Table,
+    Text,
+    bindparam,
+    delete,
+    func,
+    insert,
+    literal_column,
+    select,
+    text,
+    type_coerce,
+    update,
+)
+from sqlalchemy.orm import Session
+from sqlalchemy.schema import CreateTable
+
+from src.constants import INSERT_PAGE_ROWS, MAX_ERROR_LENGTH, MAX_ID
+from src.db.models import BatchRun, Item, new_predictions
+from src.db.schemas import Features, StoredItem
+
+items = cast(Table, Item.__table__)
+
+# JSON as the text that it is: it is sent or parsed elsewhere, without SQLAlchemy parsing each row's before.
+VALUES = type_coerce(items.c["values"], Text).label("values")
+PREDICTION = type_coerce(items.c.prediction, Text).label("prediction")
+SELECT_ITEMS = select(items.c.id, VALUES, PREDICTION, items.c.created_datetime, items.c.error)
+
+Statement = TypeVar("Statement", bound=Select[*tuple[Any, ...]])
+Filter = Sequence[ColumnElement[bool]]
+ALL: Filter = ()
+# Both columns each time: together they are the index that yields the rows in the order of their ids.
+UNPREDICTED: Filter = (items.c.is_predicted == 0, items.c.is_failed == 0)
+PREDICTED: Filter = (items.c.is_predicted == 1, items.c.is_failed == 0)
+FAILED: Filter = (items.c.is_predicted == 0, items.c.is_failed == 1)
+
+
+def predicted_by(model_version: str) -> Filter:
+    """The rows whose prediction is this model's."""
+    return (*PREDICTED, items.c.model_version == model_version)
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """How many rows there are, and their first and last id (0 and 0 where there are none)."""
+
+    count: int
+    first_id: int
+    last_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimedItem:
+    """A row that no other job can claim before this transaction ends."""
+
+    id: int
+    values: str  # JSON
+
+
+# --- the API ---
+
+
+def register_items(db: Session, rows: Sequence[Features]) -> list[StoredItem]:
+    """Store flowers for the job to predict; their ids ascend in the order of the rows."""
+    now = datetime.now(UTC).replace(tzinfo=None, microsecond=0)
+    ids = _insert(db, [{"values": values, "created_datetime": now} for values in rows])
+    return [
+        StoredItem(item_id, orjson.dumps(values).decode(), None, now, None)
+        for item_id, values in zip(ids, rows, strict=True)
+    ]
+
+
+def _insert(db: Session, rows: Sequence[Mapping[str, object]]) -> list[int]:
+    connection = db.connection()
+    if connection.dialect.insert_executemany_returning_sort_by_parameter_order:
+        returning = insert(items).returning(items.c.id, sort_by_parameter_order=True)
+        return list(connection.scalars(returning, rows))
+    # MySQL has no RETURNING. But an INSERT of several rows gets consecutive ids and tells the first of them; the step
+    # is 1 unless several servers share the writing.
+    step = connection.scalar(text("SELECT @@auto_increment_increment"))
+    ids: list[int] = []
+    for start in range(0, len(rows), INSERT_PAGE_ROWS):
+        page = rows[start : start + INSERT_PAGE_ROWS]
+        first = connection.execute(insert(items), page).lastrowid
+        ids += range(first, first + len(page) * step, step)
+    return ids
+
+
+def select_items(db: Session, which: Filter, after_id: int, limit: int) -> list[StoredItem]:
+    """So many of these rows with ids greater than `after_id`, in the order of their ids."""
+    statement = _by_index(SELECT_ITEMS, which).where(items.c.id > after_id).order_by(items.c.id).limit(limit)
+    return [StoredItem(*row) for row in db.execute(statement).all()]
+
+
+def select_by_id(db: Session, item_id: int) -> StoredItem | None:
+    if not 0 < item_id <= MAX_ID:
+        return None
+    row = db.execute(SELECT_ITEMS.where(items.c.id == item_id)).one_or_none()
+    return None if row is None else StoredItem(*row)
+
+
+# --- the job ---
+
+
+def count_items(db: Session, which: Filter) -> Found:
+    statement = select(func.count(), func.min(items.c.id), func.max(items.c.id)).select_from(items)
+    row = db.execute(_by_index(statement, which)).one()
+    return Found(row[0], row[1] or 0, row[2] or 0)
+
+
+def claim_items(db: Session, which: Filter, after_id: int, last_id: int, limit: int) -> list[ClaimedItem]:
+    """So many of these rows, in the order of their ids, locked. Rows that another job has locked are passed over.
+
+    In SQLite the transaction itself is the lock.
+    """
+    statement = (
+        _by_index(select(items.c.id, VALUES), which)
+        .where(items.c.id > after_id, items.c.id <= last_id)
+        .order_by(items.c.id)
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+    )
+    return [ClaimedItem(*row) for row in db.execute(statement).all()]
+
+
+def register_predictions(db: Session, predictions: Mapping[int, str], model_version: str) -> None:
+    """Store predictions, id to JSON, of claimed rows: all of them in one UPDATE.
+
+    Drivers know no bulk UPDATE; their executemany is one statement per row. So the predictions are inserted, which
+    does go in bulk, into a temporary table first.
+    """
+    if not predictions:
+        return
+    connection = db.connection()
+    connection.execute(CreateTable(new_predictions, if_not_exists=True))
+    # Past SQLAlchemy, which would look at each row's parameters in Python before the driver does.
+    mark = "?" if connection.dialect.paramstyle == "qmark" else "%s"
+    connection.exec_driver_sql(
+        f"INSERT INTO new_predictions (id, prediction) VALUES ({mark}, {mark})",  # noqa: S608 - placeholders only
+        list(predictions.items()),
+    )
+    # A join would read better, but MySQL and MariaDB then write all rows aside before they write them where they
+    # belong. The ids stand in the statement itself because SQLite limits its parameters; being different each time,
+    # it is not worth a place in SQLAlchemy's cache.
+    new = select(new_predictions.c.prediction).where(new_predictions.c.id == items.c.id).scalar_subquery()
+    ids: ColumnElement[int] = literal_column(", ".join(map(str, predictions)))
+    statement = update(items).where(items.c.id.in_([ids])).values(prediction=new, model_version=model_version)
+    connection.execute(statement, execution_options={"compiled_cache": None})
+    connection.execute(delete(new_predictions))
+
+
+def register_errors(db: Session, errors: Mapping[int, str]) -> None:
+    """Store why claimed rows cannot be predicted, id to reason: they are not tried again."""
+    if errors:
+        statement = update(items).where(items.c.id == bindparam("item_id")).values(error=bindparam("reason"))
+        rows = [{"item_id": item_id, "reason": reason[:MAX_ERROR_LENGTH]} for item_id, reason in errors.items()]
+        db.connection().execute(statement, rows)
+
+
+def start_run(db: Session, model_version: str) -> int:
+    """The id of a new row of batch_runs."""
+    run = BatchRun(model_version=model_version)
+    db.add(run)
+    db.flush()
+    return run.id
+
+
+def count_in_run(db: Session, run_id: int, predicted: int, errors: int) -> None:
+    """Add to the figures of a run, in the transaction that they are about."""
+    counts = {
+        BatchRun.predicted_rows: BatchRun.predicted_rows + predicted,
+        BatchRun.error_rows: BatchRun.error_rows + errors,
+    }
+    db.execute(update(BatchRun).where(BatchRun.id == run_id).values(counts))
+
+
+def end_run(db: Session, run_id: int) -> None:
+    db.execute(update(BatchRun).where(BatchRun.id == run_id).values(ended_datetime=func.current_timestamp()))
+
+
+def _by_index(statement: Statement, which: Filter) -> Statement:
+    if not which:
+        return statement
+    # MySQL would go by its statistics, which are old just after many rows have changed: so, after every batch.
+    return statement.where(*which).with_hint(items, "FORCE INDEX (ix_items_state)", "mysql")

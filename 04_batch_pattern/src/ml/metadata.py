@@ -1,0 +1,66 @@
+"""What there is to know about the model without running it."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from serving_common import iris
+from serving_common.errors import StartupError
+from src.db.schemas import ModelMetadata
+
+
+def model_version(model_filepath: Path) -> str:
+    """A name for exactly these bytes: the file's SHA-256, first 12 hexadecimal digits.
+
+    Raises:
+        StartupError: there is no such file.
+    """
+    try:
+        return hashlib.sha256(model_filepath.read_bytes()).hexdigest()[:12]
+    except OSError as exc:
+        raise StartupError(f"there is no model at {model_filepath} (build it with: python -m models.build)") from exc
+
+
+def read_labels(label_filepath: Path) -> dict[str, str]:
+    """The classes' names by index: `{"0": "setosa", …}`.
+
+    Raises:
+        StartupError: the file is missing or something else.
+    """
+    try:
+        labels = json.loads(label_filepath.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as exc:
+        raise StartupError(f"there are no labels at {label_filepath}: {exc}") from exc
+    if not isinstance(labels, dict) or list(labels) != [str(index) for index in range(len(labels))]:
+        raise StartupError(f"{label_filepath} does not map 0, 1, … to the names of the classes")
+    return labels
+
+
+def read_metadata(model_filepath: Path, label_filepath: Path) -> ModelMetadata:
+    """What GET /metadata answers. A model that has no manifest beside it, the user's own, has no figures.
+
+    Raises:
+        StartupError: model or labels are missing.
+    """
+    entry = _manifest_entry(model_filepath)
+    return {
+        "name": model_filepath.stem,
+        "version": model_version(model_filepath),
+        "inputs": entry.get("inputs", []),
+        "outputs": entry.get("outputs", []),
+        "labels": read_labels(label_filepath),
+        "weights": entry.get("weights"),
+        "accuracy": entry.get("metrics", {}).get("accuracy"),
+        "data_names": list(iris.FEATURES),
+        "data_sample": iris.SAMPLE,
+    }
+
+
+def _manifest_entry(model_filepath: Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads((model_filepath.parent / "manifest.json").read_text(encoding="utf-8"))
+        entry: dict[str, Any] = manifest["artifacts"][model_filepath.stem]
+    except (OSError, ValueError, LookupError):
+        return {}
+    return entry

@@ -1,0 +1,187 @@
+"""The pattern, `python -m src.task.job`: predict what has been registered until now, as fast as the database can.
+
+wait ─► claim a chunk ─► 4 threads, one model run per slice ─► store it in one UPDATE ─► commit ─► nothing left: exit
+              ▲                                                                            │
+              └────────────────────────────────────────────────────────────────────────────┘
+
+The claim is a lock on the rows (FOR UPDATE SKIP LOCKED): any number of jobs share the work, and what a job had claimed
+when it died is waiting again.
+"""
+
+import argparse
+import signal
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import structlog
+
+from serving_common import logs
+from serving_common.errors import StartupError, Unavailable
+from serving_common.settings import load
+from src.configurations import JobSettings
+from src.constants import CHUNK_TRIES, RETRY_AFTER_S
+from src.db import cruds
+from src.db.database import Database, LostToAnother, open_database
+from src.ml.prediction import IrisClassifier
+from src.task import metrics
+from src.task.progress import Progress
+from src.task.worker import Outcome, predict_all
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """All that the chunks of one run have in common."""
+
+    run_id: int
+    found: cruds.Found
+    which: cruds.Filter
+    is_repredicting: bool
+    database: Database
+    classifier: IrisClassifier
+    executor: Executor
+    settings: JobSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """What came of the rows up to this id."""
+
+    last_id: int
+    outcome: Outcome
+
+
+def predict_chunk(batch: Batch, after_id: int) -> Chunk | None:
+    """Predict the next rows after this id, or return None if there is none. All of the chunk is stored, or nothing."""
+    with batch.database.transaction(locks=True) as db:
+        rows = cruds.claim_items(db, batch.which, after_id, batch.found.last_id, batch.settings.batch_chunk_size)
+        if not rows:
+            return None
+        outcome = predict_all(batch.executor, batch.classifier, rows, batch.settings.batch_slice_size)
+        cruds.register_predictions(db, outcome.predictions, batch.classifier.version)
+        if not batch.is_repredicting:  # there, the older prediction stays
+            cruds.register_errors(db, outcome.errors)
+        cruds.count_in_run(db, batch.run_id, len(outcome.predictions), len(outcome.errors))
+    return Chunk(rows[-1].id, outcome)
+
+
+def predict_next_chunk(batch: Batch, after_id: int) -> Chunk | None:
+    """The same, again if another transaction gets in the way.
+
+    Raises:
+        Unavailable: the database is away, or something has got in the way each time.
+    """
+    for _ in range(CHUNK_TRIES - 1):
+        try:
+            return predict_chunk(batch, after_id)
+        except LostToAnother:
+            time.sleep(RETRY_AFTER_S)
+    return predict_chunk(batch, after_id)
+
+
+def run_batch(
+    database: Database,
+    classifier: IrisClassifier,
+    settings: JobSettings,
+    stopping: threading.Event,
+    repredict: str | None = None,
+) -> None:
+    """Predict all rows that wait at this moment, or until `stopping` is set.
+
+    Args:
+        repredict: predict the rows of this older version of the model instead.
+
+    Raises:
+        Unavailable: the database is away. What was done until then is stored.
+    """
+    started = time.perf_counter()
+    log.info("starting batch", model_version=classifier.version)
+    which = cruds.UNPREDICTED if repredict is None else cruds.predicted_by(repredict)
+    with database.transaction() as db:
+        run_id = cruds.start_run(db, classifier.version)
+        found = cruds.count_items(db, which)
+    log.info(f"found {found.count} {'unpredicted items' if repredict is None else f'items of model {repredict}'}")
+    log.info(f"starting inference with {settings.batch_threads} threads")
+    with ThreadPoolExecutor(settings.batch_threads) as executor, Progress(found) as progress:
+        batch = Batch(
+            run_id=run_id,
+            found=found,
+            which=which,
+            is_repredicting=repredict is not None,
+            database=database,
+            classifier=classifier,
+            executor=executor,
+            settings=settings,
+        )
+        after_id = found.first_id - 1
+        while not stopping.is_set() and (chunk := predict_next_chunk(batch, after_id)):
+            after_id = chunk.last_id
+            for item_id, reason in chunk.outcome.errors.items():
+                log.warning("item cannot be predicted", item_id=item_id, reason=reason)
+            progress.advance(len(chunk.outcome.predictions), len(chunk.outcome.errors), after_id)
+    with database.transaction() as db:
+        cruds.end_run(db, run_id)
+    duration_s = time.perf_counter() - started
+    if stopping.is_set():
+        log.info("batch stopped early; the next one goes on from here")
+    else:
+        log.info("batch completed successfully")
+        metrics.publish(settings, predicted=progress.predicted, errors=progress.errors, duration_s=duration_s)
+    log.info(
+        f"processed {progress.predicted} items in {duration_s:.1f} seconds",
+        items=progress.predicted,
+        errors=progress.errors,
+        duration_ms=round(duration_s * 1000, 1),
+        rows_per_s=round(progress.predicted / duration_s),
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The exit code: 0 after a batch or a signal, 1 if there was none; one line in the log says why."""
+    parser = argparse.ArgumentParser(prog="python -m src.task.job", description="Predict all items that wait for it.")
+    parser.add_argument("--once", action="store_true", help="one batch, then exit: what it does anyway")
+    parser.add_argument("--no-wait", action="store_true", help="start at once, not after JOB_WAIT_SECONDS")
+    parser.add_argument("--repredict", metavar="VERSION", help="predict the items of this older model again")
+    arguments = parser.parse_args(argv)
+    settings = load(JobSettings)
+    logs.configure("job", settings)
+    stopping = stop_event()
+    try:
+        classifier = IrisClassifier.load(settings.model_filepath, settings.label_filepath)
+        if arguments.repredict == classifier.version:
+            raise StartupError(f"{classifier.version} is the version of the current model, not an older one")
+        if not arguments.no_wait:
+            log.info(f"waiting for batch to start ({settings.job_wait_seconds:g} seconds)")
+            stopping.wait(settings.job_wait_seconds)
+        if not stopping.is_set():
+            with open_database(settings) as database:
+                run_batch(database, classifier, settings, stopping, arguments.repredict)
+    except (StartupError, Unavailable) as exc:
+        log.critical("batch failed", reason=str(exc))
+        return 1
+    except Exception:
+        log.exception("batch failed")
+        return 1
+    return 0
+
+
+def stop_event() -> threading.Event:
+    """Set by SIGTERM and SIGINT: the chunk in hand is finished. A second signal ends the process at once."""
+    stopping = threading.Event()
+
+    def stop(signal_number: int, _frame: object) -> None:
+        signal.signal(signal_number, signal.SIG_DFL)
+        stopping.set()
+
+    for signal_number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(signal_number, stop)
+    return stopping
+
+
+if __name__ == "__main__":
+    sys.exit(main())

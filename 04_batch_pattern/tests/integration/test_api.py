@@ -1,0 +1,197 @@
+"""The API over HTTP, on SQLite and on a MySQL or MariaDB server."""
+
+import httpx
+import pytest
+from sqlalchemy import text
+from src.configurations import ApiSettings
+from src.constants import READ_PAGE_ROWS
+from src.db import cruds
+
+from tests.conftest import serving
+
+ROW = [5.1, 3.5, 1.4, 0.2]
+OUT_OF_RANGE = "must be a number greater than 0.0 and less than 10.0"
+
+
+def test_register_one_and_get_it(api):
+    registered = api.post("/data", json={"values": ROW, "unknown": "ignored"})
+    assert registered.status_code == 200
+    item = registered.json()
+    assert item.keys() == {"id", "values", "prediction", "created_datetime"}
+    assert (item["values"], item["prediction"]) == (ROW, None)
+    assert len(item["created_datetime"]) == len("2025-11-13T10:00:00")
+    assert api.get(f"/data/{item['id']}").json() == item
+    assert api.get("/data/unpredicted").json() == api.get("/data/all").json() == [item]
+    assert api.get("/data/predicted").json() == api.get("/data/failed").json() == []
+
+
+@pytest.mark.parametrize("wrap", [lambda items: items, lambda items: {"items": items}], ids=["list", "items"])
+def test_register_ten_thousand(api, wrap):
+    items = [{"values": [5.1, 3.5, 1.4, 0.2 + number / 10_000]} for number in range(10_000)]
+    registered = api.post("/data/list", json=wrap(items))
+    assert registered.status_code == 200
+    stored = registered.json()
+    assert [item["values"] for item in stored] == [item["values"] for item in items]
+    ids = [item["id"] for item in stored]
+    assert ids == sorted(set(ids))
+    assert api.get("/data/all").json() == stored
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "error"),
+    [
+        ("/data", {}, {"field": "values", "reason": "is missing"}),
+        ("/data", {"values": None}, {"field": "values", "reason": "must be a valid list"}),
+        ("/data", {"values": []}, {"field": "values"}),
+        ("/data", {"values": [1, 2, 3]}, {"field": "values"}),
+        ("/data", {"values": [1, 2, 3, 4, 5]}, {"field": "values"}),
+        ("/data", {"values": ["5.1", 3.5, 1.4, 0.2]}, {"field": "sepal_length", "reason": OUT_OF_RANGE}),
+        ("/data", {"values": [5.1, True, 1.4, 0.2]}, {"field": "sepal_width", "reason": OUT_OF_RANGE}),
+        ("/data", {"values": [5.1, 3.5, None, 0.2]}, {"field": "petal_length", "reason": OUT_OF_RANGE}),
+        ("/data", {"values": [5.1, 3.5, 1.4, 0.0]}, {"field": "petal_width", "reason": OUT_OF_RANGE}),
+        ("/data", {"values": [5.1, 3.5, 1.4, 10.0]}, {"field": "petal_width", "reason": OUT_OF_RANGE}),
+        ("/data", {"values": [5.1, 3.5, 1.4, -1]}, {"field": "petal_width", "reason": OUT_OF_RANGE}),
+        ("/data", {"values": [ROW]}, {"field": "sepal_length", "reason": OUT_OF_RANGE}),
+        ("/data", [], {"field": "body"}),
+        ("/data", "text", {"field": "body"}),
+        ("/data/list", [], {"field": "body"}),
+        ("/data/list", {"items": []}, {"field": "body"}),
+        ("/data/list", {}, {"field": "body"}),
+        ("/data/list", None, {"field": "body"}),
+        ("/data/list", [{"values": ROW}, {"values": [1, 2, 3]}], {"row": 1, "field": "values"}),
+        (
+            "/data/list",
+            {"items": [{"values": ROW}, {"values": [1, 2, 3, 99]}]},
+            {"row": 1, "field": "petal_width", "reason": OUT_OF_RANGE},
+        ),
+    ],
+)
+def test_bad_input_is_400_and_stores_nothing(api, path, body, error):
+    answer = api.post(path, json=body)
+    assert answer.status_code == 400
+    problem = answer.json()
+    assert problem["detail"] == "Invalid data format"
+    assert error.items() <= problem["errors"][0].items()
+    assert problem["request_id"] == answer.headers["X-Request-ID"]
+    assert api.get("/data/all").json() == []
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"{", b"\xff", b'{"values": [NaN, 1, 1, 1]}', b'{"values": [1e999, 1, 1, 1]}', b"[" * 100_000]
+)
+def test_what_is_no_json_is_400(api, body):
+    answer = api.post("/data", content=body, headers={"Content-Type": "application/json"})
+    assert answer.status_code == 400
+    assert answer.json()["detail"] == "Invalid data format"
+
+
+@pytest.mark.parametrize("item_id", ["0", "-1", "1", "2147483648", "9223372036854775808", "9" * 100])
+def test_an_unknown_id_is_404(api, item_id):
+    answer = api.get(f"/data/{item_id}")
+    assert answer.status_code == 404
+    assert answer.json()["detail"] == "Item not found"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/data/abc",
+        "/data/1.5",
+        "/data/1e3",
+        "/data/" + "9" * 5000,
+        "/data/all?limit=0",
+        "/data/all?limit=x",
+        "/data/predicted?after_id=-1",
+        "/data/unpredicted?after_id=9223372036854775808",
+    ],
+)
+def test_what_is_no_id_and_no_limit_is_400(api, path):
+    answer = api.get(path)
+    assert answer.status_code == 400
+    assert answer.json()["detail"] == "Invalid data format"
+
+
+def test_lists_are_whole_beyond_a_page(api, database):
+    count = 2 * READ_PAGE_ROWS + 1
+    with database.transaction() as db:
+        ids = [item.id for item in cruds.register_items(db, [ROW] * count)]
+    assert [item["id"] for item in api.get("/data/all").json()] == ids
+    exactly_two_pages = api.get("/data/all", params={"limit": 2 * READ_PAGE_ROWS}).json()
+    assert [item["id"] for item in exactly_two_pages] == ids[:-1]
+    rest = api.get("/data/all", params={"after_id": ids[-3], "limit": 10}).json()
+    assert [item["id"] for item in rest] == ids[-2:]
+
+
+def test_rows_of_other_software_are_shown_as_they_are(api, database):
+    with database.transaction() as db:
+        for values in ("[1, 2, 3]", '"text"', "null", '{"a": [true]}'):
+            db.execute(text("INSERT INTO items (`values`) VALUES (:values)"), {"values": values})
+    items = api.get("/data/all").json()
+    assert [item["values"] for item in items] == [[1, 2, 3], "text", None, {"a": [True]}]
+    assert [api.get(f"/data/{item['id']}").json() for item in items] == items
+
+
+def test_failed_rows_tell_why(api, database):
+    item = api.post("/data", json={"values": ROW}).json()
+    with database.transaction() as db:
+        cruds.register_errors(db, {item["id"]: "the reason"})
+    failed = {**item, "error": "the reason"}
+    assert api.get("/data/failed").json() == api.get("/data/all").json() == [failed]
+    assert api.get(f"/data/{item['id']}").json() == failed
+    assert api.get("/data/unpredicted").json() == []
+
+
+def test_metadata_and_health(api):
+    assert api.get("/health").json() == {"status": "ok"}
+    metadata = api.get("/metadata").json()
+    assert metadata["name"] == "iris_svc"
+    assert metadata["labels"] == {"0": "setosa", "1": "versicolor", "2": "virginica"}
+    assert metadata["outputs"][-1]["shape"] == ["N", 3]
+
+
+def test_without_its_table_the_api_says_so_and_recovers(api, database):
+    with database.transaction() as db:
+        db.execute(text("ALTER TABLE items RENAME TO moved"))
+    for answer in (api.get("/data/all"), api.get("/data/1"), api.post("/data", json={"values": ROW})):
+        assert answer.status_code >= 500
+        assert answer.json()["request_id"]
+    with database.transaction() as db:
+        db.execute(text("ALTER TABLE moved RENAME TO items"))
+    assert api.get("/data/all").json() == []
+
+
+def test_an_error_in_the_middle_is_no_complete_answer(api, database):
+    with database.transaction() as db:
+        cruds.register_items(db, [ROW] * 200_000)
+    with api.stream("GET", "/data/all") as answer:
+        assert answer.status_code == 200
+        parts = answer.iter_bytes()
+        assert next(parts).startswith(b'[{"id":1,')
+        # The rest does not fit into the sockets' buffers: its pages are not read yet.
+        with database.transaction() as db:
+            db.execute(text("ALTER TABLE items RENAME TO moved"))
+        with pytest.raises(httpx.RemoteProtocolError, match="incomplete"):
+            for _ in parts:
+                pass
+
+
+def test_a_large_body_is_413(settings):
+    with serving(settings.model_copy(update={"max_body_bytes": 100})) as api:
+        answer = api.post("/data/list", json=[{"values": ROW}] * 10)
+        assert answer.status_code == 413
+        assert api.post("/data", json={"values": ROW}).status_code == 200
+
+
+def test_the_api_key_guards_the_data(settings, monkeypatch):
+    monkeypatch.setenv("API_KEY", "secret")
+    with serving(ApiSettings()) as api:
+        assert api.get("/data/all").status_code == 401
+        assert api.post("/data", json={"values": ROW}).status_code == 401
+        assert api.get("/data/all", headers={"X-API-Key": "secret"}).json() == []
+        assert api.get("/health").status_code == 200
+
+
+def test_requests_are_counted_by_route(api):
+    item = api.post("/data", json={"values": ROW}).json()
+    api.get(f"/data/{item['id']}")
+    assert 'route="/data/{id}"' in api.get("/metrics").text

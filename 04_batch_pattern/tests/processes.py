@@ -1,0 +1,84 @@
+"""API and job as the processes that they are in production."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from serving_common.testing import free_port, running
+
+PATTERN = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True)
+class Stack:
+    """What API and jobs of one test have in common: their environment."""
+
+    environment: dict[str, str]
+
+    def job(self, *arguments: str, **variables: str) -> "Job":
+        """Start a job."""
+        return Job(
+            subprocess.Popen(
+                [sys.executable, "-m", "src.task.job", *arguments],
+                cwd=PATTERN,
+                env={**os.environ, **self.environment, **variables},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+        )
+
+    def run_job(self, *arguments: str, **variables: str) -> "Job":
+        """One whole batch that succeeded."""
+        job = self.job("--once", "--no-wait", *arguments, **variables)
+        assert job.wait() == 0, job.log
+        return job
+
+    @contextmanager
+    def api(self) -> Iterator[httpx.Client]:
+        """A client of a started API."""
+        port = free_port()
+        url = f"http://127.0.0.1:{port}"
+        with tempfile.TemporaryDirectory() as folder:
+            environment = self.environment | {"PORT": str(port)}
+            log = Path(folder) / "api.log"
+            with (
+                running("src.api.app", cwd=PATTERN, env=environment, log=log, ready=f"{url}/health") as process,
+                httpx.Client(base_url=url, trust_env=False, timeout=60) as client,
+            ):
+                yield client
+                assert process.stop() == 0, process.log
+
+
+class Job:
+    def __init__(self, process: "subprocess.Popen[str]") -> None:
+        self.process = process
+        self.log: list[dict[str, Any]] = []
+
+    def read_until(self, action: str) -> dict[str, Any]:
+        """The next line of the log whose action begins so."""
+        assert self.process.stdout
+        for line in self.process.stdout:
+            self.log.append(json.loads(line))
+            if self.log[-1]["action"].startswith(action):
+                return self.log[-1]
+        raise AssertionError(f"{action!r} was not logged: {self.log}")
+
+    def wait(self) -> int:
+        """The exit code."""
+        output, _ = self.process.communicate(timeout=300)
+        self.log += [json.loads(line) for line in output.splitlines()]
+        return self.process.returncode
+
+    @property
+    def actions(self) -> list[str]:
+        return [line["action"] for line in self.log]

@@ -1,0 +1,59 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+from sqlalchemy import make_url
+from src.configurations import ApiSettings, JobSettings
+
+
+@given(st.text(st.characters(codec="utf-8"), min_size=1))
+def test_any_password_survives_the_way_into_the_url(password):
+    url = JobSettings(mysql_password=password).url
+    assert url.password == password
+    assert make_url(url.render_as_string(hide_password=False)).password == password
+
+
+def test_the_specified_variables_name_the_database(monkeypatch):
+    variables = {"SERVER": "db", "USER": "me", "PASSWORD": "p@ss/w:rd", "DATABASE": "flowers", "PORT": "3307"}
+    for name, value in variables.items():
+        monkeypatch.setenv(f"MYSQL_{name}", value)
+    url = ApiSettings().url
+    assert url.drivername == "mysql+pymysql"
+    assert (url.host, url.port, url.username, url.password, url.database) == ("db", 3307, "me", "p@ss/w:rd", "flowers")
+
+
+def test_the_specified_defaults():
+    api, job = ApiSettings(), JobSettings()
+    assert api.url.render_as_string(hide_password=False) == "mysql+pymysql://root:password@localhost:3306/sample_db"
+    assert str(job.model_filepath) == "/app/models/iris_svc.onnx"
+    assert str(job.label_filepath) == "/app/models/label.json"
+    assert (api.port, api.max_body_bytes) == (8000, 8 * 1024 * 1024)
+    assert (job.job_wait_seconds, job.batch_threads) == (60, 4)
+
+
+@pytest.mark.parametrize(
+    ("given_url", "wanted"),
+    [
+        ("mysql://u:p@h/d", "mysql+pymysql://u:p@h/d"),
+        ("mariadb://u:p@h/d", "mysql+pymysql://u:p@h/d"),
+        ("sqlite:///items.db", "sqlite:///items.db"),
+    ],
+)
+def test_database_url_comes_first(given_url, wanted):
+    assert JobSettings(database_url=given_url).url.render_as_string(hide_password=False) == wanted
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    ["secret", "mysql://root:secret@host:port/x", "postgresql://u:secret@h/d", "sqlite://", "sqlite:///:memory:"],
+)
+def test_a_wrong_url_is_refused_without_being_shown(wrong):
+    with pytest.raises(ValidationError) as caught:
+        JobSettings(database_url=wrong)
+    assert all("secret" not in error["msg"] for error in caught.value.errors())
+
+
+@pytest.mark.parametrize("name", ["batch_threads", "batch_chunk_size", "batch_slice_size"])
+def test_sizes_are_positive(name):
+    with pytest.raises(ValidationError):
+        JobSettings.model_validate({name: 0})
