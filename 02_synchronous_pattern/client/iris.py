@@ -1,0 +1,103 @@
+"""What both clients share: the classes, a prediction, and the command line."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from contextlib import AbstractContextManager
+
+CLASSES = ("setosa", "versicolor", "virginica")
+FEATURES = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """The most probable class of one flower, and the probability of each class in the order of CLASSES."""
+
+    label: str
+    probabilities: tuple[float, ...]
+
+    @classmethod
+    def of(cls, probabilities: Sequence[float]) -> Prediction:
+        """Choose the label."""
+        return cls(CLASSES[max(range(len(CLASSES)), key=probabilities.__getitem__)], tuple(probabilities))
+
+
+class PredictionError(Exception):
+    """The server could not be reached, or refused the request; str() says why in one line."""
+
+
+class Client(Protocol):
+    """What the command line needs of a client."""
+
+    def predict(self, rows: Sequence[Sequence[float]]) -> list[Prediction]: ...
+
+
+def backoff_s(attempt: int) -> float:
+    """How long to wait before the next try: 0.1 s, doubled each time, at most 2 s."""
+    return min(0.1 * 2.0**attempt, 2.0)
+
+
+def run(
+    description: str,
+    default_address: str,
+    connect: Callable[[argparse.Namespace], AbstractContextManager[Client]],
+    arguments: Sequence[str] | None = None,
+) -> None:
+    """The command line of both clients. Errors are one line on standard error and exit code 1."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("values", nargs="*", type=float, help="four numbers (cm) for each flower")
+    parser.add_argument("--file", type=Path, help="CSV file with four numbers in each line; a header is skipped")
+    parser.add_argument("--address", default=default_address, help="of the server (default: %(default)s)")
+    parser.add_argument("--model", default="iris", help="name of the model (default: %(default)s)")
+    parser.add_argument("--timeout", type=float, default=10.0, help="seconds for the whole call (default: %(default)s)")
+    parser.add_argument("--retries", type=int, default=3, help="if the server is not available (default: %(default)s)")
+    parser.add_argument("--ca", type=Path, help="PEM file of a certificate authority: use TLS")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    options = parser.parse_args(arguments)
+    try:
+        rows = [*_group(options.values), *(_read_csv(options.file) if options.file else [])]
+        if not rows:
+            parser.error("give four numbers for each flower, or --file")
+        with connect(options) as client:
+            predictions = client.predict(rows)
+    except (PredictionError, OSError, ValueError) as error:
+        sys.exit(f"error: {error}")
+    for row, prediction in zip(rows, predictions, strict=True):
+        if options.json:
+            print(json.dumps({"input": row, **asdict(prediction)}))  # noqa: T201 コマンドの出力
+        else:
+            chances = "  ".join(f"{name} {p:.4f}" for name, p in zip(CLASSES, prediction.probabilities, strict=True))
+            print(f"{prediction.label:<10}  {chances}")  # noqa: T201
+
+
+def _group(values: Sequence[float]) -> list[tuple[float, ...]]:
+    if len(values) % FEATURES:
+        raise ValueError(f"{len(values)} numbers are not a multiple of {FEATURES}")
+    return [tuple(values[start : start + FEATURES]) for start in range(0, len(values), FEATURES)]
+
+
+def _read_csv(path: Path) -> list[tuple[float, ...]]:
+    """The first four columns of each line. Further columns, as in the usual iris.csv, are ignored."""
+    rows = []
+    with path.open(newline="") as file:
+        for number, line in enumerate(csv.reader(file), start=1):
+            try:
+                row = tuple(float(cell) for cell in line[:FEATURES])
+            except ValueError:
+                if number == 1:
+                    continue
+                raise ValueError(f"{path}: line {number} does not start with {FEATURES} numbers") from None
+            if row and len(row) < FEATURES:
+                raise ValueError(f"{path}: line {number} does not start with {FEATURES} numbers")
+            if row:
+                rows.append(row)
+    return rows

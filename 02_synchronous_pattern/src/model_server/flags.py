@@ -1,0 +1,180 @@
+"""The command line: TensorFlow Serving's flags, those that this server honours. Others are refused."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass, fields
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from google.protobuf import text_format
+
+from tfserving_protos import messages
+
+from .batching import Parameters
+from .status import invalid
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from google.protobuf.message import Message
+
+    M = TypeVar("M", bound=Message)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Flags:
+    """One field for each flag, by its name."""
+
+    port: int
+    grpc_socket_path: str
+    grpc_max_threads: int
+    grpc_channel_arguments: tuple[tuple[str, int | str], ...]
+    ssl_config_file: Path | None
+    rest_api_port: int
+    rest_api_timeout_in_ms: int
+    rest_api_enable_cors_support: bool
+    model_name: str
+    model_base_path: str
+    model_config_file: Path | None
+    model_config_file_poll_wait_seconds: float
+    file_system_poll_wait_seconds: float
+    allow_version_labels_for_unavailable_models: bool
+    enable_model_warmup: bool
+    monitoring_config_file: Path | None
+    enable_batching: bool
+    batching_parameters_file: Path | None
+    tensorflow_session_parallelism: int
+
+
+def parse(arguments: Sequence[str] | None = None) -> Flags:
+    """Read the command line; exits with a message if it is wrong, and for --help and --version."""
+    parser = argparse.ArgumentParser(
+        prog="tensorflow_model_server",
+        description="Serves TensorFlow SavedModels with TensorFlow Serving's protocol.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--port", type=int, default=8500, help="gRPC port; 0: none")
+    add("--grpc_socket_path", default="", help="also serve gRPC on this UNIX socket")
+    add("--grpc_max_threads", type=int, default=64, help="at most so many requests run at the same time")
+    add("--grpc_channel_arguments", type=_channel_arguments, default=(), help="name=value,name=value")
+    add("--ssl_config_file", type=Path, help="SSLConfig as text: serve gRPC with TLS")
+    add("--rest_api_port", type=int, default=0, help="HTTP port; 0: no REST API")
+    add("--rest_api_timeout_in_ms", type=int, default=30_000, help="answer 504 after so long")
+    _add_bool(parser, "--rest_api_enable_cors_support", default=False, text="send CORS headers")
+    add("--model_name", default="default", help="name of the one model (ignored with --model_config_file)")
+    add("--model_base_path", default="", help="folder of its version folders (ignored with --model_config_file)")
+    add("--model_config_file", type=Path, help="ModelServerConfig as text: several models, policies, labels")
+    add("--model_config_file_poll_wait_seconds", type=float, default=0, help="read that file again so often; 0: never")
+    add("--file_system_poll_wait_seconds", type=float, default=1, help="look for new versions so often; 0: only once")
+    _add_bool(
+        parser,
+        "--allow_version_labels_for_unavailable_models",
+        default=False,
+        text="a new label may point at a version that is not loaded yet",
+    )
+    _add_bool(parser, "--enable_model_warmup", default=True, text="run a model's warmup requests before it serves")
+    add("--monitoring_config_file", type=Path, help="MonitoringConfig as text: Prometheus metrics")
+    _add_bool(parser, "--enable_batching", default=False, text="batch requests together")
+    add("--batching_parameters_file", type=Path, help="BatchingParameters as text")
+    add("--tensorflow_session_parallelism", type=int, default=0, help="threads inside one operation; 0: one per core")
+    add("--version", action="version", version=version_text(), help="print the version and exit")
+    values = vars(parser.parse_args(arguments))
+    return Flags(**{field.name: values[field.name] for field in fields(Flags)})
+
+
+def version_text() -> str:
+    """As `tensorflow_model_server --version` prints it, with TensorFlow's version looked up without importing it."""
+    return f"TensorFlow ModelServer: portable\nTensorFlow Library: {version('tensorflow')}"
+
+
+def read_text_proto(path: Path, message: M) -> M:
+    """Fill `message` from a file in protobuf's text format.
+
+    Raises:
+        StatusError: INVALID_ARGUMENT, naming the file, if it cannot be read or is not such a message.
+    """
+    try:
+        text_format.Parse(path.read_text(), message)
+    except OSError as error:
+        raise invalid(f"Cannot read '{path}': {error.strerror}") from None
+    except (text_format.ParseError, UnicodeDecodeError) as error:
+        raise invalid(f"Invalid protobuf file: '{path}': {error}") from None
+    return message
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Configuration:
+    """What the files that the flags name say."""
+
+    models: messages.ModelServerConfig
+    monitoring: messages.MonitoringConfig
+    batching: Parameters | None
+    tls: messages.SSLConfig | None
+
+
+def read_files(flags: Flags) -> Configuration:
+    """Read every configuration file.
+
+    Raises:
+        StatusError: INVALID_ARGUMENT, naming the file or the flag that is wrong.
+    """
+    if not flags.port and not flags.grpc_socket_path:
+        raise invalid("server_options.grpc_port is not set.")
+    monitoring = messages.MonitoringConfig()
+    if flags.monitoring_config_file:
+        read_text_proto(flags.monitoring_config_file, monitoring)
+    tls = read_text_proto(flags.ssl_config_file, messages.SSLConfig()) if flags.ssl_config_file else None
+    return Configuration(models=_models(flags), monitoring=monitoring, batching=_batching(flags), tls=tls)
+
+
+def _models(flags: Flags) -> messages.ModelServerConfig:
+    config = messages.ModelServerConfig()
+    if flags.model_config_file:
+        return read_text_proto(flags.model_config_file, config)
+    if not flags.model_base_path:
+        raise invalid("Both server_options.model_base_path and server_options.model_config_file are empty!")
+    model = config.model_config_list.config.add()
+    model.name = flags.model_name
+    model.base_path = flags.model_base_path
+    model.model_platform = "tensorflow"
+    return config
+
+
+def _batching(flags: Flags) -> Parameters | None:
+    if not flags.enable_batching:
+        if flags.batching_parameters_file:
+            raise invalid(
+                "server_options.batching_parameters_file is set without setting "
+                "server_options.enable_batching to true."
+            )
+        return None
+    message = messages.BatchingParameters()
+    if flags.batching_parameters_file:
+        read_text_proto(flags.batching_parameters_file, message)
+    return Parameters.from_message(message)
+
+
+def _add_bool(parser: argparse.ArgumentParser, name: str, *, default: bool, text: str) -> None:
+    parser.add_argument(name, type=_boolean, nargs="?", const=True, default=default, help=text)
+
+
+def _boolean(text: str) -> bool:
+    if text.lower() in ("true", "1"):
+        return True
+    if text.lower() in ("false", "0"):
+        return False
+    raise argparse.ArgumentTypeError(f"expected true or false, got {text!r}")
+
+
+def _channel_arguments(text: str) -> tuple[tuple[str, int | str], ...]:
+    pairs: list[tuple[str, int | str]] = []
+    for part in filter(None, text.split(",")):
+        name, separator, value = part.partition("=")
+        if not separator:
+            raise argparse.ArgumentTypeError(f"expected name=value, got {part!r}")
+        # gRPC の引数は整数か文字列なので、整数として読めるものは整数で渡す。
+        pairs.append((name, int(value) if value.removeprefix("-").isdecimal() else value))
+    return tuple(pairs)

@@ -1,0 +1,132 @@
+"""PredictionService and ModelService over gRPC, with the standard health and reflection services."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import structlog
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection, reflection_pb2
+
+from tfserving_protos import messages, services
+
+from .status import StatusError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from google.protobuf.message import Message
+
+    from .inference import Inference, ModelService
+    from .metrics import Metrics
+    from .pool import ElasticPool
+
+log = structlog.get_logger()
+
+CODES = {code.value[0]: code for code in grpc.StatusCode}
+INT32_MAX = 2**31 - 1
+
+
+class GrpcServer:
+    """The gRPC side of the server. Opens its ports in `start`."""
+
+    def __init__(
+        self,
+        inference: Inference,
+        models: ModelService,
+        metrics: Metrics,
+        pool: ElasticPool,
+        channel_arguments: tuple[tuple[str, int | str], ...] = (),
+    ) -> None:
+        options = [
+            # 既に使われているポートを黙って共有せず、起動時に失敗させる。
+            ("grpc.so_reuseport", 0),
+            ("grpc.max_receive_message_length", INT32_MAX),
+            ("grpc.max_send_message_length", INT32_MAX),
+            *channel_arguments,
+        ]
+        # 解釈できない要求のたびに grpc がスタックトレースを出すのを止める。クライアントには INTERNAL が返る。
+        logging.getLogger("grpc._common").setLevel(logging.CRITICAL)
+        self._server = grpc.server(pool, options=options)
+        functions: dict[str, dict[str, Callable[[Any], Message]]] = {
+            services.PREDICTION_SERVICE: {
+                "Predict": inference.predict,
+                "Classify": inference.classify,
+                "Regress": inference.regress,
+                "MultiInference": inference.multi_inference,
+                "GetModelMetadata": inference.metadata,
+            },
+            services.MODEL_SERVICE: {
+                "GetModelStatus": models.status,
+                "HandleReloadConfigRequest": models.reload_config,
+            },
+        }
+        for service, methods in functions.items():
+            behaviors = {name: _behavior(name, function, metrics) for name, function in methods.items()}
+            self._server.add_generic_rpc_handlers((services.generic_handler(service, behaviors),))
+        self._health = health.HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        _add_reflection(self._server, [*functions, health.SERVICE_NAME, reflection.SERVICE_NAME])
+        self._service_names = ["", *functions]
+
+    def start(self, addresses: list[str], tls: messages.SSLConfig | None) -> None:
+        """Listen on every address, `host:port` or `unix:path`.
+
+        Raises:
+            RuntimeError: an address is taken.
+        """
+        for address in addresses:
+            if tls is None or address.startswith("unix:"):
+                self._server.add_insecure_port(address)
+            else:
+                self._server.add_secure_port(address, _credentials(tls))
+        self._server.start()
+        for name in self._service_names:
+            self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+        log.info("grpc_listening", addresses=addresses)
+
+    def stop(self, grace_s: float) -> None:
+        """Report not serving, refuse new calls, and wait for those under way, at most `grace_s`."""
+        self._health.enter_graceful_shutdown()
+        self._server.stop(grace_s).wait()
+
+
+def _behavior(api: str, function: Callable[[Any], Message], metrics: Metrics) -> Callable[[Any, Any], Message]:
+    def behavior(request: Message, context: grpc.ServicerContext) -> Message:
+        started = time.perf_counter()
+        status = "OK"
+        try:
+            return function(request)
+        except StatusError as error:
+            status = error.code.name
+            context.abort(CODES[error.code], str(error))
+        except Exception:
+            status = "INTERNAL"
+            log.exception("call_failed", api=api)
+            context.abort(grpc.StatusCode.INTERNAL, "Internal error; see the server's log")
+        finally:
+            # 存在しないモデル名でメトリクスの系列が際限なく増えないように、成功した要求だけに名前を付ける。
+            spec = getattr(request, "model_spec", None)
+            name = spec.name if spec is not None and status == "OK" else ""
+            metrics.record(name, api, "GRPC", status, time.perf_counter() - started)
+        raise AssertionError("context.abort always raises")
+
+    return behavior
+
+
+def _add_reflection(server: grpc.Server, names: list[str]) -> None:
+    # 独自のプールには2つのサービスしかないので、標準のサービスの定義も加える。
+    for file in (health_pb2.DESCRIPTOR, reflection_pb2.DESCRIPTOR):
+        messages.POOL.AddSerializedFile(file.serialized_pb)
+    reflection.enable_server_reflection(names, server, messages.POOL)
+
+
+def _credentials(config: messages.SSLConfig) -> grpc.ServerCredentials:
+    return grpc.ssl_server_credentials(
+        [(config.server_key.encode(), config.server_cert.encode())],
+        root_certificates=config.custom_ca.encode() or None,
+        require_client_auth=config.client_verify,
+    )

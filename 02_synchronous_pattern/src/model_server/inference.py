@@ -1,0 +1,353 @@
+"""The requests of TensorFlow Serving's two services, as functions from message to message."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tfserving_protos import messages
+
+from .model import CLASSIFY_METHOD, DEFAULT_SIGNATURE, PREDICT_METHOD, REGRESS_METHOD, Servable, Signature
+from .status import Code, StatusError, invalid
+from .tensors import ELEMENT_TYPES, Array, decode, encode, shape_text, type_name
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from typing import Protocol
+
+    from .manager import ModelManager
+
+    class Finder(Protocol):
+        """Whatever knows which version a request is for."""
+
+        def find(self, spec: messages.ModelSpec) -> Servable: ...
+
+    # バッチ処理が有効なら、ここに複数の要求をまとめる実行関数が入る。
+    Run = Callable[[Signature, Mapping[str, Array], tuple[str, ...]], dict[str, Array]]
+
+
+class Inference:
+    """PredictionService. Every method raises StatusError for what it cannot answer."""
+
+    def __init__(self, models: Finder, run: Run = Signature.run) -> None:
+        self._models = models
+        self._run = run
+
+    def predict(self, request: messages.PredictRequest) -> messages.PredictResponse:
+        """PredictionService.Predict."""
+        servable = self._find(request)
+        signature = predict_signature(servable, request.model_spec.signature_name)
+        inputs = {alias: decode(alias, proto) for alias, proto in request.inputs.items()}
+        outputs = self.predict_arrays(signature, inputs, request.output_filter)
+        response = messages.PredictResponse()
+        for alias, array in outputs.items():
+            encode(array, response.outputs[alias])
+        _fill(response.model_spec, request.model_spec, servable, signature.name)
+        return response
+
+    def predict_arrays(
+        self, signature: Signature, inputs: Mapping[str, Array], output_filter: Iterable[str] = ()
+    ) -> dict[str, Array]:
+        """Predict on decoded inputs."""
+        _check_names(signature, inputs)
+        chosen = tuple(output_filter)
+        for alias in chosen:
+            if alias not in signature.outputs:
+                raise invalid(
+                    f"output tensor alias not found in signature: {alias} "
+                    f"Outputs expected to be in the set {{{','.join(signature.outputs)}}}."
+                )
+            if chosen.count(alias) > 1:
+                raise invalid(f"duplicate output tensor alias: {alias}")
+        return self._run(signature, inputs, chosen)
+
+    def classify(self, request: messages.ClassificationRequest) -> messages.ClassificationResponse:
+        """PredictionService.Classify."""
+        servable = self._find(request)
+        signature = _example_signature(servable, request.model_spec.signature_name, CLASSIFY_METHOD, "classification")
+        _check_classify(signature)
+        examples = _examples(request.input)
+        outputs = self._run(signature, {"inputs": examples}, ())
+        response = messages.ClassificationResponse()
+        _fill_classification(response.result, outputs, len(examples))
+        _fill(response.model_spec, request.model_spec, servable, signature.name)
+        return response
+
+    def regress(self, request: messages.RegressionRequest) -> messages.RegressionResponse:
+        """PredictionService.Regress."""
+        servable = self._find(request)
+        signature = _example_signature(servable, request.model_spec.signature_name, REGRESS_METHOD, "regression")
+        _check_regress(signature)
+        examples = _examples(request.input)
+        outputs = self._run(signature, {"inputs": examples}, ())
+        response = messages.RegressionResponse()
+        _fill_regression(response.result, outputs, len(examples))
+        _fill(response.model_spec, request.model_spec, servable, signature.name)
+        return response
+
+    def multi_inference(self, request: messages.MultiInferenceRequest) -> messages.MultiInferenceResponse:
+        """PredictionService.MultiInference: several signatures of one model on the same examples."""
+        if not request.tasks:
+            raise invalid("Inference request must have at least one task.")
+        servable = self._find(request.tasks[0])
+        tasks = _tasks(servable, request.tasks)
+        examples = _examples(request.input)
+        response = messages.MultiInferenceResponse()
+        for task, signature in tasks:
+            outputs = self._run(signature, {"inputs": examples}, ())
+            result = response.results.add()
+            if task.method_name == CLASSIFY_METHOD:
+                _fill_classification(result.classification_result, outputs, len(examples))
+            else:
+                _fill_regression(result.regression_result, outputs, len(examples))
+            _fill(result.model_spec, task.model_spec, servable, signature.name)
+        return response
+
+    def metadata(self, request: messages.GetModelMetadataRequest) -> messages.GetModelMetadataResponse:
+        """PredictionService.GetModelMetadata."""
+        _require_spec(request)
+        if not request.metadata_field:
+            raise invalid("GetModelMetadataRequest must specify at least one metadata_field")
+        for name in request.metadata_field:
+            if name != "signature_def":
+                raise invalid(f"Metadata field {name} is not supported")
+        servable = self._models.find(request.model_spec)
+        response = messages.GetModelMetadataResponse()
+        _fill(response.model_spec, request.model_spec, servable, "")
+        response.metadata["signature_def"].Pack(servable.signature_map)
+        return response
+
+    def _find(self, request: Spec) -> Servable:
+        _require_spec(request)
+        return self._models.find(request.model_spec)
+
+
+class ModelService:
+    """Status and configuration of the models of one manager."""
+
+    def __init__(self, manager: ModelManager) -> None:
+        self._manager = manager
+
+    def status(self, request: messages.GetModelStatusRequest) -> messages.GetModelStatusResponse:
+        """ModelService.GetModelStatus: one version, or all that have been known, newest first."""
+        _require_spec(request)
+        name = request.model_spec.name
+        wanted = self._manager.version_of(request.model_spec)
+        response = messages.GetModelStatusResponse()
+        for version, status in self._manager.statuses(name):
+            if wanted in (None, version):
+                entry = response.model_version_status.add()
+                entry.version = version
+                entry.state = status.state
+                entry.status.error_code = status.error.code if status.error else Code.OK
+                entry.status.error_message = str(status.error or "")
+        if not response.model_version_status:
+            if wanted is None:
+                raise StatusError(Code.NOT_FOUND, f"Could not find any versions of model {name}")
+            raise StatusError(Code.NOT_FOUND, f"Could not find version {wanted} of model {name}")
+        return response
+
+    def reload_config(self, request: messages.ReloadConfigRequest) -> messages.ReloadConfigResponse:
+        """ModelService.HandleReloadConfigRequest."""
+        if request.config.WhichOneof("config") != "model_config_list":
+            raise invalid(
+                "ServerModelConfig type not supported by HandleReloadConfigRequest."
+                " Only ModelConfigList is currently supported"
+            )
+        self._manager.reload(request.config)
+        response = messages.ReloadConfigResponse()
+        response.status.SetInParent()
+        return response
+
+
+if TYPE_CHECKING:
+    Spec = (
+        messages.PredictRequest
+        | messages.ClassificationRequest
+        | messages.RegressionRequest
+        | messages.InferenceTask
+        | messages.GetModelMetadataRequest
+        | messages.GetModelStatusRequest
+    )
+
+
+def _require_spec(request: Spec) -> None:
+    if not request.HasField("model_spec"):
+        raise invalid("Missing ModelSpec")
+
+
+def _fill(target: messages.ModelSpec, asked: messages.ModelSpec, servable: Servable, signature: str) -> None:
+    """The model_spec of an answer: which version and signature it comes from."""
+    target.name = asked.name
+    target.version.value = servable.version
+    target.signature_name = signature
+
+
+def predict_signature(servable: Servable, name: str) -> Signature:
+    """The signature for a Predict call; those of Classify and Regress may be called this way too.
+
+    Raises:
+        StatusError: FAILED_PRECONDITION for an unknown signature.
+    """
+    name = name or DEFAULT_SIGNATURE
+    signature = servable.signatures.get(name)
+    if signature is None:
+        raise StatusError(Code.FAILED_PRECONDITION, f'Serving signature key "{name}" not found.')
+    if signature.method not in (PREDICT_METHOD, CLASSIFY_METHOD, REGRESS_METHOD):
+        raise StatusError(
+            Code.INTERNAL,
+            f"Expected prediction signature method_name to be one of {{{PREDICT_METHOD}, {CLASSIFY_METHOD}, "
+            f"{REGRESS_METHOD}}}. Was: {signature.method}",
+        )
+    return signature
+
+
+def _check_names(signature: Signature, inputs: Mapping[str, Array]) -> None:
+    """Raises INVALID_ARGUMENT unless all inputs without a default are there, and no others."""
+    extra = sorted(inputs.keys() - signature.inputs.keys())
+    missing = sorted(signature.inputs.keys() - inputs.keys() - signature.defaults.keys())
+    if missing and len(inputs) == len(signature.inputs):
+        raise invalid(
+            f"Signature input alias: {missing[0]}(feed name: {signature.inputs[missing[0]].name}) not found in "
+            f"request and no default value provided. Inputs expected to be in the request "
+            f"{{{','.join(sorted(inputs))}}}, or default input alias set: {','.join(sorted(signature.defaults))}"
+        )
+    if extra or missing:
+        raise invalid(
+            f"input size does not match signature: {len(inputs)}!={len(signature.inputs)} "
+            f"len({{{','.join(sorted(inputs))}}}) != len({{{','.join(signature.inputs)}}}). "
+            f"Sent extra: {{{','.join(extra)}}}. Missing but required: {{{','.join(missing)}}}."
+        )
+
+
+def _example_signature(servable: Servable, name: str, method: str, kind: str) -> Signature:
+    name = name or DEFAULT_SIGNATURE
+    signature = servable.signatures.get(name)
+    if signature is None:
+        raise invalid(f"No signature was found with the name: {name}")
+    if signature.method != method:
+        raise invalid(f"Expected {kind} signature method_name to be {method}. Was: {signature.method}")
+    return signature
+
+
+def _check_classify(signature: Signature) -> None:
+    if signature.method != CLASSIFY_METHOD:
+        raise invalid(f"Expected classification signature method_name to be {CLASSIFY_METHOD}. Was: {signature.method}")
+    if len(signature.inputs) != 1:
+        raise invalid("Expected one input Tensor.")
+    if len(signature.outputs) not in (1, 2):
+        raise invalid(f"Expected one or two output Tensors, found {len(signature.outputs)}")
+    if "inputs" not in signature.inputs:
+        raise StatusError(Code.FAILED_PRECONDITION, f"No classification inputs found in SignatureDef: {signature.name}")
+    if not {"classes", "scores"} & signature.outputs.keys():
+        raise StatusError(
+            Code.FAILED_PRECONDITION,
+            'Expected classification signature outputs to contain at least one of "classes" or "scores". '
+            f"Signature was: {signature.name}",
+        )
+
+
+def _check_regress(signature: Signature) -> None:
+    if signature.method != REGRESS_METHOD:
+        raise invalid(f"Expected regression signature method_name to be {REGRESS_METHOD}. Was: {signature.method}")
+    if len(signature.inputs) != 1:
+        raise invalid("Expected one input Tensor.")
+    if len(signature.outputs) != 1:
+        raise invalid("Expected one output Tensor.")
+    if "inputs" not in signature.inputs:
+        raise StatusError(Code.FAILED_PRECONDITION, f"No regression inputs found in SignatureDef: {signature.name}")
+    if "outputs" not in signature.outputs:
+        raise StatusError(Code.FAILED_PRECONDITION, f"No regression outputs found in SignatureDef: {signature.name}")
+
+
+def _tasks(
+    servable: Servable, tasks: Sequence[messages.InferenceTask]
+) -> list[tuple[messages.InferenceTask, Signature]]:
+    """Each task with its signature, checked that one run of the examples can serve them all."""
+    found: list[tuple[messages.InferenceTask, Signature]] = []
+    for task in tasks:
+        if not task.model_spec.name:
+            raise invalid("Found ModelSpec with an empty model name.")
+        if task.model_spec.name != servable.name:
+            raise invalid("All ModelSpecs in a MultiInferenceRequest must access the same model name.")
+        name = task.model_spec.signature_name or DEFAULT_SIGNATURE
+        if any(name == signature.name for _, signature in found):
+            raise invalid(f"Duplicate evaluation of signature: {name}")
+        signature = servable.signatures.get(name)
+        if signature is None:
+            raise invalid(f"Requested signature not found in model graph: {name}")
+        if task.method_name == CLASSIFY_METHOD:
+            _check_classify(signature)
+        elif task.method_name == REGRESS_METHOD:
+            _check_regress(signature)
+        else:
+            raise StatusError(Code.UNIMPLEMENTED, f"Unsupported signature method_name: {task.method_name}")
+        if found and signature.inputs["inputs"].name != found[0][1].inputs["inputs"].name:
+            raise invalid("Input tensor must be the same for all Signatures.")
+        found.append((task, signature))
+    return found
+
+
+def _examples(given: messages.Input) -> Array:
+    """The examples as serialized strings, as the graph's parsing operation takes them. Shape: (examples,)."""
+    kind = given.WhichOneof("kind")
+    context = b""
+    examples: Sequence[messages.Example] = ()
+    if kind == "example_list":
+        examples = given.example_list.examples
+    elif kind == "example_list_with_context":
+        examples = given.example_list_with_context.examples
+        # 直列化したメッセージをつなげると、両方の項目を持つ1つのメッセージになる。
+        context = given.example_list_with_context.context.SerializeToString()
+    if not examples:
+        raise invalid("Input is empty.")
+    array = np.empty(len(examples), object)
+    array[:] = [context + example.SerializeToString() for example in examples]
+    return array
+
+
+def _fill_classification(result: messages.ClassificationResult, outputs: Mapping[str, Array], count: int) -> None:
+    classes, scores = outputs.get("classes"), outputs.get("scores")
+    for name, array, wanted in (("classes", classes, messages.DT_STRING), ("scores", scores, messages.DT_FLOAT)):
+        if array is None:
+            continue
+        if array.ndim != 2:
+            raise invalid(f"Expected Tensor shape: [batch_size num_classes] but got {shape_text(array.shape)}")
+        if array.dtype != ELEMENT_TYPES[wanted].dtype:
+            raise invalid(f"Expected {name} Tensor of {type_name(wanted)}. Got: {array.dtype}")
+        if len(array) != count:
+            raise invalid(f"Expected {name} output batch size of {count}. Got: {len(array)}")
+    if classes is not None and scores is not None and classes.shape != scores.shape:
+        raise invalid(
+            f"Tensors class and score should match in dim_size(1). Got {classes.shape[1]} vs. {scores.shape[1]}"
+        )
+    for index in range(count):
+        classification = result.classifications.add()
+        labels = [] if classes is None else [_text(label) for label in classes[index]]
+        values = [] if scores is None else scores[index].tolist()
+        for column in range(max(len(labels), len(values))):
+            entry = classification.classes.add()
+            if labels:
+                entry.label = labels[column]
+            if values:
+                entry.score = values[column]
+
+
+def _fill_regression(result: messages.RegressionResult, outputs: Mapping[str, Array], count: int) -> None:
+    values = outputs["outputs"]
+    if not (values.ndim == 1 or (values.ndim == 2 and values.shape[1] == 1)):
+        raise invalid(
+            "Expected output Tensor shape to be either [batch_size] or [batch_size, 1] "
+            f"but got {shape_text(values.shape)}"
+        )
+    if len(values) != count:
+        raise invalid(f"Input batch size did not match output batch size: {count} vs. {len(values)}")
+    if values.dtype != np.float32:
+        raise invalid(f"Expected output Tensor of DT_FLOAT.  Got: {values.dtype}")
+    for value in values.reshape(-1).tolist():
+        result.regressions.add().value = value
+
+
+def _text(label: bytes) -> str:
+    return label.decode("utf-8", "replace")

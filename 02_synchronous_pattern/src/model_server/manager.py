@@ -1,0 +1,288 @@
+"""The life of models: finds versions, loads them beside the old ones, moves traffic, unloads, and knows every state."""
+
+from __future__ import annotations
+
+import threading
+import time
+import weakref
+from dataclasses import dataclass, field
+from enum import IntEnum
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import structlog
+
+from . import versions
+from .status import Code, StatusError, invalid
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from tfserving_protos import messages
+
+    from .model import Servable
+    from .runtime import Session
+
+    # 名前・バージョン番号・フォルダから、使える状態のモデルを作る。
+    Loader = Callable[[str, int, Path], Servable]
+
+log = structlog.get_logger()
+
+
+class State(IntEnum):
+    """ModelVersionStatus.State: where a version is in its life."""
+
+    START = 10
+    LOADING = 20
+    AVAILABLE = 30
+    UNLOADING = 40
+    END = 50
+
+
+@dataclass(slots=True)
+class VersionStatus:
+    """One version that has been known since the server started."""
+
+    state: State
+    error: StatusError | None = None
+    files: Mapping[str, tuple[int, int]] = field(default_factory=dict)  # 読み込みに失敗したときのファイルの状態
+
+    @property
+    def is_serving(self) -> bool:
+        return self.state is State.AVAILABLE
+
+
+class ModelManager:
+    """All models of one server.
+
+    Requests read one immutable mapping and take no lock; everything that changes it holds `_changes`.
+    """
+
+    def __init__(self, load: Loader, *, labels_need_loaded_versions: bool = True) -> None:
+        self._load = load
+        self._labels_need_loaded_versions = labels_need_loaded_versions
+        self._changes = threading.RLock()
+        self._configs: dict[str, messages.ModelConfig] = {}
+        self._labels: Mapping[str, Mapping[str, int]] = {}
+        self._statuses: dict[str, dict[int, VersionStatus]] = {}
+        # 名前ごとに、新しい順に並べた使用可能なバージョン。変更のたびに丸ごと差し替える。
+        self._serving: Mapping[str, Mapping[int, Servable]] = {}
+
+    # ---- 要求の処理から呼ばれるもの ----
+
+    def find(self, spec: messages.ModelSpec) -> Servable:
+        """The version that `spec` asks for: by number, by label, or the newest.
+
+        Raises:
+            StatusError: NOT_FOUND for an unknown model or version, INVALID_ARGUMENT for an unknown label or no name.
+        """
+        if not spec.name:
+            raise invalid("ModelSpec has no name specified.")
+        version = self.version_of(spec)
+        loaded = self._serving.get(spec.name)
+        if version is None:
+            if loaded:
+                return next(iter(loaded.values()))
+            raise StatusError(Code.NOT_FOUND, f"Servable not found for request: Latest({spec.name})")
+        if loaded is None or version not in loaded:
+            raise StatusError(Code.NOT_FOUND, f"Servable not found for request: Specific({spec.name}, {version})")
+        return loaded[version]
+
+    def version_of(self, spec: messages.ModelSpec) -> int | None:
+        """The version number that `spec` names, directly or by a label; None: no choice was made."""
+        choice = spec.WhichOneof("version_choice")
+        if choice == "version":
+            return spec.version.value
+        if choice == "version_label":
+            version = self._labels.get(spec.name, {}).get(spec.version_label)
+            if version is None:
+                raise invalid(f"Unrecognized servable version label: {spec.version_label}")
+            return version
+        return None
+
+    def statuses(self, name: str) -> list[tuple[int, VersionStatus]]:
+        """Every known version of a model, newest first; empty for an unknown model."""
+        return sorted(self._statuses.get(name, {}).items(), reverse=True)
+
+    # ---- 設定と監視から呼ばれるもの ----
+
+    def start(self, config: messages.ModelServerConfig, poll_s: float, stop: threading.Event) -> None:
+        """Load the first configuration; returns once every model has a version that serves.
+
+        Waits, polling, for a model that has no version yet.
+
+        Raises:
+            StatusError: the configuration is invalid, or a model cannot be loaded.
+        """
+        with self._changes:
+            self._configure(config)
+            while not stop.is_set():
+                self.poll()
+                self._raise_failures(self._configs)
+                missing = [name for name in self._configs if not self._serving.get(name)]
+                if not missing:
+                    break
+                log.warning("no_versions_found", models=missing)
+                stop.wait(max(poll_s, 1))
+            self._labels = self._checked_labels(config.model_config_list.config)
+
+    def reload(self, config: messages.ModelServerConfig) -> None:
+        """Make `config`, and only it, what is served. Models that are not in it are unloaded.
+
+        Raises:
+            StatusError: the configuration is refused, and nothing has changed; or a new model could not be loaded,
+                while all others have changed.
+        """
+        with self._changes:
+            models = _validate(config)
+            self._labels = self._checked_labels(models)
+            new = {model.name for model in models} - set(self._configs)
+            self._configure(config)
+            self.poll()
+            self._raise_failures(new)
+            log.info("config_reloaded", models=sorted(self._configs))
+
+    def poll(self) -> None:
+        """Look at the base paths once: load what is new, unload what is no longer wanted."""
+        with self._changes:
+            for name, config in self._configs.items():
+                try:
+                    available = versions.on_disk(Path(config.base_path))
+                except OSError as error:
+                    log.warning("base_path_not_readable", model=name, error=str(error))
+                    continue
+                aspired = versions.wanted(available, config.model_version_policy)
+                for version in sorted(aspired, reverse=True):
+                    self._ensure_loaded(name, version, available[version])
+                serving = set(self._serving.get(name, {}))
+                # 新しいバージョンが使えるようになるまで、古いバージョンは外さない。
+                if serving & aspired or not aspired:
+                    self._unload(name, serving - aspired)
+            for name in set(self._serving) - set(self._configs):
+                self._unload(name, set(self._serving[name]))
+
+    def close(self) -> None:
+        """Forget all models."""
+        with self._changes:
+            self._configs = {}
+            self.poll()
+
+    def _configure(self, config: messages.ModelServerConfig) -> None:
+        self._configs = {model.name: model for model in _validate(config)}
+
+    def _checked_labels(self, models: Iterable[messages.ModelConfig]) -> dict[str, dict[str, int]]:
+        """The labels of a configuration; a label may only point at a version that is serving."""
+        labels: dict[str, dict[str, int]] = {}
+        for model in models:
+            labels[model.name] = dict(model.version_labels)
+            for label, version in model.version_labels.items():
+                current = self._labels.get(model.name, {}).get(label)
+                may_wait = not self._labels_need_loaded_versions and current in (None, version)
+                if not may_wait and version not in self._serving.get(model.name, {}):
+                    raise StatusError(
+                        Code.FAILED_PRECONDITION,
+                        f"Request to assign label to version {version} of model {model.name}, "
+                        "which is not currently available for inference",
+                    )
+        return labels
+
+    def _raise_failures(self, names: Iterable[str]) -> None:
+        """Raises UNKNOWN, with every error, if one of these models has no version that serves because of errors."""
+        failures = [
+            f"{{{{name: {name} version: {version}}} due to error: {status.error.describe()}}}"
+            for name in names
+            if not self._serving.get(name)
+            for version, status in self.statuses(name)
+            if status.error
+        ]
+        if failures:
+            raise StatusError(
+                Code.UNKNOWN, f"{len(failures)} servable(s) did not become available: {{{', '.join(failures)}}}"
+            )
+
+    def _ensure_loaded(self, name: str, version: int, folder: Path) -> None:
+        known = self._statuses.setdefault(name, {})
+        status = known.get(version)
+        if status is not None:
+            if status.state is not State.END:
+                return
+            if status.error and status.files == versions.fingerprint(folder):
+                return
+        files = versions.fingerprint(folder)
+        known[version] = VersionStatus(State.LOADING)
+        log.info("version_loading", model=name, version=version, path=str(folder))
+        started = time.monotonic()
+        try:
+            servable = self._load(name, version, folder)
+        except StatusError as error:
+            known[version] = VersionStatus(State.END, error, files)
+            log.error("version_failed", model=name, version=version, error=error.describe())
+            return
+        status = VersionStatus(State.AVAILABLE)
+        weakref.finalize(servable, _unloaded, status, name, version, servable.session)
+        known[version] = status
+        loaded = {**self._serving.get(name, {}), version: servable}
+        self._serving = {**self._serving, name: dict(sorted(loaded.items(), reverse=True))}
+        log.info("version_available", model=name, version=version, duration_s=round(time.monotonic() - started, 3))
+
+    def _unload(self, name: str, leaving: set[int]) -> None:
+        """Take versions out of traffic. Each ends when the last request that uses it has let go of it."""
+        if not leaving:
+            return
+        for version in leaving:
+            self._statuses[name][version].state = State.UNLOADING
+            log.info("version_unloading", model=name, version=version)
+        staying = {version: loaded for version, loaded in self._serving[name].items() if version not in leaving}
+        self._serving = {key: value for key, value in {**self._serving, name: staying}.items() if value}
+
+
+def _unloaded(status: VersionStatus, name: str, version: int, session: Session) -> None:
+    session.close()
+    status.state = State.END
+    log.info("version_unloaded", model=name, version=version)
+
+
+def _validate(config: messages.ModelServerConfig) -> list[messages.ModelConfig]:
+    """The models of a configuration.
+
+    Raises:
+        StatusError: INVALID_ARGUMENT, saying what is wrong with which model.
+    """
+    models = list(config.model_config_list.config)
+    names = set()
+    for model in models:
+        if model.name in names:
+            raise invalid(f"Illegal to list model {model.name} multiple times in config list")
+        names.add(model.name)
+        if not Path(model.base_path).is_absolute():
+            raise invalid(
+                f"Expected model {model.name} to have an absolute path or URI; got base_path()={model.base_path}"
+            )
+        if not model.model_platform:
+            raise invalid("Illegal setting neither model_type(deprecated) nor model_platform.")
+        if model.model_platform != "tensorflow":
+            raise invalid(f"Model {model.name} requests unsupported platform {model.model_platform}")
+    return models
+
+
+class Poller(threading.Thread):
+    """Calls functions periodically until `stop` is set; a period of 0 or less means never."""
+
+    def __init__(self, stop: threading.Event, jobs: Iterable[tuple[float, Callable[[], None]]]) -> None:
+        super().__init__(name="poller", daemon=True)
+        self._stop_event = stop
+        self._jobs = [(period, job) for period, job in jobs if period > 0]
+
+    def run(self) -> None:
+        """The thread."""
+        due = {job: time.monotonic() + period for period, job in self._jobs}
+        while due and not self._stop_event.wait(max(0.0, min(due.values()) - time.monotonic())):
+            for period, job in self._jobs:
+                if due[job] > time.monotonic():
+                    continue
+                try:
+                    job()
+                except Exception:
+                    # 監視は止まってはならない。原因を記録して、次の周期にもう一度試す。
+                    log.exception("poll_failed")
+                due[job] = time.monotonic() + period

@@ -1,0 +1,241 @@
+"""The REST API: from method, path and body to status and body, as an ASGI application."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+import zlib
+from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import unquote_to_bytes
+
+import structlog
+from google.protobuf.json_format import MessageToDict
+
+from tfserving_protos import messages
+
+from . import json_codec
+from .model import DEFAULT_SIGNATURE
+from .status import HTTP_STATUS, Code, StatusError, invalid
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, MutableMapping
+
+    from google.protobuf.message import Message
+
+    from .inference import Inference, ModelService
+    from .manager import ModelManager
+    from .metrics import Metrics
+    from .pool import ElasticPool
+
+    Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+    Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+log = structlog.get_logger()
+
+DEFAULT_METRICS_PATH = "/monitoring/prometheus/metrics"
+MAX_INT64 = 2**63 - 1
+# 圧縮された小さな要求でメモリを使い切られないように、展開後の大きさを制限する。
+MAX_INFLATED_BYTES = 1 << 30
+
+_MODEL = r"/v1/models/(?P<name>[^/:]+)(?:/versions/(?P<version>\d+)|/labels/(?P<label>[^/:]+))?"
+_PREDICTION = re.compile(_MODEL + r":(?P<verb>classify|regress|predict)", re.IGNORECASE | re.ASCII)
+_STATUS = re.compile(_MODEL + r"(?P<metadata>/metadata)?", re.IGNORECASE | re.ASCII)
+_NO_MODEL = re.compile(r"/v1/models(?:/metadata)?", re.IGNORECASE)
+
+_JSON = (b"content-type", b"application/json")
+_TEXT = (b"content-type", b"text/plain")
+_CORS = (
+    (b"access-control-allow-origin", b"*"),
+    (b"access-control-allow-methods", b"POST, GET"),
+    (b"access-control-allow-headers", b"Content-Type"),
+)
+
+
+class Answer(NamedTuple):
+    """Status code, content type and body."""
+
+    status: int
+    content_type: tuple[bytes, bytes]
+    body: bytes
+
+
+class RestApi:
+    """The ASGI application."""
+
+    def __init__(
+        self,
+        manager: ModelManager,
+        inference: Inference,
+        models: ModelService,
+        metrics: Metrics,
+        pool: ElasticPool,
+        *,
+        timeout_s: float,
+        cors: bool = False,
+        metrics_path: str | None = None,
+    ) -> None:
+        self._manager = manager
+        self._inference = inference
+        self._models = models
+        self._metrics = metrics
+        self._pool = pool
+        self._timeout_s = timeout_s if timeout_s > 0 else None
+        self._headers = _CORS if cors else ()
+        self._cors = cors
+        self._metrics_path = metrics_path
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        """One request."""
+        method, path = scope["method"], scope["raw_path"].decode("latin-1")
+        body = await _read_body(receive)
+        if body is None:
+            return
+        encoding = next((value for name, value in scope["headers"] if name == b"content-encoding"), b"")
+        loop = asyncio.get_running_loop()
+        try:
+            # JSON の解析もモデルの実行も時間がかかりうるので、イベントループの外で行う。
+            answer = await asyncio.wait_for(
+                loop.run_in_executor(self._pool, self.answer, method, path, body, encoding), self._timeout_s
+            )
+        except TimeoutError:
+            answer = _failure(StatusError(Code.DEADLINE_EXCEEDED, "Timed out waiting for notification"))
+        length = (b"content-length", str(len(answer.body)).encode())
+        headers = [answer.content_type, length, *self._headers]
+        await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+        await send({"type": "http.response.body", "body": b"" if method == "HEAD" else answer.body})
+
+    def answer(self, method: str, path: str, body: bytes, encoding: bytes = b"") -> Answer:
+        """What to answer; never raises."""
+        try:
+            if path == self._metrics_path:
+                return Answer(200, _TEXT, self._metrics.page())
+            if not path.lower().startswith("/v1/"):
+                return Answer(404, _JSON, json_codec.error_answer("Not Found"))
+            if self._cors and method == "OPTIONS":
+                return Answer(200, _TEXT, b"")
+            if method == "POST" and (match := _PREDICTION.fullmatch(path)):
+                return self._infer(match, _inflate(body, encoding))
+            if method == "GET":
+                if _NO_MODEL.fullmatch(path):
+                    raise invalid("Missing model name in request.")
+                if match := _STATUS.fullmatch(path):
+                    return Answer(200, _JSON, self._describe(match))
+            raise invalid(f"Malformed request: {method} {path}")
+        except StatusError as error:
+            return _failure(error)
+        except Exception:
+            log.exception("request_failed", method=method, path=path)
+            return _failure(StatusError(Code.INTERNAL, "Internal error; see the server's log"))
+
+    def _infer(self, match: re.Match[str], body: bytes) -> Answer:
+        verb = match["verb"].lower()
+        started = time.perf_counter()
+        name, status = "", "OK"
+        try:
+            spec = _model_spec(match)
+            content = getattr(self, f"_{verb}")(spec, body)
+            name = spec.name
+            return Answer(200, _JSON, content)
+        except StatusError as error:
+            status = error.code.name
+            raise
+        finally:
+            self._metrics.record(name, verb.capitalize(), "REST", status, time.perf_counter() - started)
+
+    def _predict(self, spec: messages.ModelSpec, body: bytes) -> bytes:
+        document = json_codec.parse_body(body)
+        name = json_codec.signature_name(document) or DEFAULT_SIGNATURE
+        servable = self._manager.find(spec)
+        signature = servable.signatures.get(name)
+        if signature is None:
+            raise invalid(f'Serving signature name: "{name}" not found in signature def')
+        inputs, is_row_format = json_codec.predict_inputs(document, signature)
+        outputs = self._inference.predict_arrays(signature, inputs)
+        return json_codec.predict_answer(outputs, is_row_format=is_row_format)
+
+    def _classify(self, spec: messages.ModelSpec, body: bytes) -> bytes:
+        document = json_codec.parse_body(body)
+        spec.signature_name = json_codec.signature_name(document)
+        request = messages.ClassificationRequest(model_spec=spec, input=json_codec.example_input(document))
+        return json_codec.classify_answer(self._inference.classify(request).result)
+
+    def _regress(self, spec: messages.ModelSpec, body: bytes) -> bytes:
+        document = json_codec.parse_body(body)
+        spec.signature_name = json_codec.signature_name(document)
+        request = messages.RegressionRequest(model_spec=spec, input=json_codec.example_input(document))
+        return json_codec.regress_answer(self._inference.regress(request).result)
+
+    def _describe(self, match: re.Match[str]) -> bytes:
+        spec = _model_spec(match)
+        if match["metadata"]:
+            return self._metadata(spec)
+        status = self._models.status(messages.GetModelStatusRequest(model_spec=spec))
+        versions = [_to_dict(version) for version in status.model_version_status]
+        for version in versions:
+            version["status"] = {"error_code": "OK", "error_message": "", **version["status"]}
+        return json_codec.pretty({"model_version_status": versions}, 1) + b"\n"
+
+    def _metadata(self, spec: messages.ModelSpec) -> bytes:
+        request = messages.GetModelMetadataRequest(model_spec=spec, metadata_field=["signature_def"])
+        response = self._inference.metadata(request)
+        signatures = messages.SignatureDefMap()
+        response.metadata["signature_def"].Unpack(signatures)
+        document = {
+            "model_spec": {
+                "name": response.model_spec.name,
+                "signature_name": response.model_spec.signature_name,
+                "version": str(response.model_spec.version.value),
+            },
+            "metadata": {"signature_def": _to_dict(signatures)},
+        }
+        return json_codec.pretty(document, 1) + b"\n"
+
+
+async def _read_body(receive: Receive) -> bytes | None:
+    """The whole body; None if the client has gone."""
+    chunks = []
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return None
+        chunks.append(message.get("body", b""))
+        if not message.get("more_body"):
+            return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+
+def _inflate(body: bytes, encoding: bytes) -> bytes:
+    if encoding.lower() != b"gzip":
+        return body
+    inflater = zlib.decompressobj(zlib.MAX_WBITS | 16)
+    try:
+        inflated = inflater.decompress(body, MAX_INFLATED_BYTES)
+    except zlib.error as error:
+        raise invalid(f"Cannot decompress the body: {error}") from None
+    if inflater.unconsumed_tail:
+        raise invalid(f"The decompressed body is larger than {MAX_INFLATED_BYTES} bytes")
+    return inflated
+
+
+def _model_spec(match: re.Match[str]) -> messages.ModelSpec:
+    spec = messages.ModelSpec(name=_unquote(match["name"]))
+    if match["version"]:
+        version = int(match["version"]) if len(match["version"]) < 20 else MAX_INT64 + 1
+        if version > MAX_INT64:
+            raise invalid(f"Failed to convert version: {match['version']} to numeric.")
+        spec.version.value = version
+    elif match["label"]:
+        spec.version_label = _unquote(match["label"])
+    return spec
+
+
+def _unquote(text: str) -> str:
+    return unquote_to_bytes(text).decode("utf-8", "replace")
+
+
+def _to_dict(message: Message) -> dict[str, Any]:
+    return MessageToDict(message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
+
+
+def _failure(error: StatusError) -> Answer:
+    return Answer(HTTP_STATUS[error.code], _JSON, json_codec.error_answer(str(error)))

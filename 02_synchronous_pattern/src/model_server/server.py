@@ -1,0 +1,172 @@
+"""Puts the parts together: models, threads, gRPC, REST, polling; and takes them apart on a signal."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import signal
+import threading
+from typing import TYPE_CHECKING
+
+import structlog
+import uvicorn
+
+from tfserving_protos import messages
+
+from .batching import Batcher
+from .flags import read_text_proto
+from .grpc_server import GrpcServer
+from .inference import Inference, ModelService
+from .manager import ModelManager, Poller
+from .metrics import Metrics
+from .model import Servable
+from .pool import ElasticPool
+from .rest import DEFAULT_METRICS_PATH, RestApi
+from .status import StatusError
+from .warmup import warm_up
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from .flags import Configuration, Flags
+
+log = structlog.get_logger()
+
+# 停止の合図から、処理中の要求を打ち切るまでの時間。コンテナの stop_grace_period より短くする。
+GRACE_S = 20
+# 短い要求はこの数のスレッドで最も速く捌ける。遅い要求で詰まれば、プールが自分で増やす。
+BASE_THREADS = 4
+
+
+async def serve(flags: Flags, configuration: Configuration) -> None:
+    """Load the models, open the ports, and serve until SIGTERM or SIGINT.
+
+    Raises:
+        StatusError: a model or the configuration cannot be served.
+        RuntimeError: a port cannot be opened.
+    """
+    stop, stopped = threading.Event(), asyncio.Event()
+
+    def on_signal() -> None:
+        stop.set()
+        stopped.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, on_signal)
+
+    manager = ModelManager(
+        _loader(flags), labels_need_loaded_versions=not flags.allow_version_labels_for_unavailable_models
+    )
+    poll_s = flags.file_system_poll_wait_seconds
+    await asyncio.to_thread(manager.start, configuration.models, poll_s, stop)
+    if stop.is_set():
+        return
+
+    batching = configuration.batching
+    batcher = Batcher(batching) if batching else None
+    # バッチを待つ要求はスレッドを占有する。1つのバッチが満ち、次が溜まり始めるだけのスレッドを始めから置く。
+    base = BASE_THREADS if batching is None else max(BASE_THREADS, 2 * batching.max_batch_size)
+    pool = ElasticPool(min(base, flags.grpc_max_threads), flags.grpc_max_threads)
+    inference = Inference(manager, batcher.run) if batcher else Inference(manager)
+    models, metrics = ModelService(manager), Metrics()
+    prometheus = configuration.monitoring.prometheus_config
+    rest = RestApi(
+        manager,
+        inference,
+        models,
+        metrics,
+        pool,
+        timeout_s=flags.rest_api_timeout_in_ms / 1000,
+        cors=flags.rest_api_enable_cors_support,
+        metrics_path=(prometheus.path or DEFAULT_METRICS_PATH) if prometheus.enable else None,
+    )
+    grpc_server = GrpcServer(inference, models, metrics, pool, flags.grpc_channel_arguments)
+    # ここまでに作られた大量のオブジェクトを、以後のごみ集めの対象から外す。
+    gc.collect()
+    gc.freeze()
+
+    grpc_server.start(_grpc_addresses(flags), configuration.tls)
+    http = _HttpServer(rest, flags.rest_api_port)
+    http_serving = asyncio.create_task(http.serve() if flags.rest_api_port else stopped.wait())
+    jobs = [(poll_s, manager.poll)]
+    if flags.model_config_file:
+        jobs.append((flags.model_config_file_poll_wait_seconds, _reloader(flags.model_config_file, manager)))
+    Poller(stop, jobs).start()
+    await asyncio.wait([http_serving, asyncio.create_task(stopped.wait())], return_when=asyncio.FIRST_COMPLETED)
+
+    log.info("stopping")
+    stop.set()
+    http.should_exit = True
+    await asyncio.gather(asyncio.to_thread(grpc_server.stop, GRACE_S), http_serving)
+    if batcher:
+        await asyncio.to_thread(batcher.close)
+    pool.shutdown()
+    manager.close()
+    log.info("stopped")
+    if not stopped.is_set():
+        raise RuntimeError(f"Failed to start HTTP Server at port {flags.rest_api_port}")
+
+
+class _HttpServer(uvicorn.Server):
+    """uvicorn on the loop that is there already, with the signals left to `serve`."""
+
+    def __init__(self, app: RestApi, port: int) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                host="0.0.0.0",  # noqa: S104 TensorFlow Serving と同じく、すべてのアドレスで待ち受ける
+                port=port,
+                http="httptools",
+                ws="none",
+                lifespan="off",
+                interface="asgi3",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                proxy_headers=False,
+                timeout_keep_alive=75,
+                timeout_graceful_shutdown=GRACE_S,
+            )
+        )
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave them alone."""
+        yield
+
+
+def _loader(flags: Flags) -> Callable[[str, int, Path], Servable]:
+    def load(name: str, version: int, folder: Path) -> Servable:
+        servable = Servable.load(name, version, folder, flags.tensorflow_session_parallelism)
+        if flags.enable_model_warmup:
+            warm_up(servable, folder)
+        return servable
+
+    return load
+
+
+def _reloader(path: Path, manager: ModelManager) -> Callable[[], None]:
+    """A job that applies the configuration file whenever its content has changed."""
+    applied = path.read_bytes()
+
+    def reload() -> None:
+        nonlocal applied
+        content = path.read_bytes()
+        if content == applied:
+            return
+        applied = content
+        try:
+            manager.reload(read_text_proto(path, messages.ModelServerConfig()))
+        except StatusError as error:
+            log.error("config_refused", path=str(path), error=error.describe())
+
+    return reload
+
+
+def _grpc_addresses(flags: Flags) -> list[str]:
+    addresses = [f"0.0.0.0:{flags.port}"] if flags.port else []
+    if flags.grpc_socket_path:
+        addresses.append(f"unix:{flags.grpc_socket_path}")
+    return addresses

@@ -1,0 +1,174 @@
+"""TensorProto to numpy and back, without TensorFlow."""
+
+from __future__ import annotations
+
+from math import prod
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from tfserving_protos import messages
+
+from .status import invalid
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+Array = NDArray[Any]
+
+# 1つの値で巨大なテンソルを表せる (最後の値の繰り返し) ため、数バイトの要求でメモリを使い切られないように制限する。
+MAX_REPEATED_ELEMENTS = 1 << 26
+
+
+class ElementType(NamedTuple):
+    """How one DataType is written: TensorFlow's name, numpy's type, and the typed field of TensorProto."""
+
+    name: str
+    dtype: np.dtype[np.generic]
+    field: str
+
+
+def _type(name: str, dtype: object, field: str) -> ElementType:
+    return ElementType(name, np.dtype(dtype), field)  # type: ignore[call-overload]  # 一覧の値はすべて dtype になる
+
+
+ELEMENT_TYPES = {
+    messages.DT_FLOAT: _type("float", np.float32, "float_val"),
+    messages.DT_DOUBLE: _type("double", np.float64, "double_val"),
+    messages.DT_INT32: _type("int32", np.int32, "int_val"),
+    messages.DT_UINT8: _type("uint8", np.uint8, "int_val"),
+    messages.DT_INT16: _type("int16", np.int16, "int_val"),
+    messages.DT_INT8: _type("int8", np.int8, "int_val"),
+    messages.DT_STRING: _type("string", object, "string_val"),
+    messages.DT_COMPLEX64: _type("complex64", np.complex64, "scomplex_val"),
+    messages.DT_INT64: _type("int64", np.int64, "int64_val"),
+    messages.DT_BOOL: _type("bool", np.bool_, "bool_val"),
+    messages.DT_UINT16: _type("uint16", np.uint16, "int_val"),
+    messages.DT_COMPLEX128: _type("complex128", np.complex128, "dcomplex_val"),
+    messages.DT_HALF: _type("half", np.float16, "half_val"),
+    messages.DT_BFLOAT16: _type("bfloat16", ml_dtypes.bfloat16, "half_val"),
+    messages.DT_UINT32: _type("uint32", np.uint32, "uint32_val"),
+    messages.DT_UINT64: _type("uint64", np.uint64, "uint64_val"),
+}
+DATA_TYPES = {element.dtype: number for number, element in ELEMENT_TYPES.items()}
+
+
+def type_name(data_type: int) -> str:
+    """TensorFlow's name of an element type, for messages."""
+    element = ELEMENT_TYPES.get(data_type)
+    return element.name if element else f"unsupported type {data_type}"
+
+
+def shape_text(shape: Sequence[int | None] | None) -> str:
+    """A shape as TensorFlow writes it: [?] when the rank is unknown, -1 for an unknown size."""
+    if shape is None:
+        return "[?]"
+    return "[" + ",".join("-1" if size is None else str(size) for size in shape) + "]"
+
+
+def decode(name: str, proto: messages.TensorProto) -> Array:
+    """The array that `proto` holds, in its typed field or in tensor_content. It may be read-only.
+
+    Raises:
+        StatusError: INVALID_ARGUMENT, if it is malformed or of a type that numpy cannot hold.
+    """
+    element = ELEMENT_TYPES.get(proto.dtype)
+    if element is None:
+        raise invalid(f"tensor parsing error: {name}: {type_name(proto.dtype)}")
+    shape = tuple([dim.size for dim in proto.tensor_shape.dim])
+    if proto.tensor_shape.unknown_rank or (shape and min(shape) < 0):
+        raise invalid(f"tensor parsing error: {name}: the shape must be fully known")
+    count = prod(shape)
+    if proto.tensor_content:
+        flat = _from_content(name, proto.tensor_content, element, count)
+    else:
+        flat = _from_field(name, proto, element, count)
+    return flat.reshape(shape)
+
+
+def _from_content(name: str, content: bytes, element: ElementType, count: int) -> Array:
+    if element.dtype == object:
+        return _strings_from_content(name, content, count)
+    if len(content) != count * element.dtype.itemsize:
+        raise invalid(
+            f"tensor parsing error: {name}: tensor_content has {len(content)} bytes, "
+            f"{count} elements of {element.name} need {count * element.dtype.itemsize}"
+        )
+    return np.frombuffer(content, element.dtype.newbyteorder("<")).astype(element.dtype, copy=False)
+
+
+def _strings_from_content(name: str, content: bytes, count: int) -> Array:
+    """TensorFlow's own encoding: the lengths of all strings as varints, then the strings."""
+    error = invalid(f"tensor parsing error: {name}: malformed tensor_content of strings")
+    if count > len(content):
+        raise error
+    lengths, position = [], 0
+    for _ in range(count):
+        length = shift = 0
+        while True:
+            if position >= len(content) or shift > 63:
+                raise error
+            byte = content[position]
+            position += 1
+            length |= (byte & 0x7F) << shift
+            shift += 7
+            if byte < 0x80:
+                break
+        lengths.append(length)
+    if position + sum(lengths) != len(content):
+        raise error
+    flat = np.empty(count, object)
+    for index, length in enumerate(lengths):
+        flat[index] = content[position : position + length]
+        position += length
+    return flat
+
+
+def _from_field(name: str, proto: messages.TensorProto, element: ElementType, count: int) -> Array:
+    values = getattr(proto, element.field)
+    if element.dtype == object:
+        flat: Array = np.empty(len(values), object)
+        flat[:] = values
+    elif element.field == "half_val":
+        flat = np.array(values, np.int32).astype(np.uint16).view(element.dtype)
+    elif element.dtype.kind == "c":
+        if len(values) % 2:
+            raise invalid(f"tensor parsing error: {name}: {element.field} must hold pairs")
+        flat = np.array(values, element.dtype.type(0).real.dtype).view(element.dtype)
+    elif element.field == "int_val":
+        # int_val は32ビットなので、狭い型には TensorFlow と同じく下位ビットで収める。
+        flat = np.array(values, np.int32).astype(element.dtype)
+    else:
+        flat = np.array(values, element.dtype)
+    if len(flat) == count:
+        return flat
+    if len(flat) > count:
+        raise invalid(f"tensor parsing error: {name}: {element.field} has {len(flat)} values for {count} elements")
+    if count > MAX_REPEATED_ELEMENTS:
+        raise invalid(f"tensor parsing error: {name}: {len(flat)} values cannot stand for {count} elements")
+    # 省略された残りの要素は最後の値と同じとみなす。値が1つもなければゼロ (文字列なら空) になる。
+    last = flat[-1] if len(flat) else (b"" if element.dtype == object else element.dtype.type(0))
+    filled = np.full(count, last, element.dtype)
+    filled[: len(flat)] = flat
+    return filled
+
+
+def encode(array: Array, proto: messages.TensorProto) -> None:
+    """Write `array` into an empty `proto`, into the typed field of its type."""
+    data_type = DATA_TYPES.get(array.dtype)
+    if data_type is None:
+        raise invalid(f"the output type {array.dtype} has no representation")
+    element = ELEMENT_TYPES[data_type]
+    proto.dtype = data_type
+    # 次元のないスカラーでも tensor_shape は存在しなければならない。
+    proto.tensor_shape.SetInParent()
+    for size in array.shape:
+        proto.tensor_shape.dim.add().size = size
+    flat = np.ascontiguousarray(array).reshape(-1)
+    if element.field == "half_val":
+        flat = flat.view(np.uint16)
+    elif element.dtype.kind == "c":
+        flat = flat.view(element.dtype.type(0).real.dtype)
+    getattr(proto, element.field).extend(flat.tolist())

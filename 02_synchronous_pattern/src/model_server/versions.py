@@ -1,0 +1,45 @@
+"""Which versions of a model are on disk, and which of them its policy wants."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from pathlib import Path
+
+    from tfserving_protos.messages import FileSystemStoragePathSourceConfig
+
+
+def on_disk(base_path: Path) -> dict[int, Path]:
+    """The folders of `base_path` that are named by a version number, leading zeros allowed.
+
+    Raises:
+        OSError: the base path cannot be listed.
+    """
+    folders = (child for child in base_path.iterdir() if child.name.isascii() and child.name.isdigit())
+    return {int(folder.name): folder for folder in sorted(folders, reverse=True)}
+
+
+def wanted(available: Iterable[int], policy: FileSystemStoragePathSourceConfig.ServableVersionPolicy) -> set[int]:
+    """What the policy chooses: the newest version unless it says otherwise."""
+    versions = sorted(available)
+    choice = policy.WhichOneof("policy_choice")
+    if choice == "all":
+        return set(versions)
+    if choice == "specific":
+        return set(versions) & set(policy.specific.versions)
+    return set(versions[-(policy.latest.num_versions or 1) :])
+
+
+def fingerprint(folder: Path) -> Mapping[str, tuple[int, int]]:
+    """Size and time of every file: a version that could not be loaded is tried again when this has changed."""
+    found = {}
+    for path in folder.rglob("*"):
+        try:
+            status = path.stat()
+        except OSError:
+            # 書き込み中のツールが消した一時ファイル。次の確認では変化として見える。
+            continue
+        found[str(path)] = (status.st_size, status.st_mtime_ns)
+    return found

@@ -1,0 +1,125 @@
+"""Small SavedModels, one for each thing that a model can be: y = x / 2 + 2, several inputs, strings, every type."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import tensorflow as tf
+from tensorflow.compat import v1
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+DTYPES = [
+    tf.float32, tf.float64, tf.float16, tf.bfloat16, tf.int8, tf.int16, tf.int32, tf.int64,
+    tf.uint8, tf.uint16, tf.uint32, tf.uint64, tf.bool, tf.string, tf.complex64, tf.complex128,
+]  # fmt: skip
+
+
+def export(path: Path, build: Callable[[], dict]) -> None:
+    """Write a SavedModel: `build` fills a graph and returns its signatures."""
+    graph = tf.Graph()
+    with graph.as_default(), v1.Session(graph=graph) as session:
+        signatures = build()
+        session.run(v1.global_variables_initializer())
+        builder = v1.saved_model.Builder(str(path))
+        builder.add_meta_graph_and_variables(session, ["serve"], signature_def_map=signatures)
+        builder.save()
+
+
+def signature(inputs: dict, outputs: dict, method: str = "tensorflow/serving/predict"):
+    info = v1.saved_model.build_tensor_info
+    return v1.saved_model.build_signature_def(
+        {name: info(tensor) for name, tensor in inputs.items()},
+        {name: info(tensor) for name, tensor in outputs.items()},
+        method,
+    )
+
+
+def half_plus(offset: float) -> Callable[[], dict]:
+    """y = x / 2 + offset, also as regression and classification on the feature x of examples."""
+
+    def build() -> dict:
+        scale = v1.get_variable("scale", initializer=0.5)
+        x = v1.placeholder(tf.float32, [None], name="x")
+        examples = v1.placeholder(tf.string, [None], name="examples")
+        parsed = v1.parse_example(examples, {"x": tf.io.FixedLenFeature([1], tf.float32)})
+        y = parsed["x"] * scale + offset
+        classes = tf.tile(tf.constant([["low", "high"]]), [tf.shape(y)[0], 1])
+        scores = tf.concat([y, y + 1], axis=1)
+        regress, classify = "tensorflow/serving/regress", "tensorflow/serving/classify"
+        return {
+            "serving_default": signature({"x": x}, {"y": x * scale + offset}),
+            regress: signature({"inputs": examples}, {"outputs": y}, regress),
+            "classify": signature({"inputs": examples}, {"classes": classes, "scores": scores}, classify),
+            "scores_only": signature({"inputs": examples}, {"scores": scores}, classify),
+            "odd_method": signature({"x": x}, {"y": x + 1}, "something/else"),
+        }
+
+    return build
+
+
+def several() -> dict:
+    """The REST documentation's three named inputs, as they are."""
+    tag = v1.placeholder(tf.string, [None], name="tag")
+    signal = v1.placeholder(tf.float32, [None, 5], name="signal")
+    sensor = v1.placeholder(tf.int64, [None, 2, 2], name="sensor")
+    return {
+        "serving_default": signature(
+            {"tag": tag, "signal": signal, "sensor": sensor},
+            {
+                "tag": tf.identity(tag),
+                "total": tf.reduce_sum(signal, axis=1),
+                "sensor": sensor + 1,
+                "raw_bytes": tf.identity(tag),
+            },
+        ),
+        "scalar": signature({"signal": signal}, {"total": tf.reduce_sum(signal)}),
+        "uneven": signature({"signal": signal}, {"total": tf.reduce_sum(signal, axis=1), "head": signal[:1]}),
+    }
+
+
+def text() -> dict:
+    """One string in, one string out: as text, and as bytes."""
+    value = v1.placeholder(tf.string, [None], name="value")
+    return {
+        "serving_default": signature({"text": value}, {"joined": tf.strings.join([value, value], "-")}),
+        "raw": signature({"image_bytes": value}, {"copy_bytes": tf.identity(value)}),
+        "lengths": signature({"text": value}, {"length": tf.strings.length(value)}),
+    }
+
+
+def types() -> dict:
+    """One signature for each element type, which gives back what it gets; float ones can also divide by zero."""
+    signatures = {}
+    for dtype in DTYPES:
+        x = v1.placeholder(dtype, None, name=dtype.name)
+        signatures[dtype.name] = signature({"x": x}, {"y": tf.identity(x)})
+    x = v1.placeholder(tf.float32, [None], name="divisor")
+    signatures["serving_default"] = signature({"x": x}, {"y": 1 / x})
+    return signatures
+
+
+def slow() -> dict:
+    """Turns a loop n times: as slow as the caller likes."""
+    n = v1.placeholder(tf.int64, [], name="n")
+    size = 100
+
+    def body(i, m):
+        return i + 1, tf.matmul(m, m) / size
+
+    _, m = tf.while_loop(lambda i, _: i < n, body, [tf.constant(0, tf.int64), tf.ones([size, size])])
+    return {"serving_default": signature({"n": n}, {"done": tf.reduce_sum(m)})}
+
+
+def build_all(folder: Path) -> None:
+    """Every model below `folder`, by name and version."""
+    export(folder / "half_plus_two" / "00000123", half_plus(2.0))
+    export(folder / "counted" / "1", half_plus(1.0))
+    export(folder / "counted" / "2", half_plus(2.0))
+    export(folder / "counted" / "3", half_plus(3.0))
+    export(folder / "several" / "1", several)
+    export(folder / "text" / "1", text)
+    export(folder / "types" / "1", types)
+    export(folder / "slow" / "1", slow)

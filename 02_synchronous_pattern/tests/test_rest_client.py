@@ -1,0 +1,99 @@
+"""The REST client against a real server."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import threading
+
+import pytest
+from client import rest_client
+from client.iris import PredictionError
+from client.rest_client import RestClient
+
+from tests.conftest import IRIS_LABELS, IRIS_ROWS, Server, free_port
+
+
+def test_rows_get_labels_and_probabilities(iris_server: Server) -> None:
+    with RestClient(iris_server.rest_url) as client:
+        for _ in range(3):
+            predictions = client.predict(IRIS_ROWS)
+            assert [prediction.label for prediction in predictions] == IRIS_LABELS
+            assert all(sum(p.probabilities) == pytest.approx(1, abs=1e-5) for p in predictions)
+
+
+def test_an_error_of_the_server_says_why(iris_server: Server) -> None:
+    with RestClient(iris_server.rest_url, model="nothing") as client, pytest.raises(PredictionError) as caught:
+        client.predict(IRIS_ROWS)
+    assert str(caught.value) == "HTTP 404: Servable not found for request: Latest(nothing)"
+
+
+class Scripted(http.server.BaseHTTPRequestHandler):
+    """Answers with the statuses that the test lists, then with a prediction."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.server.calls += 1
+        status = self.server.statuses.pop(0) if self.server.statuses else 200
+        body = json.dumps({"predictions": [[0, 0, 1]]} if status == 200 else {"error": f"status {status}"}).encode()
+        if status == 0:
+            self.server.release.wait(30)
+        self.send_response(status or 200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def scripted():
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Scripted)
+    server.calls, server.statuses, server.release = 0, [], threading.Event()
+    server.address = f"127.0.0.1:{server.server_port}"
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.release.set()
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize(
+    ("statuses", "calls", "error"),
+    [
+        pytest.param([503, 503], 3, None, id="unavailable is retried"),
+        pytest.param([503] * 9, 4, "HTTP 503: status 503", id="but not for ever"),
+        pytest.param([400], 1, "HTTP 400: status 400", id="a bad request is not"),
+        pytest.param([500], 1, "HTTP 500: status 500", id="nor is an internal error"),
+    ],
+)
+def test_retries(scripted, statuses: list[int], calls: int, error: str | None) -> None:
+    scripted.statuses = statuses
+    with RestClient(scripted.address) as client:
+        if error:
+            with pytest.raises(PredictionError, match=error):
+                client.predict(IRIS_ROWS[:1])
+        else:
+            assert client.predict(IRIS_ROWS[:1])[0].label == "virginica"
+    assert scripted.calls == calls
+
+
+def test_the_deadline_is_reported(scripted) -> None:
+    scripted.statuses = [0]
+    with RestClient(scripted.address, timeout_s=0.2) as client, pytest.raises(PredictionError, match="DEADLINE_EXC"):
+        client.predict(IRIS_ROWS[:1])
+
+
+def test_command_line(iris_server: Server, capsys: pytest.CaptureFixture) -> None:
+    rest_client.main(["--json", *map(str, IRIS_ROWS[2]), "--address", iris_server.rest_url])
+    assert json.loads(capsys.readouterr().out)["label"] == "virginica"
+
+
+def test_no_server_is_one_line() -> None:
+    with pytest.raises(SystemExit) as caught:
+        rest_client.main(["1", "2", "3", "4", "--retries", "0", "--address", f"127.0.0.1:{free_port()}"])
+    assert str(caught.value).startswith("error: UNAVAILABLE: cannot connect to http://127.0.0.1:")
+    assert "\n" not in str(caught.value)

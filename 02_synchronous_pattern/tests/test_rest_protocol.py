@@ -1,0 +1,343 @@
+"""The REST API as TensorFlow Serving's public documentation describes it, example by example."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import json
+import math
+
+import pytest
+
+from tests.conftest import Server
+
+HALF = "/v1/models/half_plus_two"
+
+
+def error_of(response) -> str:
+    """The message of an error answer, which has exactly this form."""
+    document = response.json()
+    assert list(document) == ["error"]
+    assert response.headers["content-type"] == "application/json"
+    return document["error"]
+
+
+# ---- モデルの状態とメタデータ ----
+
+
+def test_model_status(server: Server) -> None:
+    response = server.get(HALF)
+    assert response.status_code == 200
+    assert response.json() == {
+        "model_version_status": [
+            {"version": "123", "state": "AVAILABLE", "status": {"error_code": "OK", "error_message": ""}}
+        ]
+    }
+    assert response.text.startswith('{\n "model_version_status": [\n  {\n   "version": "123"')
+
+
+@pytest.mark.parametrize(("path", "versions"), [("", ["2", "1"]), ("/versions/1", ["1"]), ("/labels/canary", ["2"])])
+def test_status_of_versions_and_labels(server: Server, path: str, versions: list[str]) -> None:
+    entries = server.get(f"/v1/models/counted{path}").json()["model_version_status"]
+    assert [entry["version"] for entry in entries] == versions
+
+
+def test_metadata(server: Server) -> None:
+    document = server.get(HALF + "/metadata").json()
+    assert document["model_spec"] == {"name": "half_plus_two", "signature_name": "", "version": "123"}
+    signature = document["metadata"]["signature_def"]["signature_def"]["serving_default"]
+    assert signature["method_name"] == "tensorflow/serving/predict"
+    assert signature["inputs"]["x"] == {
+        "name": "x:0",
+        "dtype": "DT_FLOAT",
+        "tensor_shape": {"dim": [{"size": "-1", "name": ""}], "unknown_rank": False},
+    }
+
+
+def test_metadata_of_a_version_and_of_iris(server: Server) -> None:
+    assert server.get("/v1/models/counted/versions/1/metadata").json()["model_spec"]["version"] == "1"
+    document = server.get("/v1/models/iris/metadata").json()
+    signature = document["metadata"]["signature_def"]["signature_def"]["serving_default"]
+    assert signature["inputs"]["input"]["name"] == "serving_default_input:0"
+    assert signature["outputs"]["output"]["name"] == "StatefulPartitionedCall:0"
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "message"),
+    [
+        ("/v1/models/half", 404, "Could not find any versions of model half"),
+        (HALF + "/versions/7", 404, "Could not find version 7 of model half_plus_two"),
+        (HALF + "/labels/no", 400, "Unrecognized servable version label: no"),
+        (HALF + "/versions/99999999999999999999", 400, "Failed to convert version: 99999999999999999999 to numeric."),
+        (HALF + "/versions/7/metadata", 404, "Servable not found for request: Specific(half_plus_two, 7)"),
+        ("/v1/models/half/metadata", 404, "Servable not found for request: Latest(half)"),
+        ("/v1/models", 400, "Missing model name in request."),
+        ("/v1/anything", 400, "Malformed request: GET /v1/anything"),
+        (HALF + ":predict", 400, "Malformed request: GET /v1/models/half_plus_two:predict"),
+        ("/elsewhere", 404, "Not Found"),
+    ],
+)
+def test_errors_of_get(server: Server, path: str, status: int, message: str) -> None:
+    response = server.get(path)
+    assert (response.status_code, error_of(response)) == (status, message)
+
+
+# ---- predict ----
+
+
+def test_predict_of_scalars(server: Server) -> None:
+    response = server.post(HALF + ":predict", {"instances": [1.0, 2.0, 5.0]})
+    assert response.status_code == 200
+    assert response.headers["content-type"] == "application/json"
+    assert response.text == '{\n    "predictions": [2.5, 3.0, 4.5\n    ]\n}'
+
+
+@pytest.mark.parametrize("path", ["/versions/123", "", "?pretty=1"])
+def test_predict_paths(server: Server, path: str) -> None:
+    suffix = path if path.startswith("?") else ""
+    response = server.post(f"{HALF}{'' if suffix else path}:predict{suffix}", {"instances": [2]})
+    assert response.json() == {"predictions": [3.0]}
+
+
+@pytest.mark.parametrize(
+    ("path", "y"), [("", 2.0), ("/versions/1", 1.0), ("/versions/2", 2.0), ("/labels/stable", 1.0)]
+)
+def test_versions_and_labels(server: Server, path: str, y: float) -> None:
+    assert server.post(f"/v1/models/counted{path}:predict", {"instances": [0.0]}).json() == {"predictions": [y]}
+
+
+@pytest.mark.parametrize("body", [{"inputs": [1.0, 2.0]}, {"inputs": {"x": [1.0, 2.0]}}])
+def test_columns_answer_outputs(server: Server, body: dict) -> None:
+    assert server.post(HALF + ":predict", body).json() == {"outputs": [2.5, 3.0]}
+
+
+def test_the_signature_can_be_named(server: Server) -> None:
+    body = {"signature_name": "serving_default", "instances": [{"x": 1.0}, {"x": 2.0}]}
+    assert server.post(HALF + ":predict", body).json() == {"predictions": [2.5, 3.0]}
+
+
+ROWS = [
+    {"tag": "foo", "signal": [1, 2, 3, 4, 5], "sensor": [[1, 2], [3, 4]]},
+    {"tag": "bar", "signal": [3, 4, 1, 2, 5], "sensor": [[4, 5], [6, 8]]},
+]
+
+
+def test_several_named_inputs_in_rows(server: Server) -> None:
+    response = server.post("/v1/models/several:predict", {"instances": ROWS})
+    assert response.json() == {
+        "predictions": [
+            {"tag": "foo", "total": 15.0, "sensor": [[2, 3], [4, 5]], "raw_bytes": {"b64": "Zm9v"}},
+            {"tag": "bar", "total": 15.0, "sensor": [[5, 6], [7, 9]], "raw_bytes": {"b64": "YmFy"}},
+        ]
+    }
+
+
+def test_several_named_inputs_in_columns(server: Server) -> None:
+    columns = {name: [row[name] for row in ROWS] for name in ROWS[0]}
+    response = server.post("/v1/models/several:predict", {"inputs": columns})
+    assert response.json()["outputs"]["total"] == [15.0, 15.0]
+    assert response.json()["outputs"]["raw_bytes"] == [{"b64": "Zm9v"}, {"b64": "YmFy"}]
+
+
+def test_strings_and_binary_values(server: Server) -> None:
+    mixed = {"instances": ["Grüße, 世界", {"b64": base64.b64encode(b"a,b").decode()}]}
+    assert server.post("/v1/models/text:predict", mixed).json() == {
+        "predictions": ["Grüße, 世界-Grüße, 世界", "a,b-a,b"]
+    }
+    binary = {"signature_name": "raw", "instances": [{"b64": "/+8="}, {"image_bytes": {"b64": "AA=="}}]}
+    assert error_of(server.post("/v1/models/text:predict", binary)).startswith("Expecting value/list but got object")
+    binary["instances"].pop()
+    assert server.post("/v1/models/text:predict", binary).json() == {"predictions": [{"b64": "/+8="}]}
+
+
+def test_base64_without_padding_and_with_white_space(server: Server) -> None:
+    body = {"signature_name": "lengths", "instances": [{"b64": "YWI"}, {"b64": "Y W J j"}]}
+    assert server.post("/v1/models/text:predict", body).json() == {"predictions": [2, 3]}
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("float32", [1.5, -2, 0.1]),
+        ("float64", [1e300, 0.1]),
+        ("int8", [-128, 127]),
+        ("uint8", [0, 255]),
+        ("int16", [-32768]),
+        ("int32", [-(2**31)]),
+        ("int64", [2**63 - 1, -(2**63)]),
+        ("uint32", [2**32 - 1]),
+        ("uint64", [2**64 - 1]),
+        ("bool", [True, False]),
+        ("string", ["a", ""]),
+    ],
+)
+def test_every_documented_type(server: Server, name: str, values: list) -> None:
+    response = server.post("/v1/models/types:predict", {"signature_name": name, "instances": values})
+    assert response.json() == {"predictions": values}
+
+
+def test_nan_and_infinity_in_and_out(server: Server) -> None:
+    body = '{"signature_name": "float64", "inputs": [NaN, Infinity, -Infinity, 1.5]}'
+    response = server.post("/v1/models/types:predict", data=body)
+    values = json.loads(response.text)["outputs"]
+    assert math.isnan(values[0])
+    assert values[1:] == [math.inf, -math.inf, 1.5]
+    rows = server.post("/v1/models/types:predict", {"instances": [0.0, -0.0, 10.0]})
+    assert rows.text == '{\n    "predictions": [Infinity, -Infinity, 0.1\n    ]\n}'
+
+
+@pytest.mark.parametrize(
+    ("model", "body", "message"),
+    [
+        ("half_plus_two", "", "JSON Parse error: The document is empty"),
+        ("half_plus_two", "{", "JSON Parse error: Missing a name for object member. at offset: 1"),
+        ("half_plus_two", '{"instances": [1, 2', "JSON Parse error: Missing a comma or ] after an array element."),
+        ("half_plus_two", '{"instances": = 1}', "JSON Parse error: Invalid value. at offset: 14"),
+        ("half_plus_two", b"\xff{}", "JSON Parse error: Invalid encoding in string. at offset: 0"),
+        ("half_plus_two", "[" * 100_000, "JSON Parse error: "),
+        ("half_plus_two", "[1]", "JSON Value: [1] Is not object"),
+        ("half_plus_two", "{}", "Missing 'inputs' or 'instances' key"),
+        ("half_plus_two", '{"instances": [1], "inputs": [1]}', "expecting only one of 'inputs' or 'instances'"),
+        ("half_plus_two", '{"instances": 1}', "Excepting 'instances' to be an list/array"),
+        ("half_plus_two", '{"instances": []}', "No values in 'instances' array"),
+        ("half_plus_two", '{"instances": ["x"]}', 'JSON Value: "x" Type: String is not of expected type: float'),
+        ("half_plus_two", '{"instances": [1, null]}', "Failed to process element: 1 of 'instances' list. Error: INV"),
+        ("half_plus_two", '{"instances": [true]}', "JSON Value: true Type: True is not of expected type: float"),
+        ("half_plus_two", '{"instances": [{"z": 1}]}', "JSON object: does not have named input: z"),
+        ("half_plus_two", '{"instances": [{"x": 1}, 2]}', "Expecting object but got list at item 1 of input list"),
+        ("half_plus_two", '{"instances": [[1], [1, 2]]}', "Expecting tensor size: 1 but got: 2"),
+        ("half_plus_two", '{"instances": [[1, [2]]]}', "Encountered list at unexpected level: 1 expected < 1"),
+        ("half_plus_two", '{"instances": [[1, 2]]}', 'Expects input "x" to have shape [-1] but got [1,2]'),
+        ("half_plus_two", '{"inputs": {"z": [1]}}', "Missing named input: x in 'inputs' object."),
+        ("half_plus_two", '{"signature_name": 1, "instances": [1]}', "'signature_name' key must be a string value."),
+        ("half_plus_two", '{"signature_name": "no", "instances": [1]}', 'name: "no" not found in signature def'),
+        ("several", '{"instances": [1]}', "instances is a plain list, but expecting list of objects as multiple"),
+        ("several", '{"inputs": [1]}', "inputs is a plain value/list, but expecting an object as multiple input"),
+        ("several", '{"instances": [{"tag": "a"}]}', "keys must be equal to: sensor,signal,tag"),
+        ("types", '{"signature_name": "int8", "instances": [1000]}', "is not of expected type: int8"),
+        ("types", '{"signature_name": "int32", "instances": [1.0]}', "JSON Value: 1.0 Type: Number is not of expected"),
+        ("types", '{"signature_name": "float64", "instances": [1' + "0" * 5000 + "]}", "JSON Parse error: "),
+        ("text", '{"instances": [{"b64": "!"}]}', "Unable to base64 decode"),
+        ("text", '{"instances": [["a", {"c": 1}]]}', "not formatted correctly for base64 data"),
+    ],
+)
+def test_predict_errors(server: Server, model: str, body: str | bytes, message: str) -> None:
+    response = server.post(f"/v1/models/{model}:predict", data=body)
+    assert response.status_code == 400
+    assert message in error_of(response)
+
+
+def test_types_that_json_cannot_carry_are_not_implemented(server: Server) -> None:
+    response = server.post("/v1/models/types:predict", {"signature_name": "complex64", "instances": [1]})
+    assert response.status_code == 501
+    assert "Conversion of JSON Value: 1 to type: complex64" in error_of(response)
+
+
+def test_outputs_without_a_common_batch_size_cannot_be_rows(server: Server) -> None:
+    rows = [[1, 2, 3, 4, 5], [1, 2, 3, 4, 5]]
+    scalar = server.post("/v1/models/several:predict", {"signature_name": "scalar", "instances": rows})
+    assert (scalar.status_code, error_of(scalar)) == (400, "Tensor name: total has no shape information ")
+    uneven = server.post("/v1/models/several:predict", {"signature_name": "uneven", "instances": rows})
+    assert "has inconsistent batch size: 2 expecting: 1" in error_of(uneven)
+    columns = server.post("/v1/models/several:predict", {"signature_name": "scalar", "inputs": rows})
+    assert columns.json() == {"outputs": 30.0}
+
+
+@pytest.mark.parametrize("verb", ["predict", "classify", "regress"])
+def test_unknown_model(server: Server, verb: str) -> None:
+    body = {"instances": [1.0], "examples": [{"x": 1.0}]}
+    response = server.post(f"/v1/models/half:{verb}", body)
+    assert (response.status_code, error_of(response)) == (404, "Servable not found for request: Latest(half)")
+
+
+# ---- classify と regress ----
+
+
+def test_regress(server: Server) -> None:
+    body = {"signature_name": "tensorflow/serving/regress", "examples": [{"x": 1.0}, {"x": 2.0}]}
+    assert server.post(HALF + ":regress", body).json() == {"results": [2.5, 3.0]}
+
+
+def test_classify(server: Server) -> None:
+    body = {"signature_name": "classify", "examples": [{"x": 1.0}, {"x": [2.0]}]}
+    assert server.post(HALF + ":classify", body).json() == {
+        "results": [[["low", 2.5], ["high", 3.5]], [["low", 3.0], ["high", 4.0]]]
+    }
+    assert server.post(HALF + ":classify", {**body, "signature_name": "scores_only"}).json()["results"][0] == [
+        ["", 2.5],
+        ["", 3.5],
+    ]
+
+
+def test_context_is_common_to_all_examples(server: Server) -> None:
+    body = {"signature_name": "tensorflow/serving/regress", "context": {"x": 4.0}, "examples": [{}, {"other": "a"}]}
+    assert server.post(HALF + ":regress", body).json() == {"results": [4.0, 4.0]}
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ({"examples": [{"x": 1.0}]}, "signature method_name to be tensorflow/serving/classify. Was: tensorflow/serv"),
+        ({"signature_name": "no", "examples": [{"x": 1.0}]}, "No signature was found with the name: no"),
+        ({"signature_name": "classify"}, "key 'examples' is expected and was not found"),
+        ({"signature_name": "classify", "examples": {}}, "Expecting 'examples' value to be an list/array"),
+        ({"signature_name": "classify", "examples": []}, "'examples' value is an empty array"),
+        ({"signature_name": "classify", "examples": [1]}, "Example must be JSON object but got JSON Number"),
+        ({"signature_name": "classify", "examples": [{"x": None}]}, "element with unexpected JSON type: Null"),
+        ({"signature_name": "classify", "examples": [{"x": [[1.0]]}]}, "element with unexpected JSON type: Array"),
+        ({"signature_name": "classify", "examples": [{"x": [1.0, 1]}]}, "in feature: x expecting type: float"),
+        ({"signature_name": "classify", "examples": [{"x": 2**63}]}, "has uint64 element. Only int64 is supported."),
+        ({"signature_name": "classify", "examples": [{"x": {"b64": "!"}}]}, "Unable to base64 decode"),
+        ({"signature_name": "classify", "examples": [{"x": 1}]}, "Data types don't match. Data type: int64"),
+    ],
+)
+def test_classify_errors(server: Server, body: dict, message: str) -> None:
+    response = server.post(HALF + ":classify", body)
+    assert response.status_code == 400
+    assert message in error_of(response)
+
+
+# ---- HTTP そのもの ----
+
+
+def test_gzip_bodies_are_accepted(server: Server) -> None:
+    body = gzip.compress(json.dumps({"instances": [1.0]}).encode())
+    response = server.post(HALF + ":predict", data=body, headers={"Content-Encoding": "gzip"})
+    assert response.json() == {"predictions": [2.5]}
+    broken = server.post(HALF + ":predict", data=b"plain", headers={"Content-Encoding": "gzip"})
+    assert "Cannot decompress the body" in error_of(broken)
+
+
+def test_cors(server: Server) -> None:
+    preflight = server.session.options(server.rest_url + HALF + ":predict", timeout=30)
+    assert preflight.status_code == 200
+    for response in (preflight, server.get(HALF)):
+        assert response.headers["Access-Control-Allow-Origin"] == "*"
+        assert response.headers["Access-Control-Allow-Methods"] == "POST, GET"
+        assert response.headers["Access-Control-Allow-Headers"] == "Content-Type"
+
+
+def test_metrics(server: Server) -> None:
+    server.post(HALF + ":predict", {"instances": [1.0]})
+    server.post(HALF + ":predict", {"instances": ["x"]})
+    response = server.get("/monitoring/prometheus/metrics")
+    assert response.headers["content-type"] == "text/plain"
+    lines = response.text.splitlines()
+    assert "# TYPE :tensorflow:serving:request_count counter" in lines
+    assert any(
+        line.startswith(':tensorflow:serving:request_count{model_name="half_plus_two",status="OK"}') for line in lines
+    )
+    assert any('status="INVALID_ARGUMENT"' in line for line in lines)
+    assert any('API="Predict",entrypoint="REST",le="+Inf"' in line for line in lines)
+
+
+def test_a_slow_request_times_out_and_blocks_nobody(server: Server) -> None:
+    """Eight loops that take seconds each, and a fast request among them."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(8) as pool:
+        slow = [pool.submit(server.post, "/v1/models/slow:predict", {"inputs": 10_000}) for _ in range(8)]
+        assert server.post(HALF + ":predict", {"instances": [1.0]}).status_code == 200
+        assert server.get(HALF).status_code == 200
+        assert not all(future.done() for future in slow)
+        assert all(future.result().status_code == 200 for future in slow)

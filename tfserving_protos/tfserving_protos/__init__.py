@@ -1,0 +1,1 @@
+"""TensorFlow Serving's messages (`messages`) and services (`services`) without TensorFlow."""
