@@ -144,6 +144,15 @@ class QueueStats:
     oldest_age_s: float
 
 
+@dataclass(frozen=True, slots=True)
+class RedisInfo:
+    """How Redis itself is; `expired` counts keys since its start."""
+
+    memory_bytes: int
+    keys: int
+    expired: int
+
+
 class RedisSettings(Settings):
     """Where the queue's Redis is."""
 
@@ -503,6 +512,11 @@ class JobQueue:
         """Where the jobs are."""
         normal, high, processing, dead, workers, oldest_us = await self._scripts.run(STATS)
         return QueueStats(normal, high, processing, dead, workers, oldest_us / 1e6)
+
+    async def redis_info(self) -> RedisInfo:
+        """How Redis is."""
+        info = await _or_unavailable(self._redis.info())
+        return RedisInfo(info["used_memory"], info.get("db0", {"keys": 0})["keys"], info["expired_keys"])
 
     async def dead(self) -> list[JobId]:
         """The jobs that failed for good, the newest first."""
