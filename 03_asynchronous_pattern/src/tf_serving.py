@@ -1,5 +1,6 @@
 """TensorFlow Serving, asked over gRPC: the one module that knows of gRPC and its messages."""
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -36,6 +37,9 @@ OPTIONS = [
     ("grpc.max_send_message_length", -1),
     ("grpc.max_receive_message_length", -1),
 ]
+
+
+CONNECT_WITHIN_S = 1
 
 
 class ModelUnavailable(Unavailable):
@@ -75,7 +79,11 @@ class TfServing:
         for row in rows:
             tensor.float_val.extend(row)
 
-        was_connected = self._channel.get_state() is ChannelConnectivity.READY
+        try:
+            async with asyncio.timeout(CONNECT_WITHIN_S):
+                await self._channel.channel_ready()
+        except TimeoutError as exc:
+            raise ModelUnavailable(UNAVAILABLE) from exc
         try:
             reply = await self._predictions.Predict(request, timeout=self._timeout_s)
         except grpc.aio.AioRpcError as exc:
@@ -83,15 +91,22 @@ class TfServing:
                 raise InferenceFailed(TIMEOUT_ERROR) from exc
             if exc.code() not in AWAY:
                 raise InferenceFailed(f"Model inference failed: {exc.details() or exc.code().name}") from exc
-            # A server that stops answers this; one that has died cannot, and its connection is gone.
-            if was_connected and self._channel.get_state() is not ChannelConnectivity.READY:
-                raise ModelCrashed(UNAVAILABLE) from exc
-            raise ModelUnavailable(UNAVAILABLE) from exc
+            error = ModelCrashed if await self._is_broken() else ModelUnavailable
+            raise error(UNAVAILABLE) from exc
         values = list(reply.outputs[SIGNATURE_OUTPUT].float_val)
         width = len(values) // len(rows)
         if not width or len(values) != width * len(rows):
             raise InferenceFailed(f"Model inference failed: {len(values)} values for {len(rows)} rows")
         return [values[start : start + width] for start in range(0, len(values), width)]
+
+    async def _is_broken(self) -> bool:
+        """Whether the connection, which stood when the call began, goes down with the call."""
+        try:
+            async with asyncio.timeout(0.1):
+                await self._channel.wait_for_state_change(ChannelConnectivity.READY)
+        except TimeoutError:
+            return False
+        return True
 
     async def is_ready(self, timeout_s: float = 1) -> bool:
         """Whether a version of the model is being served."""

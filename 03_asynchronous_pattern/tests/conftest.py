@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from redis.asyncio import Redis
 
-from serving_common.testing import Process, answers, free_port, running
+from serving_common.testing import Process, free_port, running
 from serving_common.testing_redis import RedisServer, redis_binary
 
 PATTERN = Path(__file__).parents[1]
@@ -65,10 +65,12 @@ class ModelServer:
     port: int = field(default_factory=free_port)
     rest_port: int = field(default_factory=free_port)
     stack: ExitStack = field(default_factory=ExitStack)
+    process: Process | None = None
 
-    def start(self) -> Process:
+    def start(self) -> None:
+        """Returns once the model is served."""
         flags = f"--port={self.port} --rest_api_port={self.rest_port} --model_name=iris --model_base_path={self.model}"
-        return self.stack.enter_context(
+        self.process = self.stack.enter_context(
             running(
                 f"src.model_server {flags}",
                 cwd=ROOT / "02_synchronous_pattern",
@@ -77,9 +79,6 @@ class ModelServer:
                 ready=f"http://127.0.0.1:{self.rest_port}/v1/models/iris",
             )
         )
-
-    def is_up(self) -> bool:
-        return answers(f"http://127.0.0.1:{self.rest_port}/v1/models/iris")
 
 
 @pytest.fixture(scope="session")
