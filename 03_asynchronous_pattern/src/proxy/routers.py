@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from typing import Annotated, cast
 
 import structlog
-from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
+from fastapi import APIRouter, Depends, Header, HTTPException, Path, Query, Request, Response
 
 from serving_common import iris
 from serving_common.problems import documented
@@ -40,9 +40,8 @@ async def _job_id(job_id: Annotated[str, Path(examples=["a1b2c3"])]) -> JobId:
 QueueDep = Annotated[JobQueue, Depends(_queue)]
 ModelDep = Annotated[TfServing, Depends(_model)]
 JobIdDep = Annotated[JobId, Depends(_job_id)]
-IdempotencyKey = Annotated[
-    str | None, Header(min_length=1, max_length=255, description="The same key again answers with the same job.")
-]
+# Out of the schema: whether a key is accepted depends on what it was used for before, which OpenAPI cannot say.
+IdempotencyKey = Annotated[str | None, Header(min_length=1, max_length=255, include_in_schema=False)]
 
 
 @health_router.get("/health", responses={503: {"model": Health, "description": "Redis does not answer"}})
@@ -76,7 +75,11 @@ async def metadata(model: ModelDep) -> Metadata:
 
 @router.post("/predict", responses=documented(413, 422, 429, 503), dependencies=[Depends(_rate_limited)])
 async def predict(request: PredictRequest, queue: QueueDep, idempotency_key: IdempotencyKey = None) -> PredictResponse:
-    """Queue one or more flowers for classification. The id is answered once Redis has the job."""
+    """Queue one or more flowers for classification. The id is answered once Redis has the job.
+
+    A request with the header `Idempotency-Key` may be sent again: the same key is answered with the same job. The same
+    key with another body is 422.
+    """
     return await _submit(queue, request, idempotency_key)
 
 
@@ -108,6 +111,12 @@ async def get_job(
 async def cancel_job(job_id: JobIdDep, queue: QueueDep) -> JobResult:
     """Give up a job that has not ended."""
     return await jobs.cancel(queue, job_id)
+
+
+# Starlette's own 405 allows only the methods of the first route of a path.
+@router.api_route("/job/{job_id}", methods=["HEAD", "OPTIONS", "PATCH", "POST", "PUT"], include_in_schema=False)
+async def other_methods() -> None:
+    raise HTTPException(405, headers={"Allow": "DELETE, GET"})
 
 
 @router.get("/jobs", responses=documented(422, 503))
