@@ -107,7 +107,8 @@ class Consumer:
         for job, name in zip(jobs, names, strict=True):
             if job.id in ended:
                 PROCESSING_TIME.observe(seconds)
-                log.info("prediction_completed", job_id=job.id, duration_ms=duration_ms, result=name)
+                result = name if isinstance(name, str) else f"{len(name)} rows"
+                log.info("prediction_completed", job_id=job.id, duration_ms=duration_ms, result=result)
         JOBS.labels("completed").inc(len(ended))
 
     async def _insist(self, call: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
