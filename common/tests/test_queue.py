@@ -348,12 +348,25 @@ class TestTrouble:
         assert (await queue.stats()).workers == 1
 
     async def test_a_job_that_kills_its_worker_three_times_is_poison(self, redis, queue, worker):
+        poison, _ = await enqueue(queue, "poison", "good")
+        living = asyncio.create_task(worker.keep_alive())
+        for _ in range(3):
+            await until_waiting(queue, 2)
+            dying = Worker(redis, KEYS)
+            await dying.claim(32)
+            await redis.delete(f"queue:predict:heartbeat:{dying.id}")
+
+        state = await queue.wait(poison, 20)
+        living.cancel()
+        assert (state.status, state.error) == (FAILED, POISON)
+        assert seen(await worker.claim(32)) == ["good"]
+
+    async def test_a_job_that_kills_the_model_server_three_times_is_poison(self, queue, worker):
         (job_id,) = await enqueue(queue, "1")
         for _ in range(3):
             await worker.suspect(await worker.claim(1))
 
-        state = await queue.get(job_id)
-        assert (state.status, state.error) == (FAILED, POISON)
+        assert (await queue.get(job_id)).error == POISON
 
     async def test_leaving_gives_everything_back_and_uses_up_no_try(self, redis, queue, worker):
         leaving = Worker(redis, KEYS)
