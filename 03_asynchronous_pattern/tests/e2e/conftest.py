@@ -10,7 +10,7 @@ import pytest
 
 from serving_common.testing import Process, free_port, running
 from serving_common.testing_redis import RedisServer
-from tests.conftest import PATTERN, ModelServer
+from tests.conftest import PATTERN, ModelServer, running_redis
 
 
 @dataclass
@@ -45,19 +45,20 @@ def system(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         yield System(proxy.rstrip("/"))
         return
 
-    redis: RedisServer = request.getfixturevalue("redis_server")
     model: ModelServer = request.getfixturevalue("model_server")
-    environment = {
-        "REDIS_HOST": "127.0.0.1",
-        "REDIS_PORT": str(redis.port),
-        "TF_SERVING_HOST": "127.0.0.1",
-        "TF_SERVING_GRPC_PORT": str(model.port),
-        "QUEUE_NAME": "queue:predict",
-    }
     port = free_port()
     logs = tmp_path_factory.mktemp("logs")
     url = f"http://127.0.0.1:{port}"
     with ExitStack() as stack:
+        # Not the one that other tests empty.
+        redis = stack.enter_context(running_redis(tmp_path_factory.mktemp("redis")))
+        environment = {
+            "REDIS_HOST": "127.0.0.1",
+            "REDIS_PORT": str(redis.port),
+            "TF_SERVING_HOST": "127.0.0.1",
+            "TF_SERVING_GRPC_PORT": str(model.port),
+            "QUEUE_NAME": "queue:predict",
+        }
         proxy_env = {**environment, "PORT": str(port)}
         stack.enter_context(
             running("src.proxy.app", cwd=PATTERN, env=proxy_env, log=logs / "proxy.log", ready=f"{url}/health")
@@ -66,4 +67,4 @@ def system(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         system.start_worker()
         system.start_worker()
         yield system
-    assert redis.keys_for_ever() == []
+        assert redis.keys_for_ever() == []
