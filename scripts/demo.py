@@ -169,6 +169,25 @@ async def ask_with_client(module: str, address: str, rows: list[list[float]]) ->
     )
 
 
+async def asynchronous(client: httpx.AsyncClient, urls: Mapping[str, str]) -> AsyncGenerator[Step, None]:
+    """03: a job's id at once, its result once a worker has asked the model server."""
+    proxy = urls["PORT_03_PROXY"]
+    well = {"status": "healthy", "components": {"redis": "ok", "tensorflow_serving": "ok"}}
+
+    yield await ask(client, "GET", f"{proxy}/health", want=well)
+    yield await ask(client, "GET", f"{proxy}/metadata", want={"model_spec": {"name": "iris", "version": "1"}})
+    for label, row in FLOWERS.items():
+        queued = await ask(client, "POST", f"{proxy}/predict", {"data": [row]}, want={"job_id": str}, is_highlight=True)
+        yield queued
+        if isinstance(queued.answer, dict):
+            job = f"{proxy}/job/{queued.answer['job_id']}?wait=10"
+            result = {"prediction": int, "class_name": label, "probabilities": [float, float, float]}
+            yield await ask(client, "GET", job, want={"status": "completed", "result": result}, is_highlight=True)
+    yield await ask(client, "POST", f"{proxy}/predict/test", want={"job_id": str})
+    yield await ask(client, "GET", f"{proxy}/jobs?limit=2", want={"jobs": [dict, dict]})
+    yield await ask(client, "GET", f"{proxy}/job/000000", want={"detail": "Job not found"}, status=404)
+
+
 async def batch(client: httpx.AsyncClient, urls: Mapping[str, str]) -> AsyncGenerator[Step, None]:
     """04: flowers are registered at once and predicted by the next run of the job."""
     api = urls["PORT_04_API"]
@@ -193,7 +212,7 @@ async def batch(client: httpx.AsyncClient, urls: Mapping[str, str]) -> AsyncGene
     yield await ask(client, "GET", f"{api}/data/failed", want=[])
 
 
-DEMOS: Mapping[str, Demo] = {"02": synchronous, "04": batch, "06": horizontal_microservices}
+DEMOS: Mapping[str, Demo] = {"02": synchronous, "03": asynchronous, "04": batch, "06": horizontal_microservices}
 
 
 def main(

@@ -76,6 +76,13 @@ _BATCH_MODEL = {
 }
 _BATCH_DATABASE = {"DATABASE_URL": "sqlite:///{state}/items.db"}
 
+_QUEUE = {
+    "REDIS_HOST": "127.0.0.1",
+    "REDIS_PORT": "{PORT_03_REDIS}",
+    "TF_SERVING_HOST": "127.0.0.1",
+    "TF_SERVING_GRPC_PORT": "{PORT_02_GRPC}",
+}
+
 PATTERNS = table(
     [
         Pattern(
@@ -93,6 +100,38 @@ PATTERNS = table(
                     ),
                     ports={"PORT_02_GRPC": 8500, "PORT_02_REST": 8501},
                     ready="http://127.0.0.1:{PORT_02_REST}/v1/models/iris",
+                ),
+            ),
+        ),
+        Pattern(
+            number="03",
+            title="Asynchronous",
+            folder="03_asynchronous_pattern",
+            artifacts=("iris_saved_model",),
+            processes=(
+                Process(
+                    name="redis",
+                    argv=("python", "{root}/scripts/redis_server.py", "{PORT_03_REDIS}", "{state}"),
+                    ports={"PORT_03_REDIS": 6303},
+                    ready="tcp://127.0.0.1:{PORT_03_REDIS}",
+                ),
+                Process(
+                    name="proxy",
+                    argv=("python", "-m", "src.proxy.app"),
+                    ports={"PORT_03_PROXY": 8300},
+                    env=_QUEUE | {"HOST": "127.0.0.1", "PORT": "{PORT_03_PROXY}"},
+                    defaults=STOP_IN_TIME,
+                    needs=("03-redis", "02-model_server"),
+                    ready="http://127.0.0.1:{PORT_03_PROXY}/health",
+                ),
+                Process(
+                    name="worker",
+                    argv=("python", "-m", "src.worker.main"),
+                    ports={"PORT_03_WORKER": 9103},
+                    env=_QUEUE | {"HOST": "127.0.0.1", "PORT": "{PORT_03_WORKER}"},
+                    defaults=STOP_IN_TIME,
+                    needs=("03-redis", "02-model_server"),
+                    ready="http://127.0.0.1:{PORT_03_WORKER}/health",
                 ),
             ),
         ),

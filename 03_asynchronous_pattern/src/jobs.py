@@ -1,0 +1,66 @@
+"""The pattern itself: a prediction is promised with an id, made by somebody else, and fetched later."""
+
+from collections.abc import Iterator, Sequence
+
+import orjson
+
+from serving_common import iris
+from serving_common.queue import Job, JobId, JobQueue, JobState, JobStatus, Priority
+from src.constants import MAX_ROWS, MAX_WAIT_S
+from src.schemas import ROWS, Classification, JobResult
+
+Rows = list[list[float]]
+
+
+async def submit(queue: JobQueue, rows: Rows, priority: Priority, idempotency_key: str | None) -> JobId:
+    """The id under which the classification of the rows, shape (N, 4), can be fetched."""
+    return await queue.enqueue(orjson.dumps(rows), priority, idempotency_key)
+
+
+async def find(queue: JobQueue, job_id: JobId, wait_s: float) -> JobResult:
+    """Where the job stands, or, if it ends within `wait_s`, how it has ended."""
+    return describe(await queue.wait(job_id, min(wait_s, MAX_WAIT_S)))
+
+
+async def cancel(queue: JobQueue, job_id: JobId) -> JobResult:
+    """Give up a job that has not ended."""
+    await queue.cancel(job_id)
+    return {"job_id": job_id, "status": JobStatus.CANCELLED}
+
+
+def describe(state: JobState) -> JobResult:
+    """A job's state as the client reads it."""
+    described: JobResult = {"job_id": state.id, "status": state.status}
+    if state.status is JobStatus.COMPLETED and state.result is not None:
+        described["result"] = orjson.loads(state.result)
+    if state.status is JobStatus.FAILED and state.error is not None:
+        described["error"] = state.error
+    return described
+
+
+def read_rows(job: Job) -> Rows:
+    """What `submit` stored. Raises ValueError if somebody else stored something else."""
+    return ROWS.validate_json(job.data)
+
+
+def classify(probabilities: Sequence[list[float]]) -> Classification:
+    """The classification of a job's rows from their probabilities, shape (N, 3)."""
+    predictions = [row.index(max(row)) for row in probabilities]
+    names = [iris.LABELS[prediction] for prediction in predictions]
+    if len(predictions) == 1:
+        return {"prediction": predictions[0], "class_name": names[0], "probabilities": probabilities[0]}
+    return {"prediction": predictions, "class_name": names, "probabilities": list(probabilities)}
+
+
+def in_batches(jobs: Sequence[tuple[Job, Rows]]) -> Iterator[list[tuple[Job, Rows]]]:
+    """The jobs in groups for one Predict call each."""
+    batch: list[tuple[Job, Rows]] = []
+    size = 0
+    for job, rows in jobs:
+        if batch and size + len(rows) > MAX_ROWS:
+            yield batch
+            batch, size = [], 0
+        batch.append((job, rows))
+        size += len(rows)
+    if batch:
+        yield batch

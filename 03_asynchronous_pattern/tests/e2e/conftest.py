@@ -1,0 +1,70 @@
+"""The system under test: at BASE_URL_03 if that is set (compose, a remote deployment), else started as processes."""
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from serving_common.testing import Process, free_port, running
+from serving_common.testing_redis import RedisServer
+from tests.conftest import PATTERN, ModelServer, running_redis
+
+
+@dataclass
+class System:
+    """The proxy's base URL, and, if they are ours, its neighbours and processes."""
+
+    proxy: str
+    redis: RedisServer | None = None
+    model: ModelServer | None = None
+    workers: list[Process] = field(default_factory=list)
+    stack: ExitStack = field(default_factory=ExitStack)
+    environment: Mapping[str, str] = field(default_factory=dict)
+    logs: Path = Path()
+
+    def start_worker(self) -> Process:
+        """One more worker; returns at once."""
+        worker = self.stack.enter_context(
+            running(
+                "src.worker.main",
+                cwd=PATTERN,
+                env={**self.environment, "PORT": str(free_port()), "HEARTBEAT_S": "1"},
+                log=self.logs / "workers.log",
+            )
+        )
+        self.workers.append(worker)
+        return worker
+
+
+@pytest.fixture(scope="session")
+def system(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
+    if proxy := os.environ.get("BASE_URL_03"):
+        yield System(proxy.rstrip("/"))
+        return
+
+    model: ModelServer = request.getfixturevalue("model_server")
+    port = free_port()
+    logs = tmp_path_factory.mktemp("logs")
+    url = f"http://127.0.0.1:{port}"
+    with ExitStack() as stack:
+        # Not the one that other tests empty.
+        redis = stack.enter_context(running_redis(tmp_path_factory.mktemp("redis")))
+        environment = {
+            "REDIS_HOST": "127.0.0.1",
+            "REDIS_PORT": str(redis.port),
+            "TF_SERVING_HOST": "127.0.0.1",
+            "TF_SERVING_GRPC_PORT": str(model.port),
+            "QUEUE_NAME": "queue:predict",
+        }
+        proxy_env = {**environment, "PORT": str(port)}
+        stack.enter_context(
+            running("src.proxy.app", cwd=PATTERN, env=proxy_env, log=logs / "proxy.log", ready=f"{url}/health")
+        )
+        system = System(url, redis, model, stack=stack, environment=environment, logs=logs)
+        system.start_worker()
+        system.start_worker()
+        yield system
+        assert redis.keys_for_ever() == []

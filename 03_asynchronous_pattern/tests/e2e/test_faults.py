@@ -1,0 +1,115 @@
+"""Workers are killed, TensorFlow Serving and Redis go away and come back: every job ends completed, once."""
+
+import os
+import signal
+import threading
+import time
+from collections import Counter
+
+import httpx
+import pytest
+from redis import Redis
+
+from serving_common.testing import wait_until
+from tests.conftest import SAMPLE
+
+JOBS = int(os.environ.get("CHAOS_JOBS", "400"))
+KILLS = int(os.environ.get("CHAOS_KILLS", "6"))
+TF_SERVING_AWAY_S = float(os.environ.get("CHAOS_TF_SERVING_AWAY_S", "1"))
+
+
+class Chaos(threading.Thread):
+    """Kills a worker every half second and starts another; in between, TensorFlow Serving and Redis."""
+
+    def __init__(self, system) -> None:
+        super().__init__()
+        self._system = system
+        self.killed = 0
+
+    def run(self) -> None:
+        model_away = threading.Thread(target=self._model_goes_away)
+        for number in range(KILLS):
+            time.sleep(0.5)
+            self._system.workers.pop(0).popen.kill()
+            self.killed += 1
+            self._system.start_worker()
+            if number == 1:
+                model_away.start()
+            if number == KILLS // 2:
+                self._system.redis.kill()
+                self._system.redis.start()
+        model_away.join()
+
+    def _model_goes_away(self) -> None:
+        self._system.model.process.popen.kill()
+        self._system.model.process.popen.wait()
+        time.sleep(TF_SERVING_AWAY_S)
+        self._system.model.start()
+
+
+def submit(client: httpx.Client) -> str:
+    """As a patient client does it: 503 and 429 are tried again."""
+    while (response := client.post("/predict", json=SAMPLE)).status_code in (429, 503):
+        time.sleep(0.05)
+    assert response.status_code == 200, response.text
+    job_id: str = response.json()["job_id"]
+    return job_id
+
+
+def state(client: httpx.Client, job_id: str) -> str:
+    while (response := client.get(f"/job/{job_id}", params={"wait": 5})).status_code == 503:
+        time.sleep(0.05)
+    assert response.status_code == 200, response.text
+    status: str = response.json()["status"]
+    return status
+
+
+@pytest.fixture
+def local(system):
+    if system.redis is None:
+        pytest.skip("the neighbours are not processes of this test")
+    return system
+
+
+def test_no_job_is_lost_or_stuck_whatever_dies(local, capsys):
+    chaos = Chaos(local)
+    with httpx.Client(base_url=local.proxy, timeout=60, trust_env=False) as client:
+        chaos.start()
+        ids = []
+        for number in range(JOBS):
+            ids.append(submit(client))
+            if chaos.is_alive() and number % (JOBS // 50) == 0:
+                time.sleep(0.05)  # so that there is work during all of it
+        chaos.join()
+        deadline = time.monotonic() + 60
+        states = Counter(ids)
+        unfinished, ended = set(ids), Counter[str]()
+        while unfinished and time.monotonic() < deadline:
+            for job_id in list(unfinished):
+                status = state(client, job_id)
+                if status not in ("pending", "processing"):
+                    ended[status] += 1
+                    unfinished.discard(job_id)
+
+    with capsys.disabled():
+        print(f"\n{JOBS} jobs, {chaos.killed} workers killed: {dict(ended)}, {len(unfinished)} unfinished")
+    assert max(states.values()) == 1
+    assert ended == {"completed": JOBS}
+    with Redis(port=local.redis.port) as redis:
+        wait_until(lambda: not redis.llen("queue:predict") and not list(redis.scan_iter("queue:predict:processing:*")))
+
+
+def test_sigterm_under_load_uses_up_no_try(local):
+    with (
+        httpx.Client(base_url=local.proxy, timeout=60, trust_env=False) as client,
+        Redis(port=local.redis.port) as redis,
+    ):
+        ids = [submit(client) for _ in range(100)]
+        stopped = local.workers.pop(0)
+        stopped.popen.send_signal(signal.SIGTERM)
+        local.start_worker()
+        ids += [submit(client) for _ in range(100)]
+
+        assert Counter(state(client, job_id) for job_id in ids) == {"completed": 200}
+        assert stopped.popen.wait(20) == 0
+        assert not redis.exists(*(f"queue:predict:meta:{job_id}" for job_id in ids))

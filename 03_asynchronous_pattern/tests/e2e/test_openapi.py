@@ -1,0 +1,21 @@
+"""Schemathesis makes requests, good and bad, from the OpenAPI document: no 500, nothing undocumented."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+SCHEMATHESIS = Path(sys.executable).with_name("schemathesis")
+
+
+def test_the_proxy_does_what_its_openapi_document_says(system, tmp_path):
+    url = f"{system.proxy}/openapi.json"
+    done = subprocess.run(
+        [SCHEMATHESIS, "run", url, "--checks", "all", "--max-examples", "40", "--seed", "1"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-1000:]

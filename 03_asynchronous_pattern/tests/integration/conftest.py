@@ -1,0 +1,18 @@
+from collections.abc import AsyncIterator
+
+import pytest
+from redis.asyncio import Redis
+
+from serving_common.queue import JobKeys, JobQueue
+from tests.integration.model import ScriptedModel, scripted_model
+
+
+@pytest.fixture
+async def model() -> AsyncIterator[ScriptedModel]:
+    async with scripted_model() as model:
+        yield model
+
+
+@pytest.fixture
+def queue(redis: Redis) -> JobQueue:
+    return JobQueue(redis, JobKeys("queue:predict"))

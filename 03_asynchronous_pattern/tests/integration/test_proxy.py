@@ -1,0 +1,235 @@
+"""The proxy's endpoints on a real Redis; the worker's part is played by the test."""
+
+import asyncio
+from contextlib import asynccontextmanager
+
+import httpx
+import pytest
+from prometheus_client import generate_latest
+from src.configurations import ProxySettings
+from src.proxy.app import create_app
+
+from serving_common.queue import JobKeys, Worker
+from serving_common.testing import free_port
+from tests.conftest import SAMPLE
+
+
+@pytest.fixture
+def settings(redis_server, model):
+    def make(**overrides) -> ProxySettings:
+        return ProxySettings(
+            **{
+                "redis_host": "127.0.0.1",
+                "redis_port": redis_server.port,
+                "tf_serving_host": "127.0.0.1",
+                "tf_serving_grpc_port": model.port,
+                **overrides,
+            }
+        )
+
+    return make
+
+
+@asynccontextmanager
+async def proxy(settings: ProxySettings):
+    app = create_app(settings)
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=transport, base_url="http://proxy") as client,
+    ):
+        yield client
+
+
+@pytest.fixture
+async def client(redis, settings):
+    async with proxy(settings()) as client:
+        yield client
+
+
+@pytest.fixture
+async def worker(redis):
+    worker = Worker(redis, JobKeys("queue:predict"))
+    yield worker
+    await worker.leave()
+
+
+async def submit(client, **body) -> str:
+    response = await client.post("/predict", json=SAMPLE | body)
+    assert response.status_code == 200, response.text
+    job_id: str = response.json()["job_id"]
+    return job_id
+
+
+async def test_the_job_is_in_redis_before_its_id_is_answered(redis, client):
+    job_id = await submit(client)
+
+    assert await redis.get(f"job:{job_id}:data") == b"[[5.1,3.5,1.4,0.2]]"
+    assert await redis.get(f"job:{job_id}:status") == b"pending"
+    assert await redis.lrange("queue:predict", 0, -1) == [job_id.encode()]
+
+
+async def test_a_job_from_pending_to_completed(redis, client, worker):
+    job_id = await submit(client)
+    assert (await client.get(f"/job/{job_id}")).json() == {"job_id": job_id, "status": "pending"}
+    await worker.claim(1)
+    assert (await client.get(f"/job/{job_id}")).json() == {"job_id": job_id, "status": "processing"}
+    result = {"prediction": 0, "class_name": "setosa", "probabilities": [0.97, 0.02, 0.01]}
+    await worker.complete([(job_id, httpx.Request("POST", "http://x", json=result).content)])
+
+    response = await client.get(f"/job/{job_id}")
+    assert response.json() == {"job_id": job_id, "status": "completed", "result": result}
+    assert (await redis.ttl(f"job:{job_id}:result")) > 86_000
+
+
+async def test_a_failed_job_says_why(client, worker):
+    job_id = await submit(client)
+    await worker.claim(1)
+    await worker.fail(job_id, "Model inference timeout")
+
+    assert (await client.get(f"/job/{job_id}")).json() == {
+        "job_id": job_id,
+        "status": "failed",
+        "error": "Model inference timeout",
+    }
+
+
+async def test_a_long_poll_answers_when_the_job_ends(redis, client, worker):
+    job_id = await submit(client)
+    polling = asyncio.create_task(client.get(f"/job/{job_id}?wait=30"))
+    async with asyncio.timeout(20):
+        while not await redis.pubsub_channels():  # noqa: ASYNC110 - Redis has no event for it
+            await asyncio.sleep(0.01)
+        await worker.fail(job_id, "no")
+        assert (await polling).json()["status"] == "failed"
+
+
+async def test_the_test_data_is_a_job_too(client):
+    assert len((await client.post("/predict/test")).json()["job_id"]) == 6
+
+
+async def test_high_priority_has_its_own_list(redis, client):
+    job_id = await submit(client, priority="high")
+
+    assert await redis.lrange("queue:predict:high", 0, -1) == [job_id.encode()]
+
+
+async def test_unknown_jobs(client):
+    for method in ("GET", "DELETE"):
+        response = await client.request(method, "/job/ffffff")
+        assert (response.status_code, response.json()["detail"]) == (404, "Job not found")
+
+
+async def test_cancel(client):
+    job_id = await submit(client)
+
+    assert (await client.delete(f"/job/{job_id}")).json() == {"job_id": job_id, "status": "cancelled"}
+    assert (await client.get(f"/job/{job_id}")).json()["status"] == "cancelled"
+    assert (await client.delete(f"/job/{job_id}")).status_code == 409
+
+
+async def test_jobs_are_listed_in_pages_and_by_status(client):
+    ids = [await submit(client) for _ in range(3)]
+    await client.delete(f"/job/{ids[0]}")
+
+    first = (await client.get("/jobs", params={"limit": 2})).json()
+    rest = (await client.get("/jobs", params={"limit": 2, "cursor": first["next_cursor"]})).json()
+
+    assert [job["job_id"] for job in first["jobs"] + rest["jobs"]] == ids[::-1]
+    assert rest["next_cursor"] is None
+    assert first["jobs"][0].keys() == {"job_id", "status", "created_at"}
+    pending = (await client.get("/jobs", params={"status": "pending"})).json()
+    assert [job["job_id"] for job in pending["jobs"]] == [ids[2], ids[1]]
+
+
+async def test_idempotency_key(client):
+    headers = {"Idempotency-Key": "k"}
+    first, second = [(await client.post("/predict", json=SAMPLE, headers=headers)).json() for _ in range(2)]
+    other = await client.post("/predict", json={"data": [[1.0] * 4]}, headers=headers)
+
+    assert first == second
+    assert other.status_code == 422
+    assert other.json()["errors"][0]["field"] == "Idempotency-Key"
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({"data": [[5.1, 3.5, 10.0, 0.2]]}, "petal_length"),
+        ({"data": [[0.0, 3.5, 1.4, 0.2]]}, "sepal_length"),
+        ({"data": [[5.1, "3.5", 1.4, 0.2]]}, "sepal_width"),
+        ({"data": []}, "data"),
+        ({}, "data"),
+        (SAMPLE | {"priority": "urgent"}, "priority"),
+    ],
+)
+async def test_bad_input_names_the_field(client, body, field):
+    response = await client.post("/predict", json=body)
+
+    assert response.status_code == 422
+    assert response.json()["errors"][0]["field"] == field
+
+
+async def test_a_full_queue_is_429(redis, settings):
+    async with proxy(settings(max_queue_length=1)) as client:
+        await submit(client)
+        response = await client.post("/predict", json=SAMPLE)
+
+    assert response.status_code == 429
+    assert response.headers["Retry-After"]
+
+
+async def test_the_rate_is_limited_for_all_proxies_together(redis, settings):
+    limited = settings(rate_limit="2/minute")
+    async with proxy(limited) as one, proxy(limited) as other:
+        await submit(one)
+        await submit(other)
+        response = await one.post("/predict", json=SAMPLE)
+        assert (await one.get("/jobs")).status_code == 200
+
+    assert response.status_code == 429
+    assert 1 <= int(response.headers["Retry-After"]) <= 60
+
+
+async def test_an_api_key_where_one_is_set(redis, settings):
+    async with proxy(settings(api_key="secret")) as client:
+        assert (await client.post("/predict", json=SAMPLE)).status_code == 401
+        assert (await client.post("/predict", json=SAMPLE, headers={"X-API-Key": "secret"})).status_code == 200
+        assert (await client.get("/health")).status_code == 200
+
+
+@pytest.mark.parametrize("rate_limit", [None, "100/minute"])
+async def test_without_redis(redis, settings, rate_limit):
+    async with proxy(settings(redis_port=free_port(), rate_limit=rate_limit)) as client:
+        for method, path in [("POST", "/predict"), ("GET", "/job/a1b2c3"), ("GET", "/jobs")]:
+            response = await client.request(method, path, json=SAMPLE)
+            assert response.status_code == 503
+            assert response.json()["detail"] == "Service temporarily unavailable"
+            assert response.headers["Retry-After"]
+        health = await client.get("/health")
+        assert health.status_code == 503
+        assert health.json() == {
+            "status": "unhealthy",
+            "components": {"redis": "unavailable", "tensorflow_serving": "ok"},
+        }
+
+
+async def test_without_tf_serving(redis, settings):
+    async with proxy(settings(tf_serving_grpc_port=free_port())) as client:
+        health = await client.get("/health")
+        assert (health.status_code, health.json()["status"]) == (200, "degraded")
+        assert health.json()["components"] == {"redis": "ok", "tensorflow_serving": "unavailable"}
+        assert (await client.get("/metadata")).status_code == 503
+        await submit(client)
+
+
+async def test_metrics_of_the_queue(redis, client):
+    await submit(client)
+    async with asyncio.timeout(20):
+        while b'queue_length{priority="normal"} 1' not in generate_latest():  # noqa: ASYNC110 - gauges have no event
+            await asyncio.sleep(0.05)
+    text = (await client.get("/metrics")).text
+
+    for name in ("queue_oldest_job_age_seconds", "redis_memory_usage_bytes", "redis_key_count", "redis_expired_keys"):
+        assert f"\n{name} " in text
+    assert 'request_count_total{method="POST",route="/predict",status="200"}' in text

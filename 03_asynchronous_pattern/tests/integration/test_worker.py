@@ -1,0 +1,183 @@
+"""The worker between a real Redis and a gRPC server that misbehaves on demand."""
+
+import asyncio
+from contextlib import ExitStack, asynccontextmanager
+
+import grpc
+import pytest
+from src import jobs
+from src.configurations import WorkerSettings
+from src.constants import TIMEOUT_ERROR
+from src.worker.main import create_app
+
+from serving_common.queue import POISON, JobStatus, Priority
+from serving_common.testing import Process, free_port, running
+from tests.conftest import PATTERN
+from tests.integration.model import BAD
+
+GOOD_ROWS = [[5.1, 3.5, 1.4, 0.2]]
+BAD_ROWS = [[BAD, 1.0, 1.0, 1.0]]
+
+
+@pytest.fixture
+def settings(redis_server, model):
+    def make(**overrides) -> WorkerSettings:
+        return WorkerSettings(
+            **{
+                "redis_host": "127.0.0.1",
+                "redis_port": redis_server.port,
+                "tf_serving_host": "127.0.0.1",
+                "tf_serving_grpc_port": model.port,
+                "heartbeat_s": 1,
+                **overrides,
+            }
+        )
+
+    return make
+
+
+@asynccontextmanager
+async def worker(settings: WorkerSettings):
+    app = create_app(settings)
+    async with app.router.lifespan_context(app):
+        yield app
+
+
+async def submit(queue, *many):
+    return [await jobs.submit(queue, rows, Priority.NORMAL, None) for rows in many]
+
+
+async def ends(queue, job_id):
+    state = await queue.wait(job_id, 20)
+    assert state.status.is_final, state
+    return state
+
+
+async def test_jobs_that_wait_share_one_call(queue, model, settings):
+    ids = await submit(queue, *[GOOD_ROWS] * 20)
+    async with worker(settings(num_workers=1)):
+        ended = [jobs.describe(await ends(queue, job_id)) for job_id in ids]
+
+    assert model.batches == [20]
+    assert ended[0] == {
+        "job_id": ids[0],
+        "status": "completed",
+        "result": {"prediction": 1, "class_name": "versicolor", "probabilities": pytest.approx([0.1, 0.7, 0.2])},
+    }
+
+
+async def test_rows_of_one_job_stay_together(queue, settings):
+    one, three = await submit(queue, GOOD_ROWS, GOOD_ROWS * 3)
+    async with worker(settings()):
+        assert jobs.describe(await ends(queue, one))["result"]["prediction"] == 1
+        assert jobs.describe(await ends(queue, three))["result"]["prediction"] == [1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("failure", "error"),
+    [
+        (grpc.StatusCode.INVALID_ARGUMENT, "Model inference failed: bad row"),
+        (grpc.StatusCode.DEADLINE_EXCEEDED, TIMEOUT_ERROR),
+    ],
+)
+async def test_a_poison_job_fails_after_three_retries_and_holds_up_nobody(queue, model, settings, failure, error):
+    model.failure = failure
+    poison, *others = await submit(queue, BAD_ROWS, *[GOOD_ROWS] * 5)
+    async with worker(settings(num_workers=1)):
+        assert [(await ends(queue, job_id)).status for job_id in others] == ["completed"] * 5
+        failed = await ends(queue, poison)
+
+    assert (failed.status, failed.error) == (JobStatus.FAILED, error)
+    assert await queue.dead() == [poison]
+    # All together once; then everybody alone, the poison job with three retries.
+    assert model.batches == [6] + [1] * (1 + 5 + 3)
+
+
+async def test_a_model_that_does_not_answer_in_time_is_a_timeout(queue, model, settings):
+    model.released.clear()
+    (job_id,) = await submit(queue, GOOD_ROWS)
+    async with worker(settings(tf_serving_timeout_s=0.1, max_retries=1)):
+        assert (await ends(queue, job_id)).error == TIMEOUT_ERROR
+    assert model.batches == [1, 1]
+
+
+async def test_a_model_server_that_is_away_uses_up_no_try(redis, queue, model, settings):
+    model.away = True
+    first, second = await submit(queue, GOOD_ROWS, GOOD_ROWS)
+    async with worker(settings(num_workers=1)):
+        async with asyncio.timeout(20):
+            while len(model.batches) < 6:  # noqa: ASYNC110 - more often than a job may fail
+                await asyncio.sleep(0.01)
+        model.away = False
+        assert [(await ends(queue, job_id)).status for job_id in (first, second)] == ["completed"] * 2
+
+    assert not await redis.exists(f"queue:predict:meta:{first}")
+    assert model.batches[-1] == 2
+
+
+async def test_a_job_that_kills_the_model_server_three_times_is_poison(queue, settings, tmp_path):
+    port = free_port()
+    (poison,) = await submit(queue, BAD_ROWS)
+    with ExitStack() as stack:
+
+        def start() -> Process:
+            process = running(f"tests.integration.model {port}", cwd=PATTERN, env={}, log=tmp_path / "log")
+            return stack.enter_context(process)
+
+        server = start()
+        async with worker(settings(num_workers=1, tf_serving_grpc_port=port)):
+            waiting = asyncio.create_task(ends(queue, poison))
+            while not waiting.done():
+                if server.popen.poll() is not None:
+                    server = start()
+                await asyncio.sleep(0.02)
+            failed = await waiting
+            (good,) = await submit(queue, GOOD_ROWS)
+            if server.popen.poll() is not None:
+                start()
+            assert (await ends(queue, good)).status is JobStatus.COMPLETED
+
+    assert (failed.status, failed.error) == (JobStatus.FAILED, POISON)
+
+
+async def test_foreign_data_fails_alone(redis, queue, settings):
+    await redis.set("job:zzzzzz:data", "nonsense", ex=60)
+    await redis.lpush("queue:predict", "zzzzzz")
+    (good,) = await submit(queue, GOOD_ROWS)
+    async with worker(settings()):
+        assert (await ends(queue, good)).status is JobStatus.COMPLETED
+        assert (await ends(queue, "zzzzzz")).error == "Invalid input"
+
+
+async def test_a_stopping_worker_finishes_what_it_has_in_hand(queue, model, settings):
+    model.released.clear()
+    (in_hand,) = await submit(queue, GOOD_ROWS)
+    async with worker(settings()):
+        await model.entered.wait()
+        asyncio.get_running_loop().call_later(0.1, model.released.set)
+
+    assert (await queue.get(in_hand)).status is JobStatus.COMPLETED
+
+
+async def test_a_stopping_worker_gives_back_what_it_cannot_finish(redis, queue, model, settings):
+    model.released.clear()
+    ids = await submit(queue, GOOD_ROWS, GOOD_ROWS)
+    async with worker(settings(shutdown_grace_s=1, num_workers=1)):
+        await model.entered.wait()
+
+    assert await redis.lrange("queue:predict", 0, -1) == [job_id.encode() for job_id in ids[::-1]]
+    assert [(await queue.get(job_id)).status for job_id in ids] == ["pending"] * 2
+    assert not await redis.exists(f"queue:predict:meta:{ids[0]}")
+    assert (await queue.stats()).workers == 0
+
+
+async def test_results_survive_a_restart_of_redis(redis_server, queue, model, settings):
+    model.released.clear()
+    (job_id,) = await submit(queue, GOOD_ROWS)
+    async with worker(settings()):
+        await model.entered.wait()
+        redis_server.kill()
+        model.released.set()
+        await asyncio.to_thread(redis_server.start)
+        assert (await ends(queue, job_id)).status is JobStatus.COMPLETED
+    assert model.batches == [1]

