@@ -7,7 +7,8 @@ PATTERNS ?= 02 03 04 06
 # Which folders `test` tests.
 FOLDERS ?= common tfserving_protos models scripts $(wildcard 0*_pattern)
 
-pattern_folders = $(foreach number,$(PATTERNS),$(wildcard $(number)_*))
+# 03 asks 02's model server.
+pattern_folders = $(sort $(foreach number,$(PATTERNS) $(if $(filter 03,$(PATTERNS)),02),$(wildcard $(number)_*)))
 
 .PHONY: help setup demo up test test-compose lint format models bench lock clean
 

@@ -50,6 +50,11 @@ for number in "$@"; do
       export TF_SERVING_GRPC=$GRPC TF_SERVING_REST=http://$REST SERVING_RUNTIME=portable
       tests=(tests/test_grpc_client.py tests/test_rest_client.py)
       ;;
+    03)
+      for name in PROXY REDIS_PUBLISHED TF_GRPC TF_REST; do export "${name}_PORT=$(free_port)"; done
+      export REDIS_PUBLISHED_PORT=${REDIS_PUBLISHED_PORT#127.0.0.1:} BASE_URL_03=http://$PROXY_PORT
+      export SERVING_RUNTIME=portable RATE_LIMIT=""
+      ;;
     04)
       for name in API MYSQL; do export "${name}_PORT=$(free_port)"; done
       export MYSQL_PORT=${MYSQL_PORT#127.0.0.1:} BASE_URL_04=http://$API_PORT JOB_WAIT_SECONDS=2
