@@ -486,7 +486,7 @@ class JobQueue:
 
         With a status to filter for, a page may be short, or empty, though there are more.
         """
-        scan = limit if status is None else max(limit, 1000)
+        scan = limit if status is None else max(limit, 10_000)
         below = "+inf" if cursor is None else f"({cursor}"
         found = await _or_unavailable(
             self._redis.zrange(
