@@ -64,7 +64,7 @@ T = TypeVar("T")
 JobId = NewType("JobId", str)
 
 POISON = "The job was in hand each time when its worker, or the model server, died"
-ALONE_SHARE = 4
+NORMAL_SHARE = 4
 """One place in so many of a claim goes to normal jobs that have waited too long behind high ones."""
 
 log = structlog.get_logger()
@@ -486,7 +486,7 @@ class JobQueue:
 
         With a status to filter for, a page may be short, or empty, though there are more.
         """
-        scan = limit if status is None else max(limit, 1000)
+        scan = limit if status is None else max(limit, 10_000)
         below = "+inf" if cursor is None else f"({cursor}"
         found = await _or_unavailable(
             self._redis.zrange(
@@ -590,7 +590,7 @@ class Worker:
         return await self._take(limit) or (await self._job_comes(wait_s) and await self._take(limit)) or []
 
     async def _take(self, limit: int) -> list[Job]:
-        reserved = limit // ALONE_SHARE or int(next(self._claims) % ALONE_SHARE == 0)
+        reserved = limit // NORMAL_SHARE or int(next(self._claims) % NORMAL_SHARE == 0)
         taken = await self._scripts.run(CLAIM, self.id, self._heartbeat_s, limit, reserved, self._overdue_s)
         jobs = [Job(JobId(job_id.decode()), data) for job_id, data in zip(taken[::2], taken[1::2], strict=True)]
         self._held.update(job.id for job in jobs)

@@ -169,9 +169,10 @@ class TestClaim:
     async def test_returns_nothing_when_nothing_comes(self, worker):
         assert await worker.claim(32, wait_s=0.05) == []
 
-    async def test_takes_a_job_that_redis_cli_has_pushed(self, redis, worker):
+    async def test_takes_a_job_that_redis_cli_has_pushed(self, redis, queue, worker):
         await redis.set("job:a%b:data", "1", ex=60)
         await redis.lpush("queue:predict", "a%b")
+        assert (await queue.stats()).normal == 1
 
         jobs = await worker.claim(32)
         await worker.complete([(jobs[0].id, b"done")])

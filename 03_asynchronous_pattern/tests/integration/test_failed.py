@@ -1,5 +1,6 @@
 """The command that looks after the jobs that failed for good."""
 
+import os
 import subprocess
 import sys
 
@@ -16,7 +17,7 @@ def failed(redis_server):
         return subprocess.run(
             [sys.executable, "-m", "src.worker.failed", *words],
             cwd=PATTERN,
-            env={"REDIS_HOST": "127.0.0.1", "REDIS_PORT": str(port or redis_server.port)},
+            env=os.environ | {"REDIS_HOST": "127.0.0.1", "REDIS_PORT": str(port or redis_server.port)},
             capture_output=True,
             text=True,
             check=False,
