@@ -1,5 +1,6 @@
 """The one module that knows which database it is: URL, pool, timeouts, locks, and all that can go wrong."""
 
+import sqlite3
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,8 +23,8 @@ POOL_RECYCLE_S = 1800  # less than MySQL's wait_timeout, after which it closes i
 RETRY_EVERY_S = 0.5
 SCHEMA_LOCK, SCHEMA_LOCK_WAIT_S = "batch_pattern_schema", 60
 
-# MySQL: lock wait timeout, deadlock, and MariaDB's "record has changed since last read". SQLite: busy.
-LOST_CODES = {1205, 1213, 1020, 5}
+# Lock wait timeout, deadlock, and MariaDB's "record has changed since last read".
+LOST_CODES = {1205, 1213, 1020}
 
 log = structlog.get_logger()
 
@@ -155,8 +156,9 @@ def _create_tables(engine: Engine) -> None:
 
 def _serving_error(error: exc.SQLAlchemyError) -> Unavailable:
     original = getattr(error, "orig", None)
-    code = getattr(original, "sqlite_errorcode", None) or next(iter(getattr(original, "args", ())), None)
     log.warning("database_failed", reason=str(original or error))
-    if code in LOST_CODES:
-        return LostToAnother("The database is busy")
-    return Unavailable("The database does not answer")
+    if isinstance(original, sqlite3.Error):
+        is_lost = original.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY  # the bits above say why
+    else:
+        is_lost = original is not None and original.args[:1] and original.args[0] in LOST_CODES
+    return LostToAnother("The database is busy") if is_lost else Unavailable("The database does not answer")

@@ -14,7 +14,7 @@ from tests.processes import Stack
 JOB_WAIT_S = "3"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def api(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
     """A client of the API; a job runs again and again beside it."""
     if base_url := os.environ.get("BASE_URL_04"):

@@ -1,7 +1,7 @@
 """Tables and SQL on SQLite and on a MySQL or MariaDB server."""
 
 import json
-import multiprocessing
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -173,22 +173,16 @@ def test_a_deadlock_is_told_from_a_database_that_is_away(mysql_url):
         assert sorted(cross(first, second, second_is_locked)) == ["lost", "won"]
 
 
-def open_and_close(url, barrier, results):
-    barrier.wait()
-    with open_database(ApiSettings(database_url=url)) as database:
-        results.put(register(database))
+def test_api_and_three_jobs_may_make_the_tables_at_once(settings):
+    barrier = threading.Barrier(4)
 
+    def start(_):
+        barrier.wait()
+        with open_database(settings) as database:
+            return register(database)
 
-def test_four_processes_may_make_the_tables_at_once(database_url):
-    context = multiprocessing.get_context("spawn")
-    barrier, results = context.Barrier(4), context.Queue()
-    processes = [context.Process(target=open_and_close, args=(database_url, barrier, results)) for _ in range(4)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-    assert [process.exitcode for process in processes] == [0] * 4
-    assert sorted(results.get() for _ in range(4)) == [[1], [2], [3], [4]]
+    with ThreadPoolExecutor(4) as executor:
+        assert sorted(executor.map(start, range(4))) == [[1], [2], [3], [4]]
 
 
 def test_times_are_utc_whoever_writes_them(database):
