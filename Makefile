@@ -10,7 +10,7 @@ FOLDERS ?= common tfserving_protos models scripts $(wildcard 0*_pattern)
 # 03 asks 02's model server.
 pattern_folders = $(sort $(foreach number,$(PATTERNS) $(if $(filter 03,$(PATTERNS)),02),$(wildcard $(number)_*)))
 
-.PHONY: help setup demo up test test-compose lint format models bench lock clean
+.PHONY: help setup demo up test test-compose chaos lint format models bench lock clean
 
 help:  ## Print what there is
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 22
@@ -29,6 +29,10 @@ test: setup  ## Run all tests that need no Docker, with coverage
 
 test-compose: setup  ## Build the images, run the end-to-end tests against docker compose, remove all of it
 	@scripts/test_compose.sh $(PATTERNS)
+
+chaos: setup  ## Kill workers, the model server and Redis under 2,000 jobs of pattern 03, and count what is lost
+	@cd 03_asynchronous_pattern && CHAOS_JOBS=2000 CHAOS_KILLS=30 CHAOS_TF_SERVING_AWAY_S=5 \
+		../$(PYTHON_IN) -m pytest tests/e2e/test_faults.py -s
 
 lint: setup  ## ruff, black --check, mypy, and pip-audit where its data can be reached
 	@scripts/lint.sh

@@ -8,6 +8,10 @@ coverage=90
 failed=0
 summary=()
 
+# Once for all of them: several patterns test with the same models.
+.venv/bin/python -m models.build --only iris_svc iris_svc_0_{setosa,versicolor,virginica} iris_saved_model || exit 1
+export IRIS_MODEL=$root/models/artifacts/saved_model/iris
+
 for folder in "$@"; do
   case $folder in
     common) cd "$root/common" && what=(tests --cov=serving_common) ;;
