@@ -33,7 +33,7 @@ class Server:
             self.execute(f"DROP DATABASE {name}")
 
     def execute(self, statement: str) -> None:
-        engine = create_engine(self.url.set(database=None))
+        engine = create_engine(self.url)
         with engine.begin() as connection:
             connection.execute(text(statement))
         engine.dispose()
