@@ -19,6 +19,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -163,7 +164,7 @@ def cold_start_s(name: str, module: str, logs: Path, **env: str) -> float:
 
 
 def print_table(console: Console, medians: Mapping[tuple[str, int], Median], connections: tuple[int, ...]) -> None:
-    table = Table("", *(f"{count} connection{'s' if count > 1 else ''}" for count in connections))
+    table = Table("", *(f"{count} connection{'s' if count > 1 else ''}" for count in connections), box=box.MARKDOWN)
     for name in dict.fromkeys(name for name, _ in medians):
         cells = []
         for count in connections:
