@@ -57,7 +57,7 @@ for number in "$@"; do
       ;;
     04)
       for name in API MYSQL; do export "${name}_PORT=$(free_port)"; done
-      export MYSQL_PORT=${MYSQL_PORT#127.0.0.1:} BASE_URL_04=http://$API_PORT JOB_WAIT_SECONDS=2
+      export MYSQL_PORT=${MYSQL_PORT#127.0.0.1:} BASE_URL_04=http://$API_PORT JOB_WAIT_SECONDS=10
       ;;
     06)
       for name in PROXY SETOSA VERSICOLOR VIRGINICA; do export "${name}_PORT=$(free_port)"; done

@@ -13,7 +13,8 @@ PATTERN = Path(__file__).parents[2]
 SAMPLE = {"data": [[5.1, 3.5, 1.4, 0.2]]}
 
 pytestmark = pytest.mark.skipif(
-    "COMPOSE_PROJECT_NAME" not in os.environ, reason="no docker compose stack is under test (make test-compose)"
+    not {"COMPOSE_PROJECT_NAME", "BASE_URL_06"} <= os.environ.keys(),
+    reason="no docker compose stack is under test (make test-compose)",
 )
 
 
