@@ -5,6 +5,8 @@ set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 root=$PWD
 coverage=90
+# Where this script runs in the background, SIGINT is ignored, and all processes of the tests would inherit that.
+pytest='import signal, sys, pytest; signal.signal(signal.SIGINT, signal.default_int_handler); sys.exit(pytest.main())'
 failed=0
 summary=()
 
@@ -22,7 +24,7 @@ for folder in "$@"; do
   esac || exit 1
   printf '\n\033[1m%s\033[0m\n' "$folder"
   log=$(mktemp)
-  "$root/.venv/bin/python" -m pytest "${what[@]}" --cov-config="$root/pyproject.toml" --cov-fail-under=$coverage 2>&1 | tee "$log"
+  "$root/.venv/bin/python" -c "$pytest" "${what[@]}" --cov-config="$root/pyproject.toml" --cov-fail-under=$coverage 2>&1 | tee "$log"
   code=${PIPESTATUS[0]}
   [ "$code" = 0 ] || failed=1
   covered=$(sed -n 's/^TOTAL.* \([0-9]*%\)$/\1/p' "$log")

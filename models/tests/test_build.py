@@ -177,7 +177,7 @@ def test_an_interrupted_build_leaves_the_old_artifact_and_no_lock(
         assert builder.stdout is not None
         assert builder.stdout.readline() == b"half written\n"
         builder.send_signal(how)
-        assert builder.wait() == code
+        assert builder.wait(60) == code
     assert [sha256_of(folder / file) for file in files] == before
     assert main(["--only", *IRIS_MODELS, "--output", str(folder)]) == 0
     assert set(states(capsys).values()) == {"up"}
