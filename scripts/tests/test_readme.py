@@ -263,6 +263,22 @@ def test_settings_tables_are_written_and_then_current(pattern, capsys):
     assert readme.main([str(folder)]) == 0
 
 
+def test_the_table_says_which_settings_may_stand_in_a_file(pattern):
+    settings = """\
+from pydantic import Field, SecretStr
+from serving_common.settings import Settings as Base
+
+class Settings(Base):
+    key: SecretStr | None = Field(None, description="A key.")
+    note: str = Field("", description="No key.")
+"""
+    folder = pattern("files", settings)
+    assert readme.main(["--write", str(folder)]) == 0
+    text = (folder / "README.md").read_text()
+    assert "| `KEY` or `…_FILE` | unset | A key. |\n" in text
+    assert "| `NOTE` | empty | No key. |\n" in text
+
+
 def test_the_settings_of_two_patterns_are_not_mixed_up(pattern):
     one, other = pattern("one"), pattern("other", SETTINGS.replace("where", "whence"))
     assert readme.main(["--write", str(one), str(other)]) == 0
