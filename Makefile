@@ -4,8 +4,8 @@ PYTHON_IN := .venv/bin/python
 
 # Which patterns `up` and `demo` start, `bench` measures and `test-compose` tests.
 PATTERNS ?= 02 03 04 06
-# Which folders `test` tests.
-FOLDERS ?= common tfserving_protos models scripts $(wildcard 0*_pattern)
+# Which folders `test` tests, the slowest first: as many at once as there are cores.
+FOLDERS ?= $(wildcard 0*_pattern) models scripts common tfserving_protos
 
 # 03 asks 02's model server.
 pattern_folders = $(sort $(foreach number,$(PATTERNS) $(if $(filter 03,$(PATTERNS)),02),$(wildcard $(number)_*)))

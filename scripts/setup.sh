@@ -67,5 +67,6 @@ say "installing the packages to $mode: models $*"
 quiet=--quiet
 [ ! -t 2 ] || quiet=--no-color # a terminal gets uv's progress bars
 "$uv" pip install $quiet --constraints constraints.txt "${models[@]}"
-"$uv" pip install $quiet --constraints constraints.txt "${patterns[@]}"
+# Bytecode is made now: a service's first start is as quick as its second, also where PYTHONDONTWRITEBYTECODE is set.
+"$uv" pip install $quiet --compile-bytecode --constraints constraints.txt "${patterns[@]}"
 echo "$wanted" > "$stamp"

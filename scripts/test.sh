@@ -1,38 +1,70 @@
 #!/usr/bin/env bash
-# Runs the tests of each folder in a process of its own (every pattern has a package called `src`), with the branch
-# coverage that each of them must reach, and sums up.
+# Runs the tests of each folder in a process of its own (every pattern has a package called `src`), as many at once as
+# there are cores, with the branch coverage that each of them must reach, and sums up.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 root=$PWD
 coverage=90
+at_once=${JOBS:-$(nproc 2>/dev/null || echo 2)}
 # Where this script runs in the background, SIGINT is ignored, and all processes of the tests would inherit that.
 pytest='import signal, sys, pytest; signal.signal(signal.SIGINT, signal.default_int_handler); sys.exit(pytest.main())'
-failed=0
-summary=()
 
 # Once for all of them: several patterns test with the same models.
 .venv/bin/python -m models.build --only iris_svc iris_svc_0_{setosa,versicolor,virginica} iris_saved_model || exit 1
 export IRIS_MODEL=$root/models/artifacts/saved_model/iris
 
-for folder in "$@"; do
+results=$root/.run/tests
+rm -rf "$results" && mkdir -p "$results"
+
+# Tests of the folder $1; what they print goes to $results/$1.log, their exit code to $results/$1.code.
+run() {
+  local folder=$1 what
   case $folder in
     common) cd "$root/common" && what=(tests --cov=serving_common) ;;
     tfserving_protos) cd "$root/$folder" && what=(tests --cov=tfserving_protos) ;;
     02_*) cd "$root/$folder" && what=(tests --cov=src --cov=client) ;;
     models | scripts) cd "$root" && what=("$folder/tests" "--cov=$folder") ;;
     *) cd "$root/$folder" && what=(tests --cov=src) ;;
-  esac || exit 1
+  esac &&
+    COVERAGE_FILE=$results/$folder.coverage "$root/.venv/bin/python" -c "$pytest" "${what[@]}" \
+      --cov-config="$root/pyproject.toml" --cov-fail-under=$coverage >"$results/$folder.log" 2>&1
+  echo $? >"$results/$folder.code"
+}
+
+# A folder's whole output, once it has ended, so that those of two do not mix.
+show() {
+  local folder=$1
   printf '\n\033[1m%s\033[0m\n' "$folder"
-  log=$(mktemp)
-  "$root/.venv/bin/python" -c "$pytest" "${what[@]}" --cov-config="$root/pyproject.toml" --cov-fail-under=$coverage 2>&1 | tee "$log"
-  code=${PIPESTATUS[0]}
-  [ "$code" = 0 ] || failed=1
-  covered=$(sed -n 's/^TOTAL.* \([0-9]*%\)$/\1/p' "$log")
-  result=$(sed -n 's/^=* \(.*[0-9] \(passed\|failed\|error\).*\) in \(.*s\).*$/\1 in \3/p' "$log" | tail -n 1)
-  summary+=("$(printf '%-38s %-9s coverage %-5s %s' "$folder" "$([ "$code" = 0 ] && echo ok || echo FAILED)" "${covered:-?}" "$result")")
-  rm -f "$log"
+  cat "$results/$folder.log"
+}
+
+started=$SECONDS
+waiting=("$@")
+running=()
+while [ ${#waiting[@]} -gt 0 ] || [ ${#running[@]} -gt 0 ]; do
+  while [ ${#waiting[@]} -gt 0 ] && [ ${#running[@]} -lt "$at_once" ]; do
+    printf '==> testing %s\n' "${waiting[0]}"
+    run "${waiting[0]}" &
+    running+=("${waiting[0]}")
+    waiting=("${waiting[@]:1}")
+  done
+  wait -n
+  still=()
+  for folder in "${running[@]}"; do
+    if [ -f "$results/$folder.code" ]; then show "$folder"; else still+=("$folder"); fi
+  done
+  running=(${still[@]+"${still[@]}"})
 done
 
+failed=0
 printf '\n'
-printf '%s\n' "${summary[@]}"
+for folder in "$@"; do
+  log=$results/$folder.log
+  covered=$(sed -n 's/^TOTAL.* \([0-9]*%\)$/\1/p' "$log")
+  result=$(sed -n 's/^=* \(.*[0-9] \(passed\|failed\|error\).*\) in \(.*s\).*$/\1 in \3/p' "$log" | tail -n 1)
+  state=ok
+  [ "$(cat "$results/$folder.code")" = 0 ] || state=FAILED failed=1
+  printf '%-38s %-9s coverage %-5s %s\n' "$folder" "$state" "${covered:-?}" "$result"
+done
+printf 'in %d min %02d s\n' $(((SECONDS - started) / 60)) $(((SECONDS - started) % 60))
 exit $failed

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+import structlog
 import uvicorn
 from src.api.app import create_app
 from src.configurations import ApiSettings, JobSettings
@@ -20,6 +21,13 @@ from tests.processes import PATTERN, Stack
 from tests.servers import PrivateServer, Server, open_server, private_server
 
 ROOT = PATTERN.parent
+
+
+@pytest.fixture(scope="session", autouse=True)
+def plain_tracebacks() -> None:
+    """Left alone, structlog lets rich paint every traceback with all local variables, which takes seconds."""
+    renderer = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
+    structlog.configure(processors=[*structlog.get_config()["processors"][:-1], renderer])
 
 
 @pytest.fixture(scope="session")

@@ -148,6 +148,16 @@ def test_an_app_module_has_nothing_else_to_give_on_demand():
         _ = module.something_else
 
 
+def test_readable_logs_leave_local_variables_out_of_tracebacks(start, port, tmp_path):
+    env = {"PORT": str(port), "LOG_FORMAT": "console"}
+    ready = f"http://127.0.0.1:{port}/health"
+    with running("tests.apps.example", cwd=COMMON, env=env, log=tmp_path / "log", ready=ready) as process:
+        httpx.get(f"http://127.0.0.1:{port}/errors/unknown")
+        wait_until(lambda: "a secret detail" in process.log)
+    assert "Traceback" in process.log
+    assert " locals " not in process.log
+
+
 def test_logs_are_readable_on_request(start, port, tmp_path):
     env = {"PORT": str(port), "LOG_FORMAT": "console"}
     ready = f"http://127.0.0.1:{port}/health"

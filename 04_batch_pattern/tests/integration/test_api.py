@@ -162,7 +162,9 @@ def test_without_its_table_the_api_says_so_and_recovers(api, database):
 
 def test_an_error_in_the_middle_is_no_complete_answer(api, database):
     with database.transaction() as db:
-        cruds.register_items(db, [ROW] * 200_000)
+        cruds.register_items(db, [ROW] * 12_500)
+        for _ in range(4):  # 200,000 rows
+            db.execute(text("INSERT INTO items (`values`) SELECT `values` FROM items"))
     with api.stream("GET", "/data/all") as answer:
         assert answer.status_code == 200
         parts = answer.iter_bytes()
