@@ -1,6 +1,7 @@
 """Shows patterns at work: starts them, sends real requests, checks and prints the answers, and stops everything.
 
     make demo PATTERNS="04 06"
+    python -m scripts.demo --svg docs/demo.svg    also draws the summary, for the README
 
 Exit code 0 if every answer was right. State starts empty; the logs of the processes stay in .run/logs/.
 To add a pattern, write one function that yields what `ask` returns, and list it in DEMOS.
@@ -8,18 +9,22 @@ To add a pattern, write one function that yields what `ask` returns, and list it
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import contextlib
+import io
 import json
 import os
+import re
 import subprocess
 import sys
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import httpx
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -27,12 +32,10 @@ from scripts.patterns import PATTERNS, Pattern
 from scripts.stack import ROOT, Stack, StackError, run
 from scripts.terminal import chosen_patterns, event_printer, make_console
 
-if TYPE_CHECKING:
-    from rich.console import Console
-
 REQUEST_TIMEOUT_S = 30
 BATCH_WITHIN_S = 60
 ONE_LINE = 100
+PICTURE_WIDTH, PICTURE_CELL = 166, 48
 INTERRUPTED = 130  # what shells report for a program that Ctrl-C ended
 
 # One flower of each class, from the Iris data set: sepal length and width, petal length and width, in cm.
@@ -221,14 +224,20 @@ def main(
     demos: Mapping[str, Demo] = DEMOS,
 ) -> int:
     """Exit code: 0 if every answer was right, 1 if not or if a pattern could not be started, 130 after Ctrl-C."""
-    return run(show_all(chosen_patterns(__doc__, argv, {number: table[number] for number in demos}), table, demos))
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--svg", type=Path)
+    options, rest = parser.parse_known_args(argv)
+    numbers = chosen_patterns(__doc__, rest, {number: table[number] for number in demos})
+    return run(show_all(numbers, table, demos, options.svg))
 
 
-async def show_all(numbers: Sequence[str], table: Mapping[str, Pattern], demos: Mapping[str, Demo]) -> int:
-    """Run the demos of these patterns one after the other on one stack, and sum up."""
+async def show_all(
+    numbers: Sequence[str], table: Mapping[str, Pattern], demos: Mapping[str, Demo], svg: Path | None = None
+) -> int:
+    """Run the demos of these patterns one after the other on one stack, and sum up; in a picture, too, if wanted."""
     console = make_console()
     steps: dict[str, list[Step]] = {}
-    api_key = {"X-API-Key": os.environ["API_KEY"]} if "API_KEY" in os.environ else {}  # the services read it too
+    api_key = {"X-API-Key": key} if (key := caller_api_key()) else {}  # the services read it too
     try:
         async with (
             Stack(numbers, table=table, fresh=True, on_event=event_printer(console, table)) as stack,
@@ -247,8 +256,18 @@ async def show_all(numbers: Sequence[str], table: Mapping[str, Pattern], demos: 
     wrong = [f"{step.method} {step.url}: {step.problem}" for done in steps.values() for step in done if step.problem]
     for line in wrong:
         console.print(f"WRONG: {line}", markup=False, style="bold red")
-    console.print(f"{sum(map(len, steps.values()))} requests, {len(wrong)} wrong. All stopped.")
+    outcome = f"{sum(map(len, steps.values()))} requests, {len(wrong)} wrong. All stopped."
+    console.print(outcome)
+    if svg is not None:
+        draw(svg, summary(steps, table, is_brief=True), outcome)
     return 1 if wrong else 0
+
+
+def caller_api_key() -> str:
+    """The API key of our environment, or of the file that it names; empty if there is none."""
+    if path := os.environ.get("API_KEY_FILE"):
+        return Path(path).read_text(encoding="utf-8").rstrip("\r\n")
+    return os.environ.get("API_KEY", "")
 
 
 async def show(demo: AsyncGenerator[Step, None], console: Console) -> list[Step]:
@@ -272,12 +291,17 @@ async def show(demo: AsyncGenerator[Step, None], console: Console) -> list[Step]
 
 def readable(value: object) -> str:
     """JSON for people: numbers to four digits; on one line if that is short, else one line for each entry."""
-    line = json.dumps(_rounded(value))
+    line = on_one_line(value)
     if len(line) <= ONE_LINE or not isinstance(value, dict | list):
         return line
     items = value.items() if isinstance(value, dict) else ((None, item) for item in value)
     entries = [("" if key is None else f"{json.dumps(key)}: ") + json.dumps(_rounded(item)) for key, item in items]
     return line[0] + f",\n{' ' * 8}".join(entries) + line[-1]
+
+
+def on_one_line(value: object) -> str:
+    """The same, however long."""
+    return json.dumps(_rounded(value))
 
 
 def _rounded(value: object) -> object:
@@ -288,21 +312,34 @@ def _rounded(value: object) -> object:
     return round(value, 4) if isinstance(value, float) else value
 
 
-def summary(steps: Mapping[str, Sequence[Step]], table: Mapping[str, Pattern]) -> Table:
-    """One row for every highlight of every pattern."""
+def summary(steps: Mapping[str, Sequence[Step]], table: Mapping[str, Pattern], *, is_brief: bool = False) -> Table:
+    """One row for every highlight of every pattern; brief: of one line each, cut off where it ends."""
     rows = Table("pattern", "sent", "came back", "latency", "runs at", title="What was sent, and what came back")
+    spelled = readable
+    if is_brief:
+        spelled = on_one_line
+        for column in rows.columns[1:3]:
+            column.no_wrap, column.width = True, PICTURE_CELL
     for number, done in steps.items():
         for step in done:
             if step.is_highlight or step.problem:
                 rows.add_row(
                     f"{number} {table[number].title}",
-                    f"{step.method} {step.url.path} {readable(step.sent) if step.sent is not None else ''}",
-                    step.problem or readable(step.answer),
+                    f"{step.method} {step.url.path} {spelled(step.sent) if step.sent is not None else ''}",
+                    step.problem or spelled(step.answer),
                     f"{step.latency_ms:.1f} ms",
                     f"{step.url.host}:{step.url.port}",
                 )
         rows.add_section()
     return rows
+
+
+def draw(svg: Path, rows: Table, outcome: str) -> None:
+    """The end of a demo as a terminal shows it, in SVG that loads nothing from elsewhere."""
+    console = Console(record=True, file=io.StringIO(), width=PICTURE_WIDTH, highlight=False)
+    console.print(rows, outcome, sep="\n")
+    picture = re.sub(r"@font-face \{.*?\}\s*", "", console.export_svg(title="make demo"), flags=re.DOTALL)
+    svg.write_text(picture, encoding="utf-8")
 
 
 if __name__ == "__main__":

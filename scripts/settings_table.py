@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 from pydantic import AliasChoices, Secret, SecretBytes, SecretStr
 from pydantic_core import PydanticUndefined
 
+from serving_common.settings import Settings, is_secret
+
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
     from pydantic_settings import BaseSettings
@@ -31,7 +33,10 @@ def table(settings: type[BaseSettings]) -> str:
     """One row for every field: its variable, its default as one would write it in the environment, its description."""
     rows = ["| variable | default | description |", "|---|---|---|"]
     for name, field in settings.model_fields.items():
-        cells = (f"`{_variable(settings, name, field)}`", _default(field), field.description or "")
+        variable = f"`{_variable(settings, name, field)}`"
+        if issubclass(settings, Settings) and is_secret(field.annotation):
+            variable += " or `…_FILE`"
+        cells = (variable, _default(field), field.description or "")
         rows.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
     return "\n".join(rows)
 

@@ -67,6 +67,21 @@ def test_gives_up_a_request_that_outlasts_the_grace(start, port, tmp_path):
             asked.result().raise_for_status()
 
 
+def test_the_api_key_from_a_file_opens_the_door_and_is_in_no_log(port, tmp_path):
+    (tmp_path / "key").write_text("hunter2\n")
+    env = {"PORT": str(port), "LOG_LEVEL": "debug", "API_KEY_FILE": str(tmp_path / "key")}
+    ready = f"http://127.0.0.1:{port}/health"
+    with running("tests.apps.example", cwd=COMMON, env=env, log=tmp_path / "log", ready=ready) as process:
+        answers = [
+            httpx.get(f"http://127.0.0.1:{port}/limited?limit=3", headers={"X-API-Key": key}).status_code
+            for key in ("hunter2", "hunter3")
+        ]
+        wait_until(lambda: process.log.count("request_completed") >= 2)
+
+    assert answers == [200, 401]
+    assert "hunter" not in process.log
+
+
 def test_logs_one_json_line_per_request(service, port):
     httpx.get(f"http://127.0.0.1:{port}/limited?limit=3", headers={"X-Request-ID": "abc"})
     wait_until(lambda: any(event["action"] == "request_completed" for event in events(service)))

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from xml.etree import ElementTree as ET
 
 import pytest
 
@@ -42,6 +43,16 @@ def test_right_answers_are_shown_and_summed_up(start):
     assert "What was sent, and what came back" in demo.text()
     assert "1 requests, 0 wrong. All stopped." in demo.text()
     assert not leftover.exists()
+
+
+def test_the_summary_is_drawn_if_wanted_and_loads_nothing(start, tmp_path):
+    svg = tmp_path / "demo.svg"
+    assert start("demo", "--svg", str(svg), "90").ends() == 0
+    text = svg.read_text(encoding="utf-8")
+    assert ET.fromstring(text).tag == "{http://www.w3.org/2000/svg}svg"
+    assert "1&#160;requests,&#160;0&#160;wrong.&#160;All&#160;stopped." in text
+    assert "url(&quot;" not in text
+    assert "@font-face" not in text
 
 
 def test_elsewhere_than_on_a_terminal_the_output_is_plain_ascii(start):

@@ -146,6 +146,14 @@ def test_a_server_that_is_away_is_named(write):
     assert "refused" in problem or "connect" in problem
 
 
+def test_examples_of_other_servers_can_be_passed_over(write, bases):
+    text = TRUE_README + "\n    ```bash\n    curl http://127.0.0.1:1/\n    ```\n    ```json\n    {}\n    ```\n"
+    assert check_examples(write(text), bases, skips_others=True) == []
+    assert len(check_examples(write(text), bases)) == 1
+    (problem,) = check_examples(write(text.replace("not found", "gone")), bases, skips_others=True)
+    assert "gone" in problem
+
+
 def test_a_curl_without_an_answer_is_named(write):
     path = write("text\n\n```bash\ncurl -s http://127.0.0.1:1/\n```\n\nprose\n\n```json\n{}\n```\n")
     assert check_examples(path) == [f"{path}: line 4: no ```json or ```text block follows this curl"]
@@ -172,6 +180,9 @@ def test_commands_may_span_lines_inside_quotes():
         ("2025-11-14T10:00:00Z", "yesterday", False),
         ({"a1b2c3": 1}, {"00ff00": 1}, True),
         ({"a1b2c3": 1}, {"result": 1}, False),
+        ({"id": 1}, {"id": 17}, True),
+        ({"id": 1}, {"id": "17"}, False),
+        ({"ids": 1}, {"ids": 17}, False),
     ],
 )
 def test_only_ids_times_and_small_differences_are_forgiven(shown, got, is_same):
@@ -261,6 +272,22 @@ def test_settings_tables_are_written_and_then_current(pattern, capsys):
         f"before\n<!-- settings:src.configurations.Settings -->\n{TABLE}<!-- /settings -->\nafter\n"
     )
     assert readme.main([str(folder)]) == 0
+
+
+def test_the_table_says_which_settings_may_stand_in_a_file(pattern):
+    settings = """\
+from pydantic import Field, SecretStr
+from serving_common.settings import Settings as Base
+
+class Settings(Base):
+    key: SecretStr | None = Field(None, description="A key.")
+    note: str = Field("", description="No key.")
+"""
+    folder = pattern("files", settings)
+    assert readme.main(["--write", str(folder)]) == 0
+    text = (folder / "README.md").read_text()
+    assert "| `KEY` or `…_FILE` | unset | A key. |\n" in text
+    assert "| `NOTE` | empty | No key. |\n" in text
 
 
 def test_the_settings_of_two_patterns_are_not_mixed_up(pattern):
