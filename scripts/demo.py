@@ -25,7 +25,7 @@ from rich.text import Text
 
 from scripts.patterns import PATTERNS, Pattern
 from scripts.stack import ROOT, Stack, StackError, run
-from scripts.terminal import chosen_patterns, event_printer, make_console
+from scripts.terminal import INTERRUPTED, chosen_patterns, event_printer, make_console
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 REQUEST_TIMEOUT_S = 30
 BATCH_WITHIN_S = 60
 ONE_LINE = 100
-INTERRUPTED = 130  # what shells report for a program that Ctrl-C ended
 
 # One flower of each class, from the Iris data set: sepal length and width, petal length and width, in cm.
 FLOWERS = {"setosa": [5.1, 3.5, 1.4, 0.2], "versicolor": [6.4, 2.9, 4.3, 1.3], "virginica": [6.3, 3.3, 6.0, 2.5]}

@@ -29,7 +29,7 @@ from urllib.parse import urlsplit
 from scripts.patterns import PATTERNS, Pattern, Process
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping
+    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 
     from scripts.patterns import ReadyCheck
 
@@ -133,7 +133,7 @@ class Stack:
 
     async def __aenter__(self) -> Self:
         self._check_ports()
-        await _build_models([artifact for pattern in self._patterns for artifact in pattern.artifacts])
+        await build_models([artifact for pattern in self._patterns for artifact in pattern.artifacts])
         for pattern in self._patterns:
             state = self._run_dir / pattern.number
             if self._fresh:
@@ -436,7 +436,7 @@ async def _watchdog() -> AsyncIterator[Callable[[str], None]]:
             await watchdog.wait()
 
 
-async def _build_models(artifacts: list[str]) -> None:
+async def build_models(artifacts: Sequence[str]) -> None:
     """Build what is missing; seconds when nothing is. Raises StackError when the build fails."""
     if not artifacts:
         return
