@@ -10,7 +10,7 @@ FOLDERS ?= common tfserving_protos models scripts $(wildcard 0*_pattern)
 # 03 asks 02's model server.
 pattern_folders = $(sort $(foreach number,$(PATTERNS) $(if $(filter 03,$(PATTERNS)),02),$(wildcard $(number)_*)))
 
-.PHONY: help setup demo up test test-compose prove lint format models bench lock clean
+.PHONY: help setup demo up test test-compose prove trace lint format models bench lock clean
 
 help:  ## Print what there is
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 22
@@ -32,6 +32,9 @@ test-compose: setup  ## Build the images, run the end-to-end tests against docke
 
 prove: setup  ## Kill, hang and feed garbage to the patterns under load, and keep the ledger; PROVE=long for more
 	@$(PYTHON_IN) -m scripts.prove --form $(or $(PROVE),short) $(if $(SAMPLE),--output $(SAMPLE)) $(PATTERNS)
+
+trace: setup  ## Follow every requirement to the test that shows it, and that test to the last `make test`
+	@$(PYTHON_IN) -m scripts.traceability
 
 lint: setup  ## ruff, black --check, mypy, and pip-audit where its data can be reached
 	@scripts/lint.sh

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs the tests of each folder in a process of its own (every pattern has a package called `src`), with the branch
-# coverage that each of them must reach, and sums up.
+# coverage that each of them must reach, and sums up. What passed is left in .run/tests, for `make trace`.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 root=$PWD
@@ -24,7 +24,9 @@ for folder in "$@"; do
   esac || exit 1
   printf '\n\033[1m%s\033[0m\n' "$folder"
   log=$(mktemp)
-  "$root/.venv/bin/python" -c "$pytest" "${what[@]}" --cov-config="$root/pyproject.toml" --cov-fail-under=$coverage 2>&1 | tee "$log"
+  "$root/.venv/bin/python" -c "$pytest" "${what[@]}" --rootdir="$root" \
+    --junit-xml="$root/.run/tests/$folder.xml" -o junit_family=xunit1 \
+    --cov-config="$root/pyproject.toml" --cov-fail-under=$coverage 2>&1 | tee "$log"
   code=${PIPESTATUS[0]}
   [ "$code" = 0 ] || failed=1
   covered=$(sed -n 's/^TOTAL.* \([0-9]*%\)$/\1/p' "$log")
