@@ -10,11 +10,11 @@ FOLDERS ?= common tfserving_protos models scripts $(wildcard 0*_pattern)
 # 03 asks 02's model server.
 pattern_folders = $(sort $(foreach number,$(PATTERNS) $(if $(filter 03,$(PATTERNS)),02),$(wildcard $(number)_*)))
 
-.PHONY: help setup demo up test test-compose prove trace lint format models bench lock clean
+.PHONY: help setup demo up test test-compose smoke prove trace lint format models bench lock clean
 
 help:  ## Print what there is
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 22
-	@echo '  PATTERNS="06" chooses patterns for up, demo, bench, prove and test-compose; FOLDERS="common" folders for test'
+	@echo '  PATTERNS="06" chooses patterns for up, demo, smoke, bench, prove and test-compose; FOLDERS="common" folders for test'
 
 demo:  ## Start the patterns as local processes, show real requests and answers, stop
 	@scripts/setup.sh run $(pattern_folders)
@@ -29,6 +29,9 @@ test: setup  ## Run all tests that need no Docker, with coverage
 
 test-compose: setup  ## Build the images, run the end-to-end tests against docker compose, remove all of it
 	@scripts/test_compose.sh $(PATTERNS)
+
+smoke: setup  ## Run every curl line of every README, against what runs or a stack of its own, and compare the answers
+	@$(PYTHON_IN) -m scripts.smoke $(if $(AS_SHOWN),--as-shown) $(PATTERNS)
 
 prove: setup  ## Kill, hang and feed garbage to the patterns under load, and keep the ledger; PROVE=long for more
 	@$(PYTHON_IN) -m scripts.prove --form $(or $(PROVE),short) $(if $(SAMPLE),--output $(SAMPLE)) $(PATTERNS)

@@ -17,9 +17,9 @@ import httpx
 from redis.asyncio import Redis
 
 from scripts.patterns import PATTERNS, Pattern, Process
-from scripts.prove.faults import RUN_DIR, back, hanging, kill, process, stage
+from scripts.prove.faults import RUN_DIR, back, hanging, kill, process
 from scripts.prove.proof import Problem, Proof
-from scripts.stack import Stack, Supervised, free_ports
+from scripts.stack import Stack, Supervised, free_ports, private_stack
 
 CLIENTS = 6
 WORKERS = 4
@@ -104,7 +104,7 @@ async def prove(proof: Proof) -> None:
     table = PATTERNS | {"03": pattern_with(WORKERS)}
     ports = free_ports(["03"], table)
     async with (
-        stage(["03"], ports, {"HEARTBEAT_S": "1"}, table) as stack,
+        private_stack(["03"], RUN_DIR, table=table, ports=ports, environ={"HEARTBEAT_S": "1"}) as stack,
         httpx.AsyncClient(base_url=stack.urls["PORT_03_PROXY"], timeout=30, trust_env=False) as client,
     ):
         jobs = Jobs(proof, client)

@@ -18,9 +18,9 @@ from sqlalchemy import create_engine, text
 from sqlalchemy.exc import DBAPIError
 
 from scripts.patterns import PATTERNS, Pattern, Process
-from scripts.prove.faults import RUN_DIR, back, kill, process, stage
+from scripts.prove.faults import RUN_DIR, back, kill, process
 from scripts.prove.proof import Problem, Proof
-from scripts.stack import HOST, free_ports
+from scripts.stack import HOST, free_ports, private_stack
 from serving_common.testing_mysql import mysql_binary
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ async def _prove_on(proof: Proof, pattern: Pattern, *, is_server: bool) -> None:
     where = "server" if is_server else "SQLite"
     engine = create_engine(url, pool_pre_ping=True)
     async with (
-        stage(["04"], ports, settings, table) as stack,
+        private_stack(["04"], RUN_DIR, table=table, ports=ports, environ=settings) as stack,
         httpx.AsyncClient(base_url=stack.urls["PORT_04_API"], timeout=60, trust_env=False) as client,
     ):
         await asyncio.to_thread(_count_updates, engine)

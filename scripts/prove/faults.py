@@ -4,36 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import random
 import signal
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Self
 
-from scripts.patterns import PATTERNS, Pattern
-from scripts.stack import HOST, ROOT, Stack
+from scripts.stack import HOST, ROOT
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping, Sequence
+    from collections.abc import AsyncIterator
 
-    from scripts.stack import Running, Supervised
+    from scripts.stack import Running, Stack, Supervised
 
 RUN_DIR = ROOT / ".run/prove"
 
 POLL_S = 0.02
 GARBAGE_BYTES = 4096
 HANG_UP_AFTER_S = 0.2
-
-
-def stage(
-    numbers: Sequence[str],
-    ports: Mapping[str, int],
-    environ: Mapping[str, str] | None = None,
-    table: Mapping[str, Pattern] = PATTERNS,
-) -> Stack:
-    """A stack to break: on ports of its own, with state and logs of its own, and the clients' side left open."""
-    inherited = {name: value for name, value in os.environ.items() if name not in ("API_KEY", "RATE_LIMIT")}
-    return Stack(numbers, table=table, ports=ports, environ=inherited | dict(environ or {}), run_dir=RUN_DIR)
 
 
 def process(stack: Stack, id_: str) -> Supervised:

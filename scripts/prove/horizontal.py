@@ -12,9 +12,9 @@ from itertools import cycle, islice
 
 import httpx
 
-from scripts.prove.faults import Relay, back, garbage, hanging, kill, process, stage
+from scripts.prove.faults import RUN_DIR, Relay, back, garbage, hanging, kill, process
 from scripts.prove.proof import Problem, Proof
-from scripts.stack import HOST, free_ports
+from scripts.stack import HOST, free_ports, private_stack
 
 CLIENTS = 6
 DEADLINE_S = 5
@@ -48,7 +48,7 @@ async def prove(proof: Proof) -> None:
     services = ",".join(f"{name}=http://{HOST}:{port}" for name, port in at.items())
     async with (
         Relay(relayed, ports["PORT_06_SERVICE_VIRGINICA"]) as relay,
-        stage(["06"], ports, {"SERVICES": services}) as stack,
+        private_stack(["06"], RUN_DIR, ports=ports, environ={"SERVICES": services}) as stack,
         httpx.AsyncClient(base_url=stack.urls["PORT_06_PROXY"], timeout=DEADLINE_S, trust_env=False) as client,
     ):
 

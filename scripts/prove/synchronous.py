@@ -16,9 +16,9 @@ import grpc
 import httpx
 
 from scripts.patterns import PATTERNS
-from scripts.prove.faults import RUN_DIR, back, garbage, kill, process, stage
+from scripts.prove.faults import RUN_DIR, back, garbage, kill, process
 from scripts.prove.proof import Problem, Proof
-from scripts.stack import ROOT, build_models, free_ports
+from scripts.stack import ROOT, build_models, free_ports, private_stack
 from tfserving_protos import messages
 from tfserving_protos.services import PredictionServiceStub
 
@@ -66,8 +66,9 @@ async def prove(proof: Proof) -> None:
     made = ROOT / "models/artifacts/saved_model/iris/1"
     shutil.copytree(made, versions / "1")
     ports = free_ports(["02"])
+    table = PATTERNS | {"02": pattern_with(versions)}
     async with (
-        stage(["02"], ports, table=PATTERNS | {"02": pattern_with(versions)}) as stack,
+        private_stack(["02"], RUN_DIR, ports=ports, table=table) as stack,
         httpx.AsyncClient(base_url=stack.urls["PORT_02_REST"], timeout=DEADLINE_S, trust_env=False) as rest,
         AsyncExitStack() as channels,
     ):

@@ -4,16 +4,15 @@ import asyncio
 
 import httpx
 
-from scripts.prove.faults import back, hanging, kill, process, stage
+from scripts.prove.faults import RUN_DIR, back, hanging, kill, process
 from scripts.prove.proof import Problem
-from scripts.stack import free_ports
+from scripts.stack import private_stack
 from scripts.tests.dummies import DUMMIES
 
 
 async def prove(proof):
-    ports = free_ports([proof.number], DUMMIES)
     async with (
-        stage([proof.number], ports, table=DUMMIES) as stack,
+        private_stack([proof.number], RUN_DIR, table=DUMMIES) as stack,
         httpx.AsyncClient(base_url=stack.urls["PORT_90_GOOD"], timeout=10, trust_env=False) as client,
     ):
         good = process(stack, "90-good")
