@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from serving_common.queue import RedisSettings
 from serving_common.settings import HttpSettings, Settings
@@ -44,7 +44,10 @@ class ProxySettings(HttpSettings, QueueSettings, ImageSettings):
     )
     sample_image_path: Path = Field(Path("/models/sample.jpg"), description="The photograph of GET /predict/test.")
     model_threads: NonNegativeInt = Field(1, description="Threads of one model run; 0: all that the container has.")
-    max_waiting: PositiveInt = Field(64, description="With so many requests before the model, more are refused (429).")
+    max_waiting: PositiveInt = Field(64, description="With so many requests in hand, more are refused (429).")
+    job_timeout_s: PositiveFloat = Field(
+        0.2, description="The fast answer waits so long for Redis to take the job, and then goes out without an id."
+    )
     max_queue_length: PositiveInt = Field(
         1000, description="With so many jobs waiting, requests are answered without one (`job_id` null)."
     )
@@ -56,4 +59,14 @@ class WorkerSettings(HttpSettings, QueueSettings, ImageSettings):
     port: int = Field(9100, ge=0, le=65535, description="Port of its /metrics and /health.")
     async_model_path: Path = Field(Path("/models/resnet50.onnx"), description="The better model.")
     num_workers: PositiveInt = Field(2, description="Processes, each with a model of its own.")
+    worker_nice: int = Field(
+        10, ge=0, le=19, description="They leave the processor to others, above all to the proxy: 0 not, 19 most."
+    )
+    batch_size: PositiveInt = Field(
+        1, description="Images in one run of the model, at most. On one core per process larger ones gain nothing."
+    )
+    inference_timeout_s: PositiveFloat = Field(
+        30.0, description="A process that takes longer for a batch is killed, and another started."
+    )
+    max_retries: NonNegativeInt = Field(3, description="A failed inference is tried again so often.")
     heartbeat_s: PositiveInt = Field(10, description="A worker that is silent for so long is dead: its jobs return.")

@@ -2,7 +2,7 @@
 
     proxy   jobs.register(image)               image:{id}, status:{id}, queue:jobs     while the fast model runs
             jobs.note_sync(id, prediction)     detail:{id} sync                        once it has answered
-    worker  store(redis, worker, …)            detail:{id} async, result:{id}          the image is deleted
+    worker  store(redis, worker, …)            detail:{id} async, result:{id}          `image:{id}` is deleted
     proxy   jobs.look(id, wait_s)              status:{id}, result:{id}
             jobs.details(id)                   detail:{id}
 
@@ -20,15 +20,15 @@ What else the queue keeps below `queue:jobs:` is described in `serving_common.qu
 from __future__ import annotations
 
 import base64
-import binascii
 from collections.abc import Awaitable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import orjson
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
+from typing_extensions import TypedDict  # pydantic takes the one from typing only since Python 3.12
 
-from serving_common.queue import Job, JobId, JobKeys, JobQueue, JobState, QueueUnavailable, Worker
+from serving_common.queue import JobId, JobKeys, JobQueue, JobState, QueueUnavailable, Worker
 
 if TYPE_CHECKING:
     from src.ml.classifier import Prediction  # needs numpy and ONNX Runtime, which a look at a job does not
@@ -109,12 +109,9 @@ class Jobs:
         return {model.decode(): orjson.loads(answer) for model, answer in found.items()}
 
 
-def read_image(job: Job) -> bytes:
-    """What `register` was given. Raises ValueError if somebody else stored something else."""
-    try:
-        return base64.b64decode(job.data, validate=True)
-    except binascii.Error as exc:
-        raise ValueError("not Base64") from exc
+def read_image(data: bytes) -> bytes:
+    """What `register` was given, from a job's data. Raises ValueError if somebody else stored something else."""
+    return base64.b64decode(data, validate=True)
 
 
 async def store(
