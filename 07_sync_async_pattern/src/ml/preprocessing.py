@@ -15,12 +15,16 @@ from serving_common.onnx import FloatArray
 SIZE = 224
 SHORT_SIDE = 256
 """Of the whole image in RESIZE_MODE=crop, whose centre of 224x224 the model then sees."""
+FILTER = Image.Resampling.BICUBIC
+"""Pillow's default. It antialiases: every pixel of the image counts, however small the result."""
 MEAN = np.array([0.485, 0.456, 0.406])
 STD = np.array([0.229, 0.224, 0.225])
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF")
 MAX_SIDE = 65_535
-"""What JPEG allows. Resizing a strip goes through an image of 224 x its long side."""
+"""What JPEG allows. Pillow resizes first in width, so a tall image goes through one of 224 x its height."""
+MAX_RATIO = 255
+"""A strip that is longer is cut before its short side is brought to 256, which could make it gigabytes long."""
 MAX_IMAGE_PIXELS = 178_956_970
 """Where Pillow itself refuses."""
 
@@ -99,20 +103,20 @@ def _on_white(image: Image.Image) -> Image.Image:
 
 
 def resize(image: Image.Image, mode: ResizeMode) -> Image.Image:
-    """224x224 pixels, with Pillow's bilinear filter, which antialiases.
-
-    In mode `crop` these are the pixels that one gets by resizing the short side to 256 and cutting out the centre;
-    but what would be cut off is not computed.
-    """
+    """224x224 pixels: the whole image stretched, or the centre of it once its short side is 256."""
     if mode is ResizeMode.STRETCH:
-        return image.resize((SIZE, SIZE), Image.Resampling.BILINEAR)
-    factor = SHORT_SIDE / min(image.size)
-    whole = [int(side * factor) for side in image.size]
-    corner = [round((side - SIZE) / 2) for side in whole]
-    (left, top), (width, height) = corner, whole
-    scale_x, scale_y = image.width / width, image.height / height
-    box = (left * scale_x, top * scale_y, (left + SIZE) * scale_x, (top + SIZE) * scale_y)
-    return image.resize((SIZE, SIZE), Image.Resampling.BILINEAR, box)
+        return image.resize((SIZE, SIZE), FILTER)
+    short = min(image.size)
+    if max(image.size) > MAX_RATIO * short:
+        middle = (min(image.width, MAX_RATIO * short), min(image.height, MAX_RATIO * short))
+        image = image.crop(_centre(image.size, middle))
+    whole = image.resize((image.width * SHORT_SIDE // short, image.height * SHORT_SIDE // short), FILTER)
+    return whole.crop(_centre(whole.size, (SIZE, SIZE)))
+
+
+def _centre(size: tuple[int, int], part: tuple[int, int]) -> tuple[int, int, int, int]:
+    left, top = (round((whole - wanted) / 2) for whole, wanted in zip(size, part, strict=True))
+    return left, top, left + part[0], top + part[1]
 
 
 def normalise(image: Image.Image) -> FloatArray:
