@@ -3,7 +3,6 @@
 import contextlib
 import multiprocessing
 import os
-import signal
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,14 +24,12 @@ _classifier: Classifier
 
 
 def become_child(nice: int) -> None:
-    """The process gives way to others, leaves it to its parent when to stop, and does not outlive it."""
-    # Ctrl-C, and a signal to the whole group, reach the children, too; but a job may be in hand.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    """The process gives way to others, and does not outlive its parent."""
     # An executor's child holds both ends of the pipe on which it waits: it would never learn of its parent's death.
     threading.Thread(target=_die_with_parent, daemon=True).start()
     os.nice(nice)
-    # Where Linux divides processor time by session first, niceness alone counts only within the worker's.
+    # Linux may divide processor time by session first; niceness then counts only within one. So it gets its own.
+    os.setsid()
     with contextlib.suppress(OSError):
         AUTOGROUP.write_text(str(nice))
 

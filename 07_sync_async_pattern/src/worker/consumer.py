@@ -50,7 +50,8 @@ class Consumer:
                     await self._processes.mend()
                 failures = 0
             except (QueueUnavailable, NoProcess) as exc:
-                log.warning("waiting", reason=type(exc).__name__)
+                if not self._stopping.is_set():
+                    log.warning("neighbour_unavailable", neighbour=type(exc).__name__)
                 await self._pause(backoff_s(failures))
                 failures += 1
 

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import os
 import signal
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from multiprocessing import get_context
 from types import TracebackType
@@ -34,6 +34,19 @@ class NoProcess(Exception):
     """There is no process for these jobs at the moment; nothing has happened to them."""
 
 
+@contextlib.contextmanager
+def _signals_blocked() -> Iterator[None]:
+    """For a process that is started meanwhile, and inherits this: for always.
+
+    Ctrl-C, and a signal to the whole group, reach the children, too; but when they stop is the parent's decision.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 class ModelProcess:
     """One process with the model in it, and after its death another."""
 
@@ -49,7 +62,9 @@ class ModelProcess:
         )
         try:
             # The first task and not the initializer, which would print what it raises and keep it from us.
-            self._pid = await asyncio.wrap_future(self._executor.submit(child.load, self._settings))
+            with _signals_blocked():
+                loading = self._executor.submit(child.load, self._settings)
+            self._pid = await asyncio.wrap_future(loading)
         except (StartupError, BrokenExecutor) as exc:
             await self.stop()
             raise StartupError(str(exc)) from exc
@@ -62,17 +77,20 @@ class ModelProcess:
 
     async def mend(self) -> None:
         """Start another process if this one has died. Raises NoProcess."""
-        try:
-            self._executor.submit(int)  # which a broken executor refuses at once
-        except RuntimeError:
-            await self.stop()
+        if self.is_up:
             try:
-                await self.start()
-            except StartupError as exc:
-                log.error("model_process_not_started", reason=str(exc))
-                raise NoProcess from exc
-            REPLACED.inc()
-            log.warning("model_process_replaced", pid=self._pid)
+                self._executor.submit(int)  # which an executor refuses if its process died while it had nothing to do
+                return
+            except BrokenExecutor:
+                pass
+        await self.stop()
+        try:
+            await self.start()
+        except StartupError as exc:
+            log.error("model_process_not_started", reason=str(exc))
+            raise NoProcess from exc
+        REPLACED.inc()
+        log.warning("model_process_replaced", pid=self._pid)
 
     async def predict(self, jobs: Sequence[bytes]) -> list[Prediction | None]:
         """See `child.predict`. Raises ProcessDied, and what the model raises."""
@@ -80,6 +98,7 @@ class ModelProcess:
             async with asyncio.timeout(self._settings.inference_timeout_s):
                 return await asyncio.wrap_future(self._executor.submit(child.predict, jobs))
         except BrokenExecutor as exc:
+            self.is_up = False
             raise ProcessDied from exc
         except TimeoutError as exc:
             self._kill()
@@ -89,7 +108,8 @@ class ModelProcess:
             raise
 
     def _kill(self) -> None:
-        """What a process computes can be broken off in no other way."""
+        # What a process computes can be broken off in no other way.
+        self.is_up = False
         with contextlib.suppress(ProcessLookupError):
             os.kill(self._pid, signal.SIGKILL)
 
