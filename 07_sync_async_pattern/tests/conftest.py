@@ -58,13 +58,17 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     Its weights are those of the model zoo where there is one; else what models/artifacts has, built if it is not there:
     pretrained where they can be downloaded, random otherwise.
     """
-    folder, weights = ROOT / "models/artifacts", []
+    folder = ROOT / "models/artifacts"
+    weights: list[str] = []
     zoo = MODEL_ZOO / "mobilenet_v2.onnx"
     if zoo.exists():
         folder = tmp_path_factory.mktemp("models")
         weights = ["--weights-file", f"mobilenet_v2={zoo}"]
-    command = [sys.executable, "-m", "models.build", "--only", "mobilenet_v2", "--output", folder, *weights]
-    subprocess.run(command, cwd=ROOT, check=True)
+    subprocess.run(
+        [sys.executable, "-m", "models.build", "--only", "mobilenet_v2", "--output", folder, *weights],
+        cwd=ROOT,
+        check=True,
+    )
     return folder
 
 

@@ -76,7 +76,7 @@ def load_image(data: bytes, *, max_pixels: int) -> Image.Image:
     except UnidentifiedImageError as exc:
         raise _unreadable(f"is not an image in a known format ({', '.join(FORMATS)})") from exc
     except Exception as exc:
-        raise _unreadable("is a damaged image") from exc
+        raise _unreadable("is a damaged or truncated image") from exc
     width, height = image.size
     if width * height > max_pixels:
         raise _unreadable(f"has too many pixels: {width}x{height} are more than {max_pixels}")
@@ -88,7 +88,7 @@ def load_image(data: bytes, *, max_pixels: int) -> Image.Image:
             ImageOps.exif_transpose(image, in_place=True)
         return _on_white(image)
     except Exception as exc:  # Pillow's decoders raise nearly everything when a file is damaged
-        raise _unreadable(f"is a damaged or truncated {image.format} image") from exc
+        raise _unreadable("is a damaged or truncated image") from exc
 
 
 def _on_white(image: Image.Image) -> Image.Image:

@@ -71,6 +71,7 @@ async function classify(file) {
     }
     announce("fast", "Fast answer", result_sync, "A better one is being made …");
     $("async").className = "waiting";
+    time("async", "…");
     await better(job_id, result_sync, started, isCurrent);
   } catch (error) {
     if (!isCurrent()) return;
