@@ -23,15 +23,10 @@ _settings: WorkerSettings
 _classifier: Classifier
 
 
-def become_child(nice: int) -> None:
-    """The process gives way to others, and does not outlive its parent."""
+def become_child() -> None:
+    """The process does not outlive its parent."""
     # An executor's child holds both ends of the pipe on which it waits: it would never learn of its parent's death.
     threading.Thread(target=_die_with_parent, daemon=True).start()
-    os.nice(nice)
-    # Linux may divide processor time by session first; niceness then counts only within one. So it gets its own.
-    os.setsid()
-    with contextlib.suppress(OSError):
-        AUTOGROUP.write_text(str(nice))
 
 
 def _die_with_parent() -> None:
@@ -41,12 +36,17 @@ def _die_with_parent() -> None:
 
 
 def load(settings: WorkerSettings) -> int:
-    """Load and warm up the model; this process's id. Raises StartupError."""
+    """Load and warm up the model, and from then on give way to others; this process's id. Raises StartupError."""
     global _settings, _classifier
     # More threads than cores in all the processes together would only wait for each other.
     threads = max(1, available_cpus() // settings.num_workers)
     _classifier = Classifier.load(settings.async_model_path, settings.labels_path, threads=threads)
     _settings = settings
+    os.nice(settings.worker_nice)
+    # Linux may divide processor time by session first; niceness then counts only within one. So it gets its own.
+    os.setsid()
+    with contextlib.suppress(OSError):
+        AUTOGROUP.write_text(str(settings.worker_nice))
     return os.getpid()
 
 

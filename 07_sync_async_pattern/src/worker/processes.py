@@ -57,9 +57,7 @@ class ModelProcess:
     async def start(self) -> None:
         """Returns when the model is loaded. Raises StartupError."""
         # Spawned, not forked: the copy of a process that has threads may wait for ever for a lock that one of them had.
-        self._executor = ProcessPoolExecutor(
-            1, get_context("spawn"), initializer=child.become_child, initargs=(self._settings.worker_nice,)
-        )
+        self._executor = ProcessPoolExecutor(1, get_context("spawn"), initializer=child.become_child)
         try:
             # The first task and not the initializer, which would print what it raises and keep it from us.
             with _signals_blocked():

