@@ -1,10 +1,10 @@
 """The pattern itself: while the fast model works, the slow one's answer is promised with an id and fetched later.
 
     proxy   jobs.register(image)               image:{id}, status:{id}, queue:jobs     while the fast model runs
-            jobs.note_sync(id, prediction)     detail:{id} sync                        once it has answered
-    worker  store(redis, worker, …)            detail:{id} async, result:{id}          `image:{id}` is deleted
+            jobs.note_sync(id, prediction)     sync:{id}                               once it has answered
+    worker  store(redis, worker, …)            async:{id}, result:{id}                 `image:{id}` is deleted
     proxy   jobs.look(id, wait_s)              status:{id}, result:{id}
-            jobs.details(id)                   detail:{id}
+            jobs.details(id)                   sync:{id}, async:{id}
 
 | key           | type   | holds                                                                  | TTL      |
 |---------------|--------|------------------------------------------------------------------------|----------|
@@ -12,7 +12,8 @@
 | `image:{id}`  | string | the image as it came, in Base64; deleted once the result is stored     | `ttl_s`  |
 | `result:{id}` | string | name of the slow model's best class, nothing around it                 | `ttl_s`  |
 | `status:{id}` | string | pending, processing, completed or failed                               | `ttl_s`  |
-| `detail:{id}` | hash   | `sync` and `async`: each a JSON object {"prediction": …, "top5": […]}  | `ttl_s`  |
+| `sync:{id}`   | string | what the fast model says: a JSON object {"prediction": …, "top5": […]} | `ttl_s`  |
+| `async:{id}`  | string | the same of the slow model                                             | `ttl_s`  |
 
 What else the queue keeps below `queue:jobs:` is described in `serving_common.queue`.
 """
@@ -38,7 +39,7 @@ T = TypeVar("T")
 MAX_WAIT_S = 30
 """`look` holds its answer back no longer than this."""
 
-DETAIL = "detail:{}"
+DETAILS = {"sync": "sync:{}", "async": "async:{}"}
 
 
 class Ranked(TypedDict):
@@ -88,9 +89,10 @@ class Jobs:
 
     async def note_sync(self, job_id: JobId, prediction: Prediction) -> None:
         """Keep the fast model's answer for `details`."""
-        async with self._redis.pipeline() as pipeline:
-            _note(pipeline, job_id, "sync", prediction, self._ttl_s)
-            await _or_unavailable(pipeline.execute())
+        # One command and not a hash with its expiry: the answer to the client waits for this round trip.
+        await _or_unavailable(
+            self._redis.set(DETAILS["sync"].format(job_id), orjson.dumps(answer(prediction)), ex=self._ttl_s)
+        )
 
     async def look(self, job_id: JobId, wait_s: float = 0) -> JobState:
         """Where the job stands, or, if it ends within `wait_s`, how it has ended: `result` is the label's name, UTF-8.
@@ -105,8 +107,8 @@ class Jobs:
 
         Once `look` has said completed, `async` is there.
         """
-        found = await _or_unavailable(self._redis.hgetall(DETAIL.format(job_id)))
-        return {model.decode(): orjson.loads(answer) for model, answer in found.items()}
+        found = await _or_unavailable(self._redis.mget([key.format(job_id) for key in DETAILS.values()]))
+        return {model: orjson.loads(answer) for model, answer in zip(DETAILS, found, strict=True) if answer is not None}
 
 
 def read_image(data: bytes) -> bytes:
@@ -123,14 +125,9 @@ async def store(
     """
     async with redis.pipeline() as pipeline:
         for job_id, prediction in predictions:
-            _note(pipeline, job_id, "async", prediction, ttl_s)
+            pipeline.set(DETAILS["async"].format(job_id), orjson.dumps(answer(prediction)), ex=ttl_s)
         await _or_unavailable(pipeline.execute())
     return await worker.complete([(job_id, prediction.label.encode()) for job_id, prediction in predictions])
-
-
-def _note(pipeline: Any, job_id: JobId, model: str, prediction: Prediction, ttl_s: int) -> None:
-    pipeline.hset(DETAIL.format(job_id), model, orjson.dumps(answer(prediction)))
-    pipeline.expire(DETAIL.format(job_id), ttl_s)
 
 
 def answer(prediction: Prediction) -> Answer:
