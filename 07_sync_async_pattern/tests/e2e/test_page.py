@@ -49,7 +49,7 @@ def browser() -> Iterator[Chrome]:
 
 
 @pytest.fixture
-def page(browser, system) -> Chrome:
+def page(browser: Chrome, system) -> Chrome:
     browser.get(f"{system.proxy}/")
     browser.get_log("browser")
     browser.execute_script(RECORD)
@@ -57,11 +57,13 @@ def page(browser, system) -> Chrome:
 
 
 def text(page: Chrome, selector: str) -> str:
-    return page.find_element(By.CSS_SELECTOR, selector).text
+    return str(page.find_element(By.CSS_SELECTOR, selector).text)
 
 
 def wait_for(page: Chrome, selector: str) -> None:
-    WebDriverWait(page, WITHIN_S, 0.05).until(lambda _: page.find_element(By.CSS_SELECTOR, selector).is_displayed())
+    WebDriverWait(page, WITHIN_S, 0.05).until(
+        lambda _: any(element.is_displayed() for element in page.find_elements(By.CSS_SELECTOR, selector))
+    )
 
 
 def choose(page: Chrome, file: Path) -> None:
@@ -69,9 +71,7 @@ def choose(page: Chrome, file: Path) -> None:
 
 
 def wait_for_the_better_answer(page: Chrome) -> None:
-    WebDriverWait(page, WITHIN_S, 0.05).until(
-        lambda _: "better" in page.find_element(By.ID, "answer").get_attribute("class")
-    )
+    wait_for(page, "#answer.better")
 
 
 def test_the_fast_answer_comes_first_and_the_better_one_replaces_it(page, proxy, photo, tmp_path):
