@@ -69,7 +69,7 @@ for number in "$@"; do
       export REDIS_PUBLISHED_PORT=${REDIS_PUBLISHED_PORT#127.0.0.1:} BASE_URL_07=http://$PROXY_PORT
       # Built here, where TensorFlow is at hand if the download is not: an image with it has 2 GB.
       .venv/bin/python -m models.build --only mobilenet_v2 resnet50
-      export WEIGHTS_DIR=$root/models/artifacts COMPOSE_FILE=docker-compose.yml:docker-compose.weights.yml
+      export COMPOSE_FILE=docker-compose.yml:docker-compose.models.yml
       tests=(tests/e2e tests/compose)
       ;;
     *) echo "test-compose: nothing is known of pattern $number" >&2; exit 1 ;;
