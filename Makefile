@@ -3,7 +3,7 @@ SHELL := /bin/bash
 PYTHON_IN := .venv/bin/python
 
 # Which patterns `up` and `demo` start, `bench` measures and `test-compose` tests.
-PATTERNS ?= 02 03 04 06
+PATTERNS ?= 02 03 04 06 07
 # Which folders `test` tests, the slowest first: as many at once as there are cores.
 FOLDERS ?= $(wildcard 0*_pattern) models scripts common tfserving_protos
 

@@ -165,7 +165,22 @@ def vision(name: str, source: Source) -> Artifact:
             make=make,
         )
 
-    return Artifact(file=f"{name}.onnx", plans=plans, needs=("imagenet_labels",))
+    return Artifact(file=f"{name}.onnx", plans=plans, needs=("imagenet_labels", "sample_image"))
+
+
+def sample_image() -> Artifact:
+    """A photograph, the palace that scikit-learn brings along: something to show to the vision models."""
+
+    def plans(_options: Options, _recorded: Entry | None) -> list[Plan]:
+        def make(target: Path) -> Facts:
+            from importlib.resources import files
+
+            target.write_bytes((files("sklearn") / "datasets/images/china.jpg").read_bytes())
+            return Facts(inputs=[], outputs=[], metrics={})
+
+        return [Plan(recipe={"version": 1, "image": "china.jpg"}, libraries=("scikit-learn",), make=make)]
+
+    return Artifact(file="sample.jpg", plans=plans)
 
 
 def text(file: str, content: str) -> Artifact:
@@ -186,6 +201,7 @@ def table(zoo: Mapping[str, Source] = MODEL_ZOO) -> dict[str, Artifact]:
         "iris_svc_0_virginica": iris(2),
         "iris_saved_model": iris_saved_model(),
         "imagenet_labels": text("imagenet_labels.json", IMAGENET_LABELS.read_text(encoding="utf-8")),
+        "sample_image": sample_image(),
         "mobilenet_v2": vision("mobilenet_v2", zoo["mobilenet_v2"]),
         "resnet50": vision("resnet50", zoo["resnet50"]),
     }

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import base64
 import contextlib
 import io
 import json
@@ -67,9 +68,13 @@ async def ask(
     *,
     want: object,
     status: int = 200,
+    shown: object = None,
     is_highlight: bool = False,
 ) -> Step:
-    """Send one request. `want` is how the answer must look, see `mismatch`; highlights stand in the summary."""
+    """Send one request. `want` is how the answer must look, see `mismatch`; highlights stand in the summary.
+
+    shown: instead of a body that is nothing to read.
+    """
     started = time.perf_counter()
     answer, got_status = None, None
     try:
@@ -83,7 +88,7 @@ async def ask(
     return Step(
         method=method,
         url=httpx.URL(url),
-        sent=body,
+        sent=body if shown is None else shown,
         answer=answer,
         status=got_status,
         latency_ms=1000 * (time.perf_counter() - started),
@@ -215,7 +220,43 @@ async def batch(client: httpx.AsyncClient, urls: Mapping[str, str]) -> AsyncGene
     yield await ask(client, "GET", f"{api}/data/failed", want=[])
 
 
-DEMOS: Mapping[str, Demo] = {"02": synchronous, "03": asynchronous, "04": batch, "06": horizontal_microservices}
+async def sync_async(client: httpx.AsyncClient, urls: Mapping[str, str]) -> AsyncGenerator[Step, None]:
+    """07: the fast model's answer about a photograph at once, the better model's a moment later."""
+    proxy = urls["PORT_07_PROXY"]
+    photograph = (ROOT / "models/artifacts/sample.jpg").read_bytes()
+    body = {"image_data": base64.b64encode(photograph).decode()}
+    shown = {"image_data": f"<{len(photograph):,} bytes of a JPEG, a palace, in Base64>"}
+    weights = {"sync": str, "async": str}  # "random": then nothing was downloaded, and the labels mean nothing
+
+    yield await ask(client, "GET", f"{proxy}/health", want={"health": "ok"})
+    yield await ask(client, "GET", f"{proxy}/metadata", want={"data_type": "str", "weights": weights})
+    answer = {"job_id": str, "result_sync": str}
+    posted = await ask(client, "POST", f"{proxy}/predict", body, want=answer, shown=shown, is_highlight=True)
+    yield posted
+    if isinstance(posted.answer, dict):
+        job_id = posted.answer["job_id"]
+        job = f"{proxy}/job/{job_id}"
+        yield await ask(client, "GET", job, want={job_id: {"prediction": str}})
+        five = [{"label": str, "probability": float}] * 5
+        both = {"prediction": str, "top5": five, "sync": {"prediction": posted.answer["result_sync"], "top5": five}}
+        done = await ask(client, "GET", f"{job}?wait=30&detail=true", want={job_id: both})
+        yield done
+        if isinstance(done.answer, dict):
+            best = done.answer[job_id]["prediction"]
+            yield await ask(client, "GET", job, want={job_id: {"prediction": best}}, is_highlight=True)
+    yield await ask(client, "GET", f"{proxy}/predict/test", want=answer)
+    no_image = {"image_data": "aGVsbG8="}
+    yield await ask(client, "POST", f"{proxy}/predict", no_image, want={"detail": str, "errors": [dict]}, status=400)
+    yield await ask(client, "GET", f"{proxy}/job/000000", want={"detail": "Job not found"}, status=404)
+
+
+DEMOS: Mapping[str, Demo] = {
+    "02": synchronous,
+    "03": asynchronous,
+    "04": batch,
+    "06": horizontal_microservices,
+    "07": sync_async,
+}
 
 
 def main(

@@ -83,6 +83,15 @@ _QUEUE = {
     "TF_SERVING_GRPC_PORT": "{PORT_02_GRPC}",
 }
 
+_IMAGE_QUEUE = {
+    "REDIS_HOST": "127.0.0.1",
+    "REDIS_PORT": "{PORT_07_REDIS}",
+    "SYNC_MODEL_PATH": "{root}/models/artifacts/mobilenet_v2.onnx",
+    "ASYNC_MODEL_PATH": "{root}/models/artifacts/resnet50.onnx",
+    "LABELS_PATH": "{root}/models/artifacts/imagenet_labels.json",
+    "SAMPLE_IMAGE_PATH": "{root}/models/artifacts/sample.jpg",
+}
+
 PATTERNS = table(
     [
         Pattern(
@@ -181,6 +190,39 @@ PATTERNS = table(
                         "virginica=http://127.0.0.1:{PORT_06_SERVICE_VIRGINICA}"
                     },
                     ready="http://127.0.0.1:{PORT_06_PROXY}/health",
+                ),
+            ),
+        ),
+        Pattern(
+            number="07",
+            title="Sync-async",
+            folder="07_sync_async_pattern",
+            artifacts=("mobilenet_v2", "resnet50"),
+            processes=(
+                Process(
+                    name="redis",
+                    argv=("python", "{root}/scripts/redis_server.py", "{PORT_07_REDIS}", "{state}"),
+                    ports={"PORT_07_REDIS": 6307},
+                    ready="tcp://127.0.0.1:{PORT_07_REDIS}",
+                ),
+                Process(
+                    name="proxy",
+                    argv=("python", "-m", "src.proxy.app"),
+                    ports={"PORT_07_PROXY": 8700},
+                    env=_IMAGE_QUEUE | {"HOST": "127.0.0.1", "PORT": "{PORT_07_PROXY}"},
+                    defaults=STOP_IN_TIME,
+                    needs=("07-redis",),
+                    ready="http://127.0.0.1:{PORT_07_PROXY}/health",
+                ),
+                Process(
+                    name="worker",
+                    argv=("python", "-m", "src.worker.main"),
+                    ports={"PORT_07_WORKER": 9107},
+                    env=_IMAGE_QUEUE | {"HOST": "127.0.0.1", "PORT": "{PORT_07_WORKER}"},
+                    defaults=STOP_IN_TIME,
+                    needs=("07-redis",),
+                    ready="http://127.0.0.1:{PORT_07_WORKER}/health",
+                    ready_within_s=60,  # two processes that load 100 MB each, and give way to whatever else runs
                 ),
             ),
         ),

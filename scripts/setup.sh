@@ -37,11 +37,22 @@ find_uv() {
   echo "$PWD/.tools/bin/uv"
 }
 
+# Whether 07's models have yet to be built, and their weights cannot be downloaded.
+needs_random_weights() {
+  local python
+  [ -e models/artifacts/mobilenet_v2.onnx ] && [ -e models/artifacts/resnet50.onnx ] && return 1
+  python=$(find_python)
+  ! "$python" -c 'import urllib.request as r; r.urlopen("https://huggingface.co", timeout=5)' 2>/dev/null
+}
+
 mode=${1:?usage: setup.sh dev | run PATTERN…}
 shift
 models=(-r models/pyproject.toml)
 case $mode in
-  run) models+=(--group run) ;;
+  run)
+    models+=(--group run)
+    if [[ "$*" == *07_* ]] && needs_random_weights; then models+=(--extra tensorflow); fi
+    ;;
   dev)
     models+=(--extra tensorflow --group dev)
     set -- 0*_pattern
@@ -53,7 +64,7 @@ for pattern in "$@"; do patterns+=(-r "$pattern/pyproject.toml"); done
 
 # One stamp for each set of requirements, valid for the files that it was made from.
 wanted=$(cat constraints.txt pyproject.toml ./*/pyproject.toml scripts/setup.sh | cksum)
-stamp=.venv/.installed-$(printf '%s' "$mode $*" | cksum | tr ' ' -)
+stamp=.venv/.installed-$(printf '%s' "$mode $* ${models[*]}" | cksum | tr ' ' -)
 if [ -x .venv/bin/python ] && [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]; then exit 0; fi
 
 python=$(find_python)

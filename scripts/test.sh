@@ -10,7 +10,8 @@ at_once=${JOBS:-$(nproc 2>/dev/null || echo 2)}
 pytest='import signal, sys, pytest; signal.signal(signal.SIGINT, signal.default_int_handler); sys.exit(pytest.main())'
 
 # Once for all of them: several patterns test with the same models.
-.venv/bin/python -m models.build --only iris_svc iris_svc_0_{setosa,versicolor,virginica} iris_saved_model || exit 1
+.venv/bin/python -m models.build --only iris_svc iris_svc_0_{setosa,versicolor,virginica} iris_saved_model \
+  mobilenet_v2 resnet50 || exit 1
 export IRIS_MODEL=$root/models/artifacts/saved_model/iris
 
 results=$root/.run/tests

@@ -64,6 +64,14 @@ for number in "$@"; do
       export BASE_URL_06=http://$PROXY_PORT
       for name in SETOSA VERSICOLOR VIRGINICA; do port=${name}_PORT && export "${name}_URL=http://${!port}"; done
       ;;
+    07)
+      for name in PROXY REDIS_PUBLISHED; do export "${name}_PORT=$(free_port)"; done
+      export REDIS_PUBLISHED_PORT=${REDIS_PUBLISHED_PORT#127.0.0.1:} BASE_URL_07=http://$PROXY_PORT
+      # Built here, where TensorFlow is at hand if the download is not: an image with it has 2 GB.
+      .venv/bin/python -m models.build --only mobilenet_v2 resnet50
+      export COMPOSE_FILE=docker-compose.yml:docker-compose.models.yml
+      tests=(tests/e2e tests/compose)
+      ;;
     *) echo "test-compose: nothing is known of pattern $number" >&2; exit 1 ;;
   esac
   cd "$folder"
@@ -74,5 +82,5 @@ for number in "$@"; do
     docker build --quiet --file tests/stand_in/Dockerfile --tag tf-serving-stand-in "$root" >/dev/null
     SERVING_RUNTIME=tf-serving TF_SERVING_IMAGE=tf-serving-stand-in test_stack "${tests[@]}"
   fi
-  unset COMPOSE_PROJECT_NAME
+  unset COMPOSE_PROJECT_NAME COMPOSE_FILE
 done

@@ -99,9 +99,10 @@ def serve(app: FastAPI, component: str, settings: HttpSettings) -> None:
             log.info("service_started", host=settings.host, port=settings.port)
             await server.serve()
 
-    # uvicorn raises the signal again once it is done; a stop that was asked for is no failure.
+    # uvicorn takes signals once it serves, and raises them again when it is done: a stop that was asked for is no
+    # failure. One that comes while the lifespan still loads a model must not be lost.
     for signal_number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(signal_number, lambda *_: None)
+        signal.signal(signal_number, server.handle_exit)
     try:
         with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:
             runner.run(run())

@@ -183,6 +183,7 @@ def test_pretrained_weights_are_downloaded_once(builder: Builder, weights: str, 
     assert builder.entry()["weights"] == "pretrained"
     assert builder.entry()["recipe"] == {"version": 1, "source_sha256": builder.source.sha256}
     assert (builder.folder / "out" / "imagenet_labels.json").exists()
+    assert (builder.folder / "out" / "sample.jpg").read_bytes().startswith(b"\xff\xd8")
     assert builder("--weights", weights, "--force") == 0  # from the cache
     capsys.readouterr()
     assert builder("--weights", weights) == 0

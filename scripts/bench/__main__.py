@@ -3,7 +3,7 @@
 import runpy
 import sys
 
-BENCHES = {"02": "synchronous", "03": "asynchronous", "04": "batch", "06": "horizontal"}
+BENCHES = {"02": "synchronous", "03": "asynchronous", "04": "batch", "06": "horizontal", "07": "sync_async"}
 
 
 def main() -> None:

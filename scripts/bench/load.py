@@ -1,6 +1,6 @@
 """A closed-loop HTTP load generator that costs so little that, on two cores, it measures the server and not itself.
 
-    python -m scripts.bench.load URL CONNECTIONS SECONDS [BODY]     prints one JSON object
+    python -m scripts.bench.load URL CONNECTIONS SECONDS [BODY | @FILE]     prints one JSON object
 
 Each connection sends the same request, waits for the whole answer, and sends it again. Written on asyncio's protocols
 because the HTTP clients that there are for Python take longer for a request than the fastest servers measured here.
@@ -11,6 +11,7 @@ import json
 import sys
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import cast
 from urllib.parse import urlsplit
 
@@ -101,10 +102,13 @@ async def run(url: str, connections: int, seconds: float, body: bytes | None = N
 
 
 def main() -> None:
-    url, connections, seconds, *body = sys.argv[1:]
+    url, connections, seconds, *rest = sys.argv[1:]
     import uvloop
 
-    load = uvloop.run(run(url, int(connections), float(seconds), body[0].encode() if body else None))
+    body = None
+    if rest:  # one argument of a command cannot have more than 128 kB
+        body = Path(rest[0][1:]).read_bytes() if rest[0].startswith("@") else rest[0].encode()
+    load = uvloop.run(run(url, int(connections), float(seconds), body))
     print(json.dumps({"latencies": load.latencies, "failed": load.failed, "seconds": load.seconds}))
 
 

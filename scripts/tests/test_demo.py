@@ -18,7 +18,7 @@ def test_every_pattern_has_a_demo():
     assert DEMOS.keys() == PATTERNS.keys()
 
 
-NOT_FOR_CLIENTS = {"PORT_03_REDIS", "PORT_03_WORKER"}
+NOT_FOR_CLIENTS = {"PORT_03_REDIS", "PORT_03_WORKER", "PORT_07_REDIS", "PORT_07_WORKER"}
 
 
 @pytest.mark.parametrize("number", DEMOS)

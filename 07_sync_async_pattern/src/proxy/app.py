@@ -1,0 +1,75 @@
+"""The proxy: `python -m src.proxy.app`."""
+
+import asyncio
+import base64
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+from fastapi import FastAPI
+from fastapi.staticfiles import StaticFiles
+
+from serving_common.errors import StartupError
+from serving_common.queue import connect
+from serving_common.service import api_key_required, create_service, lazy_app, serve
+from serving_common.settings import load
+from src.configurations import ProxySettings
+from src.jobs import Jobs
+from src.ml.classifier import Classifier
+from src.ml.weights import weights_of
+from src.proxy.page import STATIC, page_router
+from src.proxy.predictor import Predictor
+from src.proxy.routers import health_router, router
+
+
+def create_app(settings: ProxySettings) -> FastAPI:
+    """The proxy with the fast model and the queue that these settings name."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with AsyncExitStack() as stack:
+            classifier = await asyncio.to_thread(
+                Classifier.load, settings.sync_model_path, settings.labels_path, threads=settings.model_threads
+            )
+            app.state.sample = _read_sample(settings.sample_image_path)
+            app.state.weights = {
+                "sync": weights_of(settings.sync_model_path),
+                "async": weights_of(settings.async_model_path),
+            }
+            redis = await stack.enter_async_context(connect(settings))
+            app.state.jobs = Jobs(
+                redis, settings.queue_name, ttl_s=settings.result_ttl_s, max_length=settings.max_queue_length
+            )
+            app.state.predictor = await stack.enter_async_context(Predictor(classifier, app.state.jobs, settings))
+            yield
+
+    app = create_service(
+        settings,
+        title="Image classification: fast now, better later",
+        description="POST /predict answers with a fast model at once; GET /job/{job_id} has a better one's answer.",
+        lifespan=lifespan,
+        invalid_input=400,
+    )
+    app.include_router(health_router)
+    app.include_router(router, dependencies=api_key_required(settings))
+    app.include_router(page_router)
+    app.mount("/static", StaticFiles(directory=STATIC))
+    return app
+
+
+def _read_sample(path: Path) -> str:
+    try:
+        return base64.b64encode(path.read_bytes()).decode()
+    except OSError as exc:
+        raise StartupError(f"there is no image at {path} (build it with: python -m models.build)") from exc
+
+
+def main() -> None:
+    settings = load(ProxySettings)
+    serve(create_app(settings), "proxy", settings)
+
+
+__getattr__ = lazy_app(lambda: create_app(load(ProxySettings)))
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""Endpoints of the proxy."""
+
+from typing import Annotated, cast
+
+import structlog
+from fastapi import APIRouter, Depends, Path, Query, Request
+
+from serving_common.problems import documented
+from serving_common.queue import JobId
+from src.jobs import MAX_WAIT_S, Jobs
+from src.proxy.predictor import Predictor
+from src.schemas import Health, JobEntry, Metadata, PredictRequest, PredictResponse
+
+health_router = APIRouter(tags=["health"])
+router = APIRouter(tags=["prediction"], responses=documented(401))
+
+log = structlog.get_logger()
+
+
+async def _predictor(request: Request) -> Predictor:
+    return cast(Predictor, request.app.state.predictor)
+
+
+async def _jobs(request: Request) -> Jobs:
+    return cast(Jobs, request.app.state.jobs)
+
+
+async def _job_id(job_id: Annotated[str, Path(examples=["a1b2c3"])]) -> JobId:
+    structlog.contextvars.bind_contextvars(job_id=job_id)
+    return JobId(job_id)
+
+
+PredictorDep = Annotated[Predictor, Depends(_predictor)]
+
+
+@health_router.get("/health")
+async def health() -> Health:
+    """Whether fast answers are given; better ones need Redis and a worker beside."""
+    return {"health": "ok"}
+
+
+@router.get("/metadata")
+async def metadata(request: Request) -> Metadata:
+    """What goes in and what comes out, and whether the models' weights mean anything."""
+    return {
+        "data_type": "str",
+        "data_structure": "(1,1)",
+        "data_sample": "base64 encoded image file",
+        "prediction_type": "str",
+        "prediction_structure": "(1,1)",
+        "prediction_sample": "Persian cat",
+        "weights": request.app.state.weights,
+    }
+
+
+@router.post("/predict", responses=documented(400, 413, 429))
+async def predict(request: PredictRequest, predictor: PredictorDep) -> PredictResponse:
+    """The fast model's label for an image, and the id under which the better model's will be."""
+    return await _predict(predictor, request.image_data)
+
+
+@router.get("/predict/test", responses=documented(429))
+async def predict_test(request: Request, predictor: PredictorDep) -> PredictResponse:
+    """The same for a photograph that the proxy has."""
+    return await _predict(predictor, request.app.state.sample)
+
+
+async def _predict(predictor: Predictor, image_data: str) -> PredictResponse:
+    job_id, prediction = await predictor.predict(image_data)
+    structlog.contextvars.bind_contextvars(job_id=job_id)
+    log.info("POST /predict - job_id: %s", job_id)
+    log.info("Sync prediction: %s", prediction.label)
+    return PredictResponse(job_id=job_id, result_sync=prediction.label)
+
+
+@router.get("/job/{job_id}", responses=documented(400, 404, 503))
+async def get_job(
+    job_id: Annotated[JobId, Depends(_job_id)],
+    jobs: Annotated[Jobs, Depends(_jobs)],
+    detail: Annotated[bool, Query(description="Also the five best classes, of both models.")] = False,
+    wait: Annotated[
+        float, Query(ge=0, allow_inf_nan=False, description=f"Seconds to wait for the end; at most {MAX_WAIT_S}.")
+    ] = 0,
+) -> dict[str, JobEntry]:
+    """The better model's label, or an empty one as long as it is not there."""
+    state = await jobs.look(job_id, wait)
+    entry: JobEntry = {"prediction": (state.result or b"").decode()}
+    if state.error is not None:
+        entry["error"] = state.error
+    if detail:
+        answers = await jobs.details(job_id)
+        entry["top5"] = answers["async"]["top5"] if "async" in answers else []
+        if "sync" in answers:
+            entry["sync"] = answers["sync"]
+    return {job_id: entry}

@@ -1,0 +1,153 @@
+"""Whatever is sent: an answer that says what is wrong, never a 500, and no memory to speak of."""
+
+import base64
+import json
+import random
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.images import bomb, encode, gif_header, picture, png_header, webp_header
+
+MAX_BODY = 10 * 1024 * 1024
+GROWTH_MB = 300
+JSON = {"Content-Type": "application/json"}
+
+
+def body(image: bytes | str) -> bytes:
+    text = image if isinstance(image, str) else base64.b64encode(image).decode()
+    return json.dumps({"image_data": text}).encode()
+
+
+PNG = encode(picture(), "PNG")
+JPEG = encode(picture(), "JPEG")
+GIF = encode(picture(), "GIF")
+WEBP = encode(picture(), "WEBP")
+
+# For each kind: the request's body, the status, and what the answer's reason must hold.
+KINDS = {
+    "no body": (b"", 400, "missing"),
+    "not JSON": (b"image", 400, "is not JSON"),
+    "half a JSON": (b'{"image_data": "iVBOR', 400, "is not JSON"),
+    "not UTF-8": (b'{"image_data": "\xff\xfe"}', 400, "cannot be read as JSON"),
+    "nested too deeply": (b"[" * 100_000, 400, "cannot be read as JSON"),
+    "a list": (b"[]", 400, "body"),
+    "null": (b"null", 400, "body"),
+    "no field": (b"{}", 400, "is missing"),
+    "another name": (b'{"image": "iVBORw0KGgo="}', 400, "is missing"),
+    "a null field": (b'{"image_data": null}', 400, "must be a valid string"),
+    "a number": (b'{"image_data": 7}', 400, "must be a valid string"),
+    "a list of bytes": (b'{"image_data": [137, 80]}', 400, "must be a valid string"),
+    "an object": (b'{"image_data": {"a": 1}}', 400, "must be a valid string"),
+    "empty": (body(""), 400, "is empty"),
+    "whitespace": (body(" \n"), 400, "is empty"),
+    "an empty data URL": (body("data:image/png;base64,"), 400, "is empty"),
+    "a data URL of text": (body("data:,hello"), 400, "without ;base64"),
+    "a link": (body("https://example.com/cat.jpg"), 400, "is not valid Base64"),
+    "a file name": (body("/etc/passwd"), 400, "image"),
+    "wrong padding": (body("iVBORw0KGg="), 400, "is not valid Base64"),
+    "the URL alphabet": (body("_-_-"), 400, "is not valid Base64"),
+    "a lone surrogate": (b'{"image_data": "\\ud800"}', 400, "image_data"),
+    "text": (body(b"hello, world"), 400, "known format"),
+    "one byte": (body(b"\x89"), 400, "known format"),
+    "SVG": (body(b'<svg xmlns="http://www.w3.org/2000/svg"/>'), 400, "known format"),
+    "PDF": (body(encode(picture(), "PDF")), 400, "known format"),
+    "TIFF": (body(encode(picture(), "TIFF")), 400, "known format"),
+    "BMP": (body(encode(picture(), "BMP")), 400, "known format"),
+    "a ZIP": (body(b"PK\x03\x04" + bytes(100)), 400, "known format"),
+    "only a JPEG's first bytes": (body(JPEG[:3]), 400, "image"),
+    "half a JPEG": (body(JPEG[: len(JPEG) // 2]), 400, "damaged or truncated"),
+    "half a PNG": (body(PNG[: len(PNG) // 2]), 400, "damaged or truncated"),
+    "half a GIF": (body(GIF[: len(GIF) // 2]), 400, "image"),
+    "half a WebP": (body(WEBP[: len(WEBP) // 2]), 400, "image"),
+    "a PNG with a broken checksum": (body(PNG[:50] + b"\x00\x01\x02" + PNG[53:]), 400, "image"),
+    "a PNG without pixels": (body(png_header(10, 10)), 400, "damaged"),
+    "a PNG of no size": (body(png_header(0, 0)), 400, "image"),
+    "a PNG that claims 10^18 pixels": (body(png_header(2**30, 2**30)), 400, "too many pixels"),
+    "a PNG that claims 51 megapixels": (body(png_header(10_000, 5_100)), 400, "too many pixels"),
+    "a WebP that claims 268 megapixels": (body(webp_header(16_383, 16_383)), 400, "too many pixels"),
+    "a GIF that claims 4 gigapixels": (body(gif_header(65_535, 65_535)), 400, "too many pixels"),
+    "a strip": (body(png_header(70_000, 1)), 400, "is too large"),
+    "a body that is too large": (body("A" * MAX_BODY), 413, "larger than"),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_is_told_what_is_wrong(proxy, kind):
+    content, status, reason = KINDS[kind]
+    response = proxy.post("/predict", content=content, headers=JSON)
+
+    assert response.status_code == status, response.text
+    problem = response.json()
+    assert reason in json.dumps(problem)
+    assert problem["request_id"] == response.headers["X-Request-ID"]
+    if status == 400:
+        assert problem["errors"][0]["field"] in ("image_data", "body")
+
+
+def test_a_body_of_another_type(proxy):
+    response = proxy.post("/predict", content=PNG, headers={"Content-Type": "image/png"})
+
+    assert response.status_code == 400
+    assert "JSON" in response.text
+
+
+def test_a_body_without_a_declared_length_is_refused_too(proxy):
+    def chunks():
+        yield b'{"image_data": "'
+        for _ in range(3 * MAX_BODY // 2**20):
+            yield b"A" * 2**20
+
+    assert proxy.post("/predict", content=chunks(), headers=JSON).status_code == 413
+
+
+def test_fuzzed_images(proxy):
+    """Bytes changed, cut out and put in, with a seed so that what fails can be tried again."""
+    chance = random.Random(7)
+    for number in range(200):
+        image = bytearray(chance.choice([PNG, JPEG, GIF, WEBP]))
+        for _ in range(chance.randint(1, 8)):
+            at = chance.randrange(len(image))
+            image[at : at + chance.choice([0, 1, 1, 1, 20])] = chance.randbytes(chance.choice([0, 1, 1, 5]))
+        response = proxy.post("/predict", json={"image_data": base64.b64encode(image).decode()})
+        assert response.status_code in (200, 400), (number, response.text)
+
+
+def test_memory_is_bounded(system, proxy, tmp_path):
+    """Bombs that are refused, beside the largest images that are not."""
+    process = system.processes.get("proxy")
+    if process is None or not Path("/proc/self/statm").exists():
+        pytest.skip("the proxy is not a process of this test, or this is not Linux")
+
+    def resident_mb() -> float:
+        pages = Path(f"/proc/{process.popen.pid}/statm").read_text().split()[1]
+        return int(pages) * 4096 / 1e6
+
+    before = peak = resident_mb()
+    done = threading.Event()
+
+    def watch() -> None:
+        nonlocal peak
+        while not done.is_set():
+            peak = max(peak, resident_mb())
+            time.sleep(0.005)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        for image in (bomb(tmp_path, 20_000), webp_header(16_383, 16_383), gif_header(65_535, 65_535)):
+            assert proxy.post("/predict", content=body(image), headers=JSON).status_code == 400
+        assert proxy.post("/predict", content=body(bomb(tmp_path, 7_000)), headers=JSON).status_code == 200
+    finally:
+        done.set()
+        watcher.join()
+
+    print(f"{before:.0f} MB before, {peak:.0f} MB at most")
+    assert peak - before < GROWTH_MB
+    assert proxy.get("/health").status_code == 200
+
+
+def test_after_all_of_it_images_are_still_predicted(proxy):
+    assert proxy.post("/predict", content=body(JPEG), headers=JSON).json()["result_sync"]

@@ -1,0 +1,56 @@
+"""Images for the tests, good and bad, made when they are asked for."""
+
+import io
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+GRADIENT = np.stack(
+    [np.tile(np.linspace(0, 255, 90), (60, 1)), np.tile(np.linspace(255, 0, 60), (90, 1)).T, np.full((60, 90), 90)], -1
+)
+"""60 rows, 90 columns: no symmetry, so that a wrong orientation is seen."""
+
+
+def picture(mode: str = "RGB") -> Image.Image:
+    return Image.fromarray(GRADIENT.astype(np.uint8)).convert(mode)
+
+
+def encode(image: Image.Image, file_format: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, file_format, **options)
+    return buffer.getvalue()
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG that claims a size and has hardly any data: what a decompression bomb is before it goes off."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(100))) + chunk(b"IEND", b"")
+    )
+
+
+def webp_header(width: int, height: int) -> bytes:
+    """A lossless WebP that claims a size."""
+    bits = (width - 1) | (height - 1) << 14
+    body = b"VP8L" + struct.pack("<I", 6) + b"\x2f" + struct.pack("<I", bits) + b"\x00"
+    return b"RIFF" + struct.pack("<I", 4 + len(body)) + b"WEBP" + body
+
+
+def gif_header(width: int, height: int) -> bytes:
+    """A GIF whose only frame claims a size."""
+    size = struct.pack("<HH", width, height)
+    return b"GIF89a" + size + b"\x80\x00\x00" + bytes(6) + b"," + bytes(4) + size + b"\x00\x02\x01\x00\x00;"
+
+
+def bomb(folder: Path, side: int) -> bytes:
+    """A PNG of side x side black pixels, a thousandth of that in bytes."""
+    path = folder / f"{side}.png"
+    Image.new("L", (side, side)).save(path, compress_level=9)
+    return path.read_bytes()

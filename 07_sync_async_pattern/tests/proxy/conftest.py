@@ -1,0 +1,60 @@
+"""The proxy in this process, on a real Redis; the worker's part is played by the tests."""
+
+import asyncio
+import base64
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import httpx
+import pytest
+from src.configurations import ProxySettings
+from src.proxy.app import create_app
+
+MakeSettings = Callable[..., ProxySettings]
+
+
+@pytest.fixture
+def settings(models, redis_server) -> MakeSettings:
+    def make(**overrides: object) -> ProxySettings:
+        return ProxySettings(
+            **{
+                "redis_host": "127.0.0.1",
+                "redis_port": redis_server.port,
+                "sync_model_path": models / "mobilenet_v2.onnx",
+                "async_model_path": models / "mobilenet_v2.onnx",
+                "labels_path": models / "imagenet_labels.json",
+                "sample_image_path": models / "sample.jpg",
+                "job_timeout_s": 10,  # tests share their machine
+                **overrides,
+            }
+        )
+
+    return make
+
+
+@asynccontextmanager
+async def proxy(settings: ProxySettings) -> AsyncIterator[httpx.AsyncClient]:
+    app = create_app(settings)
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=transport, base_url="http://proxy", timeout=60) as client,
+    ):
+        yield client
+
+
+@pytest.fixture
+async def client(redis, settings) -> AsyncIterator[httpx.AsyncClient]:
+    async with proxy(settings()) as client:
+        yield client
+
+
+def body_of(image: bytes) -> dict[str, str]:
+    return {"image_data": base64.b64encode(image).decode()}
+
+
+async def until(condition: Callable[[], Awaitable[object]]) -> None:
+    """Returns once the condition holds; TimeoutError if it does not in time."""
+    async with asyncio.timeout(30):
+        while not await condition():  # noqa: ASYNC110 - neither Redis nor a proxy has an event for it
+            await asyncio.sleep(0.01)

@@ -1,0 +1,350 @@
+"""The proxy's endpoints, and what becomes of them when its neighbours are slow or gone."""
+
+import asyncio
+import io
+import json
+import socket
+import subprocess
+import sys
+import threading
+
+import httpx
+import pytest
+from PIL import Image
+from src import jobs
+from src.configurations import ProxySettings, WorkerSettings
+from src.jobs import store
+from src.ml.classifier import Classifier, Prediction
+from src.proxy.app import create_app
+
+from serving_common.errors import StartupError
+from serving_common.queue import JobId, Worker
+from serving_common.testing import free_port
+from tests.conftest import PATTERN, ROOT
+from tests.proxy.conftest import body_of, proxy, until
+
+BETTER = Prediction(
+    "Siamese cat", [("Siamese cat", 0.75), ("lynx", 0.125), ("tabby", 0.0625), ("tench", 0), ("crane", 0)]
+)
+
+
+@pytest.fixture
+async def worker(redis):
+    worker = Worker(redis, jobs.keys("queue:jobs"), ttl_s=3600)
+    yield worker
+    await worker.leave()
+
+
+async def submit(client, photo) -> JobId:
+    response = await client.post("/predict", json=body_of(photo))
+    assert response.status_code == 200, response.text
+    return JobId(response.json()["job_id"])
+
+
+async def test_health(client):
+    assert (await client.get("/health")).json() == {"health": "ok"}
+
+
+async def test_metadata(client, models):
+    recorded = json.loads((models / "manifest.json").read_text())["artifacts"]["mobilenet_v2"]["weights"]
+    weights = "random" if recorded == "random" else "pretrained"
+
+    assert (await client.get("/metadata")).json() == {
+        "data_type": "str",
+        "data_structure": "(1,1)",
+        "data_sample": "base64 encoded image file",
+        "prediction_type": "str",
+        "prediction_structure": "(1,1)",
+        "prediction_sample": "Persian cat",
+        "weights": {"sync": weights, "async": weights},
+    }
+
+
+async def test_the_fast_answer_and_a_job_that_exists(redis, client, photo, models):
+    answer = (await client.post("/predict", json=body_of(photo))).json()
+
+    classifier = Classifier.load(models / "mobilenet_v2.onnx", models / "imagenet_labels.json")
+    assert answer.keys() == {"job_id", "result_sync"}
+    assert answer["result_sync"] in classifier.labels
+    job_id = answer["job_id"]
+    assert len(job_id) == 6
+    assert await redis.lrange("queue:jobs", 0, -1) == [job_id.encode()]
+    assert await redis.get(f"image:{job_id}") == body_of(photo)["image_data"].encode()
+    assert 3500 < await redis.ttl(f"image:{job_id}") <= 3600
+
+
+async def test_a_job_from_its_id_to_the_better_answer(redis, client, worker, photo):
+    answer = (await client.post("/predict", json=body_of(photo))).json()
+    job_id = answer["job_id"]
+    assert (await client.get(f"/job/{job_id}")).json() == {job_id: {"prediction": ""}}
+
+    [job] = await worker.claim(1)
+    assert jobs.read_image(job.data) == photo
+    unfinished = (await client.get(f"/job/{job_id}?detail=true")).json()[job_id]
+    assert (unfinished["prediction"], unfinished["top5"]) == ("", [])
+    assert unfinished["sync"]["prediction"] == answer["result_sync"]
+
+    await store(redis, worker, [(job.id, BETTER)], 3600)
+    assert (await client.get(f"/job/{job_id}")).json() == {job_id: {"prediction": "Siamese cat"}}
+    finished = (await client.get(f"/job/{job_id}?detail=true")).json()[job_id]
+    assert finished["prediction"] == "Siamese cat"
+    assert finished["top5"][0] == {"label": "Siamese cat", "probability": 0.75}
+    assert finished["sync"] == unfinished["sync"]
+    probabilities = [entry["probability"] for entry in finished["sync"]["top5"]]
+    assert len(probabilities) == 5
+    assert probabilities == sorted(probabilities, reverse=True)
+    assert finished["sync"]["top5"][0]["label"] == answer["result_sync"]
+
+
+async def test_a_long_poll_answers_when_the_job_ends(redis, client, worker, photo):
+    job_id = await submit(client, photo)
+    polling = asyncio.create_task(client.get(f"/job/{job_id}?wait=30"))
+    await until(redis.pubsub_channels)
+    await worker.claim(1)
+    await store(redis, worker, [(job_id, BETTER)], 3600)
+
+    assert (await polling).json() == {job_id: {"prediction": "Siamese cat"}}
+
+
+async def test_a_failed_job_says_why(client, worker, photo):
+    job_id = await submit(client, photo)
+    await worker.claim(1)
+    await worker.fail(job_id, "Not an image")
+
+    assert (await client.get(f"/job/{job_id}")).json() == {job_id: {"prediction": "", "error": "Not an image"}}
+    detail = (await client.get(f"/job/{job_id}?detail=true")).json()[job_id]
+    assert (detail["prediction"], detail["error"], detail["top5"]) == ("", "Not an image", [])
+
+
+@pytest.mark.parametrize("job_id", ["ffffff", "x", "a%2Fb", "%00", "é" * 300, "{}"])
+async def test_unknown_jobs(client, job_id):
+    response = await client.get(f"/job/{job_id}")
+
+    assert response.status_code == 404
+
+
+@pytest.mark.parametrize("query", ["wait=-1", "wait=nan", "wait=inf", "wait=x", "detail=perhaps"])
+async def test_bad_queries_are_400(client, query):
+    response = await client.get(f"/job/ffffff?{query}")
+
+    assert response.status_code == 400
+    assert response.json()["errors"][0]["field"] == query.partition("=")[0]
+
+
+async def test_the_photograph_of_the_proxy(redis, client, photo):
+    answer = (await client.get("/predict/test")).json()
+
+    assert answer["result_sync"] == (await client.post("/predict", json=body_of(photo))).json()["result_sync"]
+    assert await redis.exists(f"image:{answer['job_id']}")
+
+
+async def test_an_image_that_cannot_be_read_leaves_no_job(redis, client, photo):
+    response = await client.post("/predict", json=body_of(photo[:20_000]))
+
+    assert response.status_code == 400
+    assert await redis.keys() == []
+
+
+async def test_without_redis_the_fast_answer_is_given(settings, photo):
+    async with proxy(settings(redis_port=free_port())) as client:
+        for _ in range(3):
+            response = await client.post("/predict", json=body_of(photo))
+            assert response.status_code == 200
+            assert response.json()["job_id"] is None
+            assert response.json()["result_sync"]
+        assert (await client.get("/health")).status_code == 200
+        response = await client.get("/job/a1b2c3")
+        assert (response.status_code, response.headers["Retry-After"]) == (503, "1")
+
+
+async def test_a_redis_that_is_silent_holds_up_one_answer_in_a_while(settings, photo):
+    """Something takes connections and never answers: the worst that a dead host can do."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        silent.setblocking(False)
+        async with proxy(settings(redis_port=silent.getsockname()[1], job_timeout_s=0.1)) as client:
+            answers = [(await client.post("/predict", json=body_of(photo))).json() for _ in range(3)]
+
+        assert [answer["job_id"] for answer in answers] == [None] * 3
+        silent.accept()[0].close()
+        with pytest.raises(BlockingIOError):  # only the first request has asked
+            silent.accept()
+
+
+async def test_jobs_are_promised_again_when_redis_is_back(redis, redis_server, settings, photo):
+    async with proxy(settings()) as client:
+        await submit(client, photo)
+        redis_server.kill()
+        assert (await client.post("/predict", json=body_of(photo))).json()["job_id"] is None
+        redis_server.start()
+
+        async def has_an_id() -> bool:
+            return (await client.post("/predict", json=body_of(photo))).json()["job_id"] is not None
+
+        await until(has_an_id)
+
+
+async def test_a_full_queue_gets_the_fast_answer_only(redis, settings, photo):
+    async with proxy(settings(max_queue_length=1)) as client:
+        await submit(client, photo)
+        response = await client.post("/predict", json=body_of(photo))
+
+    assert (response.status_code, response.json()["job_id"]) == (200, None)
+
+
+class HeldModel:
+    """Stands before a classifier until it is let go."""
+
+    def __init__(self, classifier: Classifier) -> None:
+        self._classifier = classifier
+        self.entered = threading.Semaphore(0)
+        self.released = threading.Event()
+
+    def classify(self, images):
+        self.entered.release()
+        assert self.released.wait(60)
+        return self._classifier.classify(images)
+
+
+@pytest.fixture
+async def held(redis, settings, photo):
+    """A client, and the model that its proxy waits for."""
+    app = create_app(settings(max_waiting=2))
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://proxy", timeout=60) as client,
+    ):
+        model = HeldModel(app.state.predictor._classifier)
+        app.state.predictor._classifier = model
+        yield client, model
+        model.released.set()
+
+
+async def test_the_job_is_registered_while_the_model_runs_and_the_loop_stays_free(redis, held, photo):
+    client, model = held
+    asking = asyncio.create_task(client.post("/predict", json=body_of(photo)))
+    assert await asyncio.to_thread(model.entered.acquire, timeout=60)
+
+    await until(lambda: redis.llen("queue:jobs"))
+    assert (await client.get("/health")).status_code == 200
+    assert not asking.done()
+    model.released.set()
+    job_id = (await asking).json()["job_id"]
+    assert await redis.lrange("queue:jobs", 0, -1) == [job_id.encode()]
+
+
+async def test_more_requests_than_may_wait_are_429(held, photo):
+    client, model = held
+    asking = [asyncio.create_task(client.post("/predict", json=body_of(photo))) for _ in range(3)]
+    refused, _ = await asyncio.wait(asking, return_when=asyncio.FIRST_COMPLETED)
+    model.released.set()
+
+    [response] = [task.result() for task in refused]
+    assert (response.status_code, response.headers["Retry-After"]) == (429, "1")
+    assert sorted([(await task).status_code for task in asking]) == [200, 200, 429]
+
+
+async def test_many_at_once_get_their_own_answers(redis, client, photo, models):
+    """Each image its own label and its own job, however they are mixed on the threads."""
+    classifier = Classifier.load(models / "mobilenet_v2.onnx", models / "imagenet_labels.json")
+    images = [photo, (await asyncio.to_thread(_flipped, photo))]
+    answers = await asyncio.gather(*(client.post("/predict", json=body_of(images[i % 2])) for i in range(20)))
+
+    labels = [response.json()["result_sync"] for response in answers]
+    assert set(labels[::2]) == {labels[0]}
+    assert set(labels[1::2]) == {labels[1]}
+    assert set(labels) <= set(classifier.labels)
+    for i, response in enumerate(answers):
+        stored = await redis.get(f"image:{response.json()['job_id']}")
+        assert stored == body_of(images[i % 2])["image_data"].encode()
+
+
+def _flipped(photo: bytes) -> bytes:
+    buffer = io.BytesIO()
+    Image.open(io.BytesIO(photo)).rotate(180).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+async def test_an_api_key_where_one_is_set(redis, settings, photo):
+    async with proxy(settings(api_key="secret")) as client:
+        assert (await client.post("/predict", json=body_of(photo))).status_code == 401
+        headers = {"X-API-Key": "secret"}
+        assert (await client.post("/predict", json=body_of(photo), headers=headers)).status_code == 200
+        assert (await client.get("/health")).status_code == 200
+        assert (await client.get("/")).status_code == 200
+
+
+async def test_metrics(redis, client, photo):
+    await submit(client, photo)
+    await client.post("/predict", json={"image_data": "x"})
+    text = (await client.get("/metrics")).text
+
+    assert 'request_count_total{method="POST",route="/predict",status="200"}' in text
+    assert 'request_count_total{method="POST",route="/predict",status="400"}' in text
+    assert 'sync_stage_seconds_count{stage="model"}' in text
+    assert 'jobs_registered_total{outcome="registered"}' in text
+
+
+async def test_the_page_allows_only_what_comes_from_here(client):
+    page = await client.get("/")
+    policy = page.headers["Content-Security-Policy"]
+
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+    assert "://" not in page.text.replace("http://www.w3.org", "")
+    for name, kind in [("page.js", "javascript"), ("page.css", "css"), ("icon.svg", "svg")]:
+        response = await client.get(f"/static/{name}")
+        assert (response.status_code, kind in response.headers["Content-Type"]) == (200, True)
+    for path in ("/static/../app.py", "/static/%2e%2e/app.py", "/static/none"):
+        assert (await client.get(path)).status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("setting", "reason"),
+    [
+        ("sync_model_path", "there is no model at"),
+        ("labels_path", "there are no labels at"),
+        ("sample_image_path", "there is no image at"),
+    ],
+)
+async def test_a_missing_file_is_told_at_the_start(settings, tmp_path, setting, reason):
+    app = create_app(settings(**{setting: tmp_path / "missing"}))
+    with pytest.raises(StartupError, match=reason):
+        async with app.router.lifespan_context(app):
+            pass
+
+
+@pytest.mark.parametrize(
+    ("environment", "line"),
+    [
+        (
+            {"SYNC_MODEL_PATH": "/nowhere.onnx", "LABELS_PATH": str(ROOT / "models/imagenet_labels.json")},
+            "/nowhere.onnx",
+        ),
+        ({"RESIZE_MODE": "cut"}, "RESIZE_MODE"),
+        ({"MAX_IMAGE_PIXELS": "0"}, "MAX_IMAGE_PIXELS"),
+        ({"REDIS_PORT": "redis"}, "REDIS_PORT"),
+    ],
+)
+def test_a_process_that_cannot_start_says_so_in_one_line(environment, line):
+    done = subprocess.run(
+        [sys.executable, "-m", "src.proxy.app"],
+        cwd=PATTERN,
+        env={"PORT": str(free_port()), **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+    assert done.returncode == 1
+    [said] = (done.stdout + done.stderr).strip().splitlines()
+    assert line in said
+
+
+def test_the_settings_of_the_specification_are_the_defaults():
+    proxy_settings, worker_settings = ProxySettings(), WorkerSettings()
+    assert (proxy_settings.port, proxy_settings.redis_host, proxy_settings.redis_port) == (8000, "redis", 6379)
+    assert str(proxy_settings.sync_model_path) == "/models/mobilenet_v2.onnx"
+    assert proxy_settings.queue_name == worker_settings.queue_name == "queue:jobs"
+    assert str(worker_settings.async_model_path) == "/models/resnet50.onnx"
+    assert worker_settings.num_workers == 2

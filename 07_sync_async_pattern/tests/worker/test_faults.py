@@ -1,0 +1,211 @@
+"""Processes, workers and Redis are killed under load: every image gets its own answer, once."""
+
+import asyncio
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from redis.asyncio import Redis
+from src.configurations import WorkerSettings
+from src.jobs import Jobs, answer
+
+from serving_common.queue import QueueUnavailable
+from serving_common.testing import Process, answers, free_port, running, wait_until
+from tests.conftest import PATTERN, running_redis
+from tests.worker.conftest import children, environment, is_running, kill
+from tests.worker.model import images
+from tests.worker.test_worker import expected, is_same
+
+IMAGES = int(os.environ.get("FAULT_IMAGES", "200"))
+KILLS = int(os.environ.get("FAULT_KILLS", "6"))
+KILL_EVERY_S = float(os.environ.get("FAULT_KILL_EVERY_S", "1"))
+WORKERS = 2
+
+# As Redis writes down what its scripts have done; nothing else sets a result.
+RESULT_STORED = re.compile(rb"SET\r\n\$13\r\nresult:([0-9a-f]{6})\r\n")
+
+
+class System:
+    """Redis and two workers of two processes each, with somebody who kills them and starts them again."""
+
+    def __init__(self, stack: ExitStack, redis_folder: Path, logs: Path, model: Path) -> None:
+        self.redis = stack.enter_context(running_redis(redis_folder))
+        self.redis_folder = redis_folder
+        self.log = logs / "workers.log"
+        self._stack = stack
+        self._env = environment(self.redis.port, model)
+        self.workers = [self.start_worker() for _ in range(WORKERS)]
+
+    def start_worker(self) -> Process:
+        """Returns at once."""
+        env = {**self._env, "PORT": str(free_port())}
+        return self._stack.enter_context(running("src.worker.main", cwd=PATTERN, env=env, log=self.log))
+
+    async def kill_all_the_time(self) -> Counter[str]:
+        """In turn a model process, and a whole worker; half-way Redis, which starts again."""
+        killed = Counter[str]()
+        for number in range(KILLS):
+            await asyncio.sleep(KILL_EVERY_S)
+            if number % 3 == 2:
+                self.workers[0].popen.kill()
+                self.workers = [*self.workers[1:], self.start_worker()]
+                killed["worker"] += 1
+            else:
+                killed["process"] += await self._kill_a_process()
+            if number == KILLS // 2:
+                self.redis.kill()
+                await asyncio.to_thread(self.redis.start)
+                killed["redis"] += 1
+        return killed
+
+    async def _kill_a_process(self) -> int:
+        for worker in self.workers:
+            for pid in children(worker.popen.pid):
+                # A job takes it milliseconds: stopped, it will have one in hand.
+                kill(pid, signal.SIGSTOP)
+                await asyncio.sleep(0.2)
+                kill(pid, signal.SIGKILL)
+                return 1
+        return 0
+
+    def times_stored(self) -> Counter[str]:
+        """How often the result of each job was stored, since Redis was empty."""
+        files = [path for path in self.redis_folder.rglob("*.aof") if path.is_file()]
+        return Counter(job_id.decode() for file in files for job_id in RESULT_STORED.findall(file.read_bytes()))
+
+
+async def insist(call, *arguments):
+    while True:
+        try:
+            return await call(*arguments)
+        except QueueUnavailable:
+            await asyncio.sleep(0.05)
+
+
+async def test_every_image_gets_its_answer_once_whoever_is_killed(tmp_path, model_path, classifier, capsys):
+    many = images(IMAGES)
+    (tmp_path / "redis").mkdir()
+    with ExitStack() as stack:
+        system = System(stack, tmp_path / "redis", tmp_path, model_path)
+        wait_until(lambda: system.log.read_text().count("service_started") == WORKERS)
+        async with Redis(port=system.redis.port) as redis:
+            jobs = Jobs(redis, "queue:jobs")
+            killing = asyncio.create_task(system.kill_all_the_time())
+            ids = []
+            for image in many:
+                ids.append(await insist(jobs.register, image))
+                await asyncio.sleep(KILLS * KILL_EVERY_S / IMAGES)
+            killed = await killing
+
+            ended = Counter[str]()
+            deadline = time.monotonic() + 60
+            settings = WorkerSettings()
+            for job_id, image in zip(ids, many, strict=True):
+                state = await insist(jobs.look, job_id, max(0, deadline - time.monotonic()))
+                ended[state.status] += 1
+                prediction = expected(classifier, image, settings)
+                assert state.result == prediction.label.encode(), state
+                details = await jobs.details(job_id)
+                assert is_same(details["async"], prediction), (details, answer(prediction))
+            suspects = [key async for key in redis.scan_iter("queue:jobs:meta:*")]
+        stored = system.times_stored()
+        died_in_hand = system.log.read_text().count("model_process_died")
+        assert system.redis.keys_for_ever() == []
+
+    with capsys.disabled():
+        print(f"\n{len(ids)} images: {dict(ended)}; killed: {dict(killed)}", end="")
+        print(f" ({died_in_hand} processes with an image in hand; {len(suspects)} images were run alone)")
+    assert ended == {"completed": IMAGES}
+    assert killed.keys() == {"process", "worker", "redis"}
+    assert died_in_hand, "nobody was killed with a job in hand: this has tested nothing"
+    # A job whose registration Redis did not live to confirm was registered again: it may be there twice, under two
+    # ids. What we have an id of was stored exactly once.
+    assert [stored[job_id] for job_id in ids] == [1] * IMAGES
+    assert set(stored.values()) == {1}
+
+
+async def test_sigterm_loses_no_job_and_uses_up_no_try(redis, jobs, start_worker):
+    ids = [await jobs.register(image) for image in images(150)]
+    with start_worker(BATCH_SIZE="2") as stopped:
+        processes = children(stopped.popen.pid)
+        assert len(processes) == 2
+        await jobs.look(ids[10], 20)
+        assert stopped.stop() == 0
+        assert not any(is_running(pid) for pid in processes)
+    done = [await redis.get(f"status:{job_id}") for job_id in ids]
+    assert set(done) <= {b"completed", b"pending"}
+    assert [job_id.decode() for job_id in (await redis.lrange("queue:jobs", 0, -1))[::-1]] == [
+        job_id for job_id, status in zip(ids, done, strict=True) if status == b"pending"
+    ]
+    with start_worker():
+        assert {(await jobs.look(job_id, 30)).status for job_id in ids} == {"completed"}
+    assert not [key async for key in redis.scan_iter("queue:jobs:meta:*")]
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_the_group_while_the_models_load_ends_it_cleanly(tmp_path, redis_server, model_path, signal_number):
+    """As Ctrl-C and `make up` send it: to processes as well that are not there yet, half there, or loading."""
+    log = tmp_path / "log"
+    with log.open("wb") as output:
+        worker = subprocess.Popen(
+            [sys.executable, "-m", "src.worker.main"],
+            cwd=PATTERN,
+            env=os.environ | environment(redis_server.port, model_path) | {"PORT": str(free_port())},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        wait_until(lambda: children(worker.pid))
+        os.killpg(worker.pid, signal_number)
+        assert worker.wait(30) == 0, log.read_text()
+    finally:
+        worker.kill()
+        worker.wait()
+    assert "Traceback" not in log.read_text()
+    assert '"service_stopped"' in log.read_text()
+
+
+async def test_no_process_outlives_a_worker_that_was_killed(jobs, start_worker):
+    ids = [await jobs.register(image) for image in images(60)]
+    with start_worker() as killed:
+        processes = children(killed.popen.pid)
+        kill(processes[0], signal.SIGSTOP)  # so that it has a job in hand, and others behind it
+        await asyncio.sleep(0.1)
+        killed.popen.kill()
+        kill(processes[0], signal.SIGCONT)
+        wait_until(lambda: not any(is_running(pid) for pid in processes), within_s=10)
+    with start_worker():
+        assert {(await jobs.look(job_id, 30)).status for job_id in ids} == {"completed"}
+
+
+def test_a_missing_model_is_one_line_and_an_exit_code(tmp_path, redis_server):
+    env = environment(redis_server.port, tmp_path / "missing.onnx") | {"PORT": str(free_port())}
+    with running("src.worker.main", cwd=PATTERN, env=env, log=tmp_path / "log") as worker:
+        assert worker.popen.wait(60) == 1
+    [line] = worker.log.splitlines()
+    assert "there is no model at" in line
+
+
+def test_redis_that_is_away_at_the_end_does_not_keep_it_from_ending(tmp_path, model_path):
+    (tmp_path / "redis").mkdir()
+    with running_redis(tmp_path / "redis") as redis:
+        port = free_port()
+        with running(
+            "src.worker.main",
+            cwd=PATTERN,
+            env=environment(redis.port, model_path) | {"PORT": str(port), "NUM_WORKERS": "1"},
+            log=tmp_path / "log",
+            ready=f"http://127.0.0.1:{port}/health",
+        ) as worker:
+            redis.kill()
+            wait_until(lambda: not answers(f"http://127.0.0.1:{port}/health"))
+            assert worker.stop() == 0
+            assert "claims_left_behind" in worker.log
