@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from re import Match
 
+ROOT = Path(__file__).parents[1]
 TIMEOUT_S = 60
 TOLERANCE = 1e-3
 

@@ -289,6 +289,22 @@ def pattern(tmp_path):
     return make
 
 
+TRANSLATIONS = sorted([*readme.ROOT.glob("README.ja.md"), *readme.ROOT.glob("0*_pattern/README.ja.md")])
+
+
+@pytest.mark.parametrize("path", TRANSLATIONS, ids=lambda path: path.parent.name)
+def test_a_translation_shows_the_same_examples_and_tables(path):
+    def shown(readme_path):
+        text = readme_path.read_text(encoding="utf-8")
+        return list(examples(text)), [table[0] for table in readme.SETTINGS.finditer(text)]
+
+    translated, original = shown(path), shown(path.with_name("README.md"))
+    assert [(each.commands, each.shown) for each in translated[0]] == [
+        (each.commands, each.shown) for each in original[0]
+    ]
+    assert translated[1] == original[1]
+
+
 def test_settings_tables_are_written_and_then_current(pattern, capsys):
     folder = pattern("a")
     assert not has_current_tables(folder / "README.md")

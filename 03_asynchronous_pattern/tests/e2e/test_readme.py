@@ -1,14 +1,20 @@
-"""What the README shows is what happens: its curl lines are run, its settings tables generated anew."""
+"""What the READMEs show is what happens: their curl lines are run, their settings tables generated anew."""
 
 import subprocess
 import sys
 
+import pytest
+
 from tests.conftest import PATTERN, ROOT
 
 
-def test_the_readme_is_as_it_says(system):
+# The root's READMEs have examples of the other patterns as well, and the ports of `make up`.
+@pytest.mark.parametrize(
+    ("port", "arguments"), [(8000, [PATTERN]), (8300, [ROOT, "--skip-others"])], ids=["pattern", "root"]
+)
+def test_the_readmes_are_as_they_say(system, port, arguments):
     done = subprocess.run(
-        [sys.executable, "-m", "scripts.readme", PATTERN, "--base", f"http://localhost:8000={system.proxy}"],
+        [sys.executable, "-m", "scripts.readme", *arguments, "--base", f"http://localhost:{port}={system.proxy}"],
         cwd=ROOT,
         capture_output=True,
         text=True,

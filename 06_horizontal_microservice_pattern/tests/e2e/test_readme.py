@@ -4,19 +4,23 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.conftest import ROOT
 
 PATTERN = Path(__file__).parents[2]
 
 
-def test_the_readmes_are_as_they_say(system):
+# The root's READMEs have examples of the other patterns as well.
+@pytest.mark.parametrize("arguments", [[PATTERN], [ROOT, "--skip-others"]], ids=["pattern", "root"])
+def test_the_readmes_are_as_they_say(system, arguments):
     shown = {"http://localhost:9000": system.proxy} | {
         f"http://localhost:{port}": system.services[name]
         for name, port in (("setosa", 8000), ("versicolor", 8001), ("virginica", 8002))
     }
     bases = [word for base, actual in shown.items() for word in ("--base", f"{base}={actual}")]
     done = subprocess.run(
-        [sys.executable, "-m", "scripts.readme", PATTERN, ROOT, *bases],
+        [sys.executable, "-m", "scripts.readme", *arguments, *bases],
         cwd=ROOT,
         capture_output=True,
         text=True,
