@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import importlib
 import logging
-import shutil
 import sys
 import time
 from pathlib import Path
@@ -56,7 +55,6 @@ async def prove_all(
 ) -> int:
     """Run the proofs of these patterns one after the other, and print and write the ledger."""
     console = make_console()
-    shutil.rmtree(RUN_DIR, ignore_errors=True)
     proofs = []
     try:
         for number in numbers:
