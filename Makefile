@@ -45,8 +45,8 @@ lint: setup  ## ruff, black --check, mypy, and pip-audit where its data can be r
 format: setup  ## Let ruff and black change what they can
 	@.venv/bin/ruff check --fix --quiet . ; .venv/bin/black --quiet .
 
-bench: setup  ## Measure the patterns beside their floors and rivals, ratios printed
-	@for number in $(PATTERNS); do $(PYTHON_IN) -m scripts.bench $$number || exit 1; done
+bench: setup  ## Measure the patterns beside their floors, rivals and each other; tables and plots; BENCH=long for longer
+	@$(PYTHON_IN) -m scripts.bench.report --form $(or $(BENCH),short) $(if $(SAMPLE),--output $(SAMPLE)) $(PATTERNS)
 
 models: setup  ## Build all models into models/artifacts
 	@$(PYTHON_IN) -m models.build

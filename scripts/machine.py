@@ -44,6 +44,15 @@ def described() -> str:
     return f"{it['cpu']}, {it['cores']} cores, {it['memory_gb']} GB, {it['os']}, Python {it['python']}, {it['date']}"
 
 
+def resident_mb(pid: int) -> float | None:
+    """Resident memory of a process in MB; None where /proc does not tell."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return None
+    return int(status.partition("VmRSS:")[2].split()[0]) / 1000
+
+
 def _cpu() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()

@@ -9,7 +9,6 @@ Other ports: the variables of `make up`, as PORT_06_PROXY=9100. The check is the
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import os
@@ -23,7 +22,7 @@ from rich.table import Column, Table
 from scripts.patterns import PATTERNS, Pattern
 from scripts.readme import check_examples, examples, unchecked
 from scripts.stack import ROOT, Stack, StackError, private_stack, run
-from scripts.terminal import INTERRUPTED, make_console
+from scripts.terminal import INTERRUPTED, make_console, parsed, parser_of_patterns
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -45,14 +44,10 @@ class Checked:
 
 def main(argv: Sequence[str] | None = None, table: Mapping[str, Pattern] = PATTERNS, root: Path = ROOT) -> int:
     """Exit code: 0 if every answer was as shown, 1 if not, 130 after Ctrl-C."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("patterns", nargs="*", metavar="NN", help=f"of {', '.join(table)}; all when none is named")
+    parser = parser_of_patterns(__doc__, table)
     parser.add_argument("--as-shown", action="store_true", help="ask the URLs that the READMEs show; start nothing")
-    options = parser.parse_args(argv)
-    numbers = options.patterns or list(table)
-    if unknown := [number for number in numbers if number not in table]:
-        parser.error(f"no pattern {', '.join(unknown)}; there are {', '.join(table)}")
-    return run(smoke(numbers, table, root, as_shown=options.as_shown))
+    options = parsed(parser, argv, table)
+    return run(smoke(options.patterns, table, root, as_shown=options.as_shown))
 
 
 async def smoke(numbers: Sequence[str], table: Mapping[str, Pattern], root: Path, *, as_shown: bool) -> int:

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     from scripts.patterns import Pattern
     from scripts.stack import Stack
@@ -24,14 +24,26 @@ PLAIN_WIDTH = 120
 INTERRUPTED = 130  # what shells report for a program that Ctrl-C ended
 
 
-def chosen_patterns(description: str | None, argv: Sequence[str] | None, table: Mapping[str, Pattern]) -> list[str]:
+def chosen_patterns(description: str | None, argv: Sequence[str] | None, known: Collection[str]) -> list[str]:
     """The numbers on the command line, all patterns by default. Another number: usage and exit code 2."""
+    chosen: list[str] = parsed(parser_of_patterns(description, known), argv, known).patterns
+    return chosen
+
+
+def parser_of_patterns(description: str | None, known: Collection[str]) -> argparse.ArgumentParser:
+    """A parser of numbers of patterns, to which a program adds its own options."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("patterns", nargs="*", metavar="NN", help=f"of {', '.join(table)}; all when none is named")
-    chosen: list[str] = parser.parse_args(argv).patterns
-    if unknown := [number for number in chosen if number not in table]:
-        parser.error(f"no pattern {', '.join(unknown)}; there are {', '.join(table)}")
-    return chosen or list(table)
+    parser.add_argument("patterns", nargs="*", metavar="NN", help=f"of {', '.join(known)}; all when none is named")
+    return parser
+
+
+def parsed(parser: argparse.ArgumentParser, argv: Sequence[str] | None, known: Collection[str]) -> argparse.Namespace:
+    """The options; `patterns` are the numbers that were named, or all. Another number: usage and exit code 2."""
+    options = parser.parse_args(argv)
+    if unknown := [number for number in options.patterns if number not in known]:
+        parser.error(f"no pattern {', '.join(unknown)}; there are {', '.join(known)}")
+    options.patterns = options.patterns or list(known)
+    return options
 
 
 def make_console() -> Console:

@@ -1,7 +1,14 @@
-"""Measures a pattern beside its floors and its rivals: `python -m scripts.bench 06`, options after the number."""
+"""Measures one pattern beside its floors and its rivals: `python -m scripts.bench 06`, options after the number.
+
+All patterns, written down: scripts.bench.report.
+"""
 
 import runpy
+import subprocess
 import sys
+
+from scripts.patterns import PATTERNS
+from scripts.stack import ROOT
 
 BENCHES = {"02": "synchronous", "03": "asynchronous", "04": "batch", "06": "horizontal", "07": "sync_async"}
 
@@ -10,6 +17,7 @@ def main() -> None:
     number = sys.argv[1] if len(sys.argv) > 1 else ""
     if number not in BENCHES:
         sys.exit(f"usage: python -m scripts.bench {'|'.join(BENCHES)} [options]")
+    subprocess.run([sys.executable, "-m", "models.build", "--only", *PATTERNS[number].artifacts], cwd=ROOT, check=True)
     del sys.argv[1]
     runpy.run_module(f"scripts.bench.{BENCHES[number]}", run_name="__main__")
 

@@ -20,9 +20,8 @@ from pathlib import Path
 
 import httpx
 from redis.asyncio import Redis
-from rich.console import Console
-from rich.table import Table
 
+from scripts.bench.figures import Figure, add_output, of_load, report
 from scripts.bench.load import Load
 from serving_common.queue import Job, JobKeys, JobQueue, Worker
 from serving_common.testing import Process, free_port, running
@@ -176,58 +175,46 @@ async def paced(bench: Bench, rate: float, seconds: float, *, until_completed: b
 JSON = {"Content-Type": "application/json"}
 
 
-async def measure(bench: Bench, seconds: float, jobs: int) -> Table:
-    table = Table("what", "figure", "p50 ms", "p99 ms", "target")
+async def measure(bench: Bench, seconds: float, jobs: int) -> list[Figure]:
+    figures: list[Figure] = []
 
-    def row(what: str, figure: str = "", p50: float | None = None, p99: float | None = None, target: str = "") -> None:
-        table.add_row(what, figure, *(f"{each:.1f}" if each is not None else "" for each in (p50, p99)), target)
+    def add(group: str, what: str, value: float, unit: str, measure: str = "figure", **bound: float) -> None:
+        figures.append(Figure(group=group, what=what, measure=measure, value=value, unit=unit, **bound))
 
     runs: dict[str, list[Load]] = {bench.bare: [], bench.proxy: []}
     for _ in range(3):
         for url, each in runs.items():
             each.append(load(f"{url}/predict", 32, seconds, BODY))
-    best = {url: max(each, key=lambda run: run.rate) for url, each in runs.items()}
-    for what, url in (
-        ("bare FastAPI + one pipeline, 32 connections", bench.bare),
-        ("POST /predict, same", bench.proxy),
-    ):
-        run = best[url]
-        row(what, f"{run.rate:,.0f}/s", run.percentile(50) * 1000, run.percentile(99) * 1000)
+    figures += of_load("Requests", "bare FastAPI + one pipeline, 32 connections", *runs[bench.bare])
+    figures += of_load("Requests", "POST /predict, 32 connections", *runs[bench.proxy])
     ratio = statistics.median(
         ours.rate / bare.rate for ours, bare in zip(runs[bench.proxy], runs[bench.bare], strict=True)
     )
-    row("  ratio", f"{ratio:.2f} x", target="0.5 x")
+    add("Ratios", "POST /predict to bare FastAPI + one pipeline", ratio, "x", "ratio", at_least=0.5)
 
     floor = await floor_per_second(bench, jobs)
-    row("moving ids without guarantees", f"{floor:,.0f} jobs/s")
+    add("Jobs", "moving ids without guarantees", floor, "/s", "rate")
     stub = await drained_per_second(bench, 1, jobs, "scripts.bench.asynchronous stub")
-    row("1 worker, constant instead of a model", f"{stub:,.0f} jobs/s ({stub / floor:.2f} x)", target="25,000/s")
+    add("Jobs", "1 worker, constant instead of a model", stub, "/s", "rate", at_least=25_000)
+    add("Ratios", "1 worker, constant instead of a model, to moving ids", stub / floor, "x", "ratio")
     one = await drained_per_second(bench, 1, jobs)
-    row("1 worker, model server", f"{one:,.0f} jobs/s", target="8,000/s")
+    add("Jobs", "1 worker, model server", one, "/s", "rate", at_least=8_000)
     two = await drained_per_second(bench, 2, jobs)
-    row("2 workers, model server", f"{two:,.0f} jobs/s ({two / one:.2f} x)")
+    add("Jobs", "2 workers, model server", two, "/s", "rate")
+    add("Ratios", "2 workers to 1", two / one, "x", "ratio")
 
     workers = bench.start_workers(1)
-    row(
-        "POST → completed at 50/s", "", *await paced(bench, 50, seconds * 2, until_completed=True), target="p99 < 20 ms"
-    )
-    row(
-        "POST /predict at 100/s", "", *await paced(bench, 100, seconds * 2, until_completed=False), target="p99 < 20 ms"
-    )
+    for what, rate, until_completed in (("POST to completed", 50, True), ("POST /predict", 100, False)):
+        p50, p99 = await paced(bench, rate, seconds * 2, until_completed=until_completed)
+        add("Requests", f"{what}, {rate}/s", p50, "ms", "p50")
+        add("Requests", f"{what}, {rate}/s", p99, "ms", "p99", at_most=20)
     async with httpx.AsyncClient(base_url=bench.proxy, trust_env=False, timeout=30) as client:
         job_id = (await client.post("/predict", content=BODY, headers=JSON)).json()["job_id"]
         await client.get(f"/job/{job_id}?wait=10")
-    get = load(f"{bench.proxy}/job/{job_id}", 4, seconds)
-    row(
-        "GET /job, 4 connections",
-        f"{get.rate:,.0f}/s",
-        get.percentile(50) * 1000,
-        get.percentile(99) * 1000,
-        "p99 < 10 ms",
-    )
+    figures += of_load("Requests", "GET /job, 4 connections", load(f"{bench.proxy}/job/{job_id}", 4, seconds))
     for worker in workers:
         worker.stop()
-    return table
+    return figures
 
 
 def serve_bare() -> None:
@@ -287,14 +274,16 @@ def main() -> None:
     if sys.argv[1:] == ["stub"]:
         return serve_stub()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, default=ROOT / "02_synchronous_pattern/saved_model/iris")
+    parser.add_argument("--model", type=Path, default=ROOT / "models/artifacts/saved_model/iris")
     parser.add_argument("--seconds", type=float, default=5)
     parser.add_argument("--jobs", type=int, default=40_000)
+    add_output(parser)
     options = parser.parse_args()
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         bench = Bench(stack, options.model.resolve(), folder)
-        Console(width=120).print(asyncio.run(measure(bench, options.seconds, options.jobs)))
+        figures = asyncio.run(measure(bench, options.seconds, options.jobs))
+    report(figures, options.json)
     return None
 
 

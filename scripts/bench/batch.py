@@ -30,6 +30,7 @@ import pymysql
 from sqlalchemy import JSON, URL, create_engine, make_url, select
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
+from scripts.bench.figures import Figure, add_output, report
 from serving_common.onnx import OnnxModel
 from serving_common.testing import free_port, running
 from serving_common.testing_mysql import MySqlServer, mysql_binary
@@ -190,7 +191,7 @@ def executemany(cursor: Any, rows: Sequence[Row]) -> None:
     cursor.executemany(statement, [(text, item_id) for item_id, text in rows])
 
 
-def measure(bench: Bench, rows: int, book_rows: int, rounds: int, large: int, folder: Path) -> None:
+def measure(bench: Bench, rows: int, book_rows: int, rounds: int, large: int, folder: Path) -> Iterator[Figure]:
     ways: dict[str, tuple[int, Callable[[], float]]] = {
         "job": (rows, lambda: bench.job()[0]),
         "executemany": (rows, lambda: bench.raw(executemany)),
@@ -206,16 +207,21 @@ def measure(bench: Bench, rows: int, book_rows: int, rounds: int, large: int, fo
             bench.fill(count)
             rates[name].append(run())
     job = statistics.median(rates["job"])
-    print(f"\n{bench.url.get_backend_name()}: median of {rounds} rounds, {rows:,} rows")
+    group = bench.url.get_backend_name().replace("mysql", "MySQL or MariaDB").replace("sqlite", "SQLite")
     for name, (count, _) in ways.items():
         rate = statistics.median(rates[name])
-        print(f"  {name:<12} {rate:>10,.0f} rows/s   job is {job / rate:>8.2f} x   ({count:,} rows)")
+        what = f"{name}, {count:,} rows"
+        yield Figure(group=group, what=what, measure="rate", value=rate, unit="rows/s")
+        yield Figure(group=group, what=what, measure="the job's to it", value=job / rate, unit="x")
     for count in (10_000, large):
         bench.fill(count)
         rate, peak = bench.job()
-        print(f"  job over {count:>9,} rows: peak RSS {peak:.0f} MB, {rate:,.0f} rows/s")
+        what = f"job, {count:,} rows in one run"
+        yield Figure(group=group, what=what, measure="rate", value=rate, unit="rows/s")
+        yield Figure(group=group, what=what, measure="peak memory", value=peak, unit="MB")
     bench.fill(0)
-    print(f"  POST /data/list of 10,000 items: {bench.post_list(folder):.3f} s")
+    seconds = bench.post_list(folder)
+    yield Figure(group=group, what="POST /data/list of 10,000 items", measure="time", value=seconds, unit="s")
 
 
 @contextmanager
@@ -242,19 +248,21 @@ def main() -> None:
     parser.add_argument("--book-rows", type=int, default=5_000, help="the book's way slows down as this grows")
     parser.add_argument("--large", type=int, default=1_000_000, help="rows for the second look at the job's memory")
     parser.add_argument("--rounds", type=int, default=3)
+    add_output(parser)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
 
-        def run(url: URL) -> None:
-            measure(Bench(url), options.rows, options.book_rows, options.rounds, options.large, folder)
+        def run(url: URL) -> list[Figure]:
+            return [*measure(Bench(url), options.rows, options.book_rows, options.rounds, options.large, folder)]
 
         if options.url is not None:
-            run(options.url)
-            return
-        run(make_url(f"sqlite:///{folder}/items.db"))
-        with private_server(folder) as url:
-            run(url)
+            figures = run(options.url)
+        else:
+            figures = run(make_url(f"sqlite:///{folder}/items.db"))
+            with private_server(folder) as url:
+                figures += run(url)
+    report(figures, options.json)
 
 
 if __name__ == "__main__":

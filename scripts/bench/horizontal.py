@@ -6,24 +6,17 @@ are what to read.
 """
 
 import argparse
-import json
-import os
-import platform
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
-
-from scripts.bench.load import Load
+from scripts.bench.figures import Figure, add_output, of_load, report
+from scripts.bench.load import Load, measured
+from scripts.machine import resident_mb
 from serving_common.testing import Process, free_port, running
 
 ROOT = Path(__file__).parents[2]
@@ -48,25 +41,6 @@ BOOK, HTTPX, _, AIOHTTP = FAN_OUTS
 SLOW_ONE = "one service of 20 ms"
 SLOW_PROXY = "the proxy before three of 20 ms"
 SLOW_SEQUENTIAL = "the same, one after the other"
-
-
-@dataclass(frozen=True)
-class Median:
-    """Medians over the rounds: answers per second, latencies in milliseconds."""
-
-    rate: float
-    p50_ms: float
-    p99_ms: float
-    failed: int
-
-    @classmethod
-    def of(cls, loads: list[Load]) -> "Median":
-        return cls(
-            statistics.median(load.rate for load in loads),
-            statistics.median(load.percentile(50) for load in loads) * 1000,
-            statistics.median(load.percentile(99) for load in loads) * 1000,
-            sum(load.failed for load in loads),
-        )
 
 
 class Servers:
@@ -127,32 +101,19 @@ def listed(services: Mapping[str, str]) -> str:
     return ",".join(f"{name}={url}" for name, url in services.items())
 
 
-def load(url: str, connections: int, seconds: float) -> Load:
-    """One run of the load generator, in a process of its own."""
-    command = [sys.executable, "-m", "scripts.bench.load", f"{url}/predict", str(connections), str(seconds), BODY]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    return Load(**json.loads(done.stdout))
-
-
 def measure(
     urls: Mapping[str, str], connections: tuple[int, ...], rounds: int, seconds: float
-) -> dict[tuple[str, int], Median]:
-    """Medians by target and number of connections; the targets take turns in every round."""
+) -> dict[tuple[str, int], list[Load]]:
+    """The rounds by target and number of connections; the targets take turns in every round."""
     runs: dict[tuple[str, int], list[Load]] = {(name, count): [] for name in urls for count in connections}
     for url in urls.values():
-        load(url, 16, 0.5)  # warms it up
+        measured(f"{url}/predict", 16, 0.5, BODY)  # warms it up
     for number in range(rounds):
         for name, count in runs:
             print(f"\rround {number + 1} of {rounds}: {name}, {count} connections".ljust(79), end="", file=sys.stderr)
-            runs[name, count].append(load(urls[name], count, seconds))
+            runs[name, count].append(measured(f"{urls[name]}/predict", count, seconds, BODY))
     print(file=sys.stderr)
-    return {key: Median.of(loads) for key, loads in runs.items()}
-
-
-def resident_mb(pid: int) -> float:
-    """Resident memory of a process in MB (Linux)."""
-    status = Path(f"/proc/{pid}/status").read_text()
-    return int(status.partition("VmRSS:")[2].split()[0]) / 1000
+    return runs
 
 
 def cold_start_s(name: str, module: str, logs: Path, **env: str) -> float:
@@ -163,32 +124,40 @@ def cold_start_s(name: str, module: str, logs: Path, **env: str) -> float:
         return time.perf_counter() - started
 
 
-def print_table(console: Console, medians: Mapping[tuple[str, int], Median], connections: tuple[int, ...]) -> None:
-    table = Table("", *(f"{count} connection{'s' if count > 1 else ''}" for count in connections), box=box.MARKDOWN)
-    for name in dict.fromkeys(name for name, _ in medians):
-        cells = []
-        for count in connections:
-            median = medians[name, count]
-            failed = f", {median.failed} FAILED" if median.failed else ""
-            cells.append(f"{median.rate:,.0f}/s  p50 {median.p50_ms:.2f}  p99 {median.p99_ms:.1f} ms{failed}")
-        table.add_row(name, *cells)
-    console.print(table)
+def figures(fast: Mapping[tuple[str, int], list[Load]], slow: Mapping[tuple[str, int], list[Load]]) -> Iterator[Figure]:
+    """All targets at all numbers of connections, and what we promise of them."""
+    for group, runs in (("Requests", fast), (f"Requests to services of {DELAY_S * 1000:.0f} ms", slow)):
+        for (name, count), loads in runs.items():
+            yield from of_load(group, f"{name}, {count} connection{'s' * (count > 1)}", *loads)
+
+    def ratio(what: str, value: float, **bound: float) -> Figure:
+        return Figure(group="Ratios", what=what, measure="ratio", value=value, unit="x", **bound)
+
+    bare = rate(fast[SERVICE, 32]) / rate(fast[BARE, 32])
+    yield ratio("a service to a bare FastAPI endpoint, 32 connections", bare, at_least=0.5)
+    for rival, target in ((AIOHTTP, 0.45), (HTTPX, 4), (BOOK, 15)):
+        value = rate(fast[PROXY, 16]) / rate(fast[rival, 16])
+        yield ratio(f"the proxy to {rival.removeprefix('fan-out: ')}, 16 connections", value, at_least=target)
+    value = p50(fast[PROXY, 1]) / p50(fast[AIOHTTP, 1])
+    yield ratio("p50 of the proxy to a shared aiohttp session's, 1 connection", value, at_most=2.5)
+    value = p50(slow[SLOW_SEQUENTIAL, 1]) / p50(slow[SLOW_PROXY, 1])
+    yield ratio("p50 one after the other to parallel, services of 20 ms", value, at_least=2)
 
 
-def print_ratio(console: Console, what: str, ratio: float, target: float, *, at_most: bool = False) -> None:
-    met = ratio <= target if at_most else ratio >= target
-    bound = "at most" if at_most else "at least"
-    console.print(f"  {what:<62} {ratio:7.2f} x   ({bound} {target:g}: {'met' if met else 'MISSED'})")
+def rate(loads: list[Load]) -> float:
+    return statistics.median(load.rate for load in loads)
+
+
+def p50(loads: list[Load]) -> float:
+    return statistics.median(load.percentile(50) for load in loads)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=2, help="of load for each target in each round")
+    add_output(parser)
     options = parser.parse_args()
-    console = Console(width=160)
-    names = [f"iris_svc_0_{name}" for name in CLASSES]
-    subprocess.run([sys.executable, "-m", "models.build", "--only", *names], cwd=ROOT, check=True)
 
     with tempfile.TemporaryDirectory() as folder:
         logs = Path(folder)
@@ -211,39 +180,15 @@ def main() -> None:
                 options.seconds,
             )
 
-    console.print(f"Python {platform.python_version()}, {os.cpu_count()} cores, medians of {options.rounds} rounds")
-    print_table(console, fast, CONNECTIONS)
-    print_table(console, slow, (1, 16))
-    print_ratio(
-        console,
-        "a service to a bare FastAPI endpoint, 32 connections",
-        fast[SERVICE, 32].rate / fast[BARE, 32].rate,
-        0.5,
+    start, memory = statistics.median(starts), {"a service": service_mb or 0, "the proxy": proxy_mb or 0}
+    first = Figure(
+        group="Process", what="a service, to its first 200", measure="start", value=start, unit="s", at_most=1.5
     )
-    for rival, target in ((AIOHTTP, 0.45), (HTTPX, 4), (BOOK, 15)):
-        print_ratio(
-            console,
-            f"the proxy to {rival.removeprefix('fan-out: ')}, 16 connections",
-            fast[PROXY, 16].rate / fast[rival, 16].rate,
-            target,
-        )
-    print_ratio(
-        console,
-        "p50 of the proxy to a shared aiohttp session's, 1 connection",
-        fast[PROXY, 1].p50_ms / fast[AIOHTTP, 1].p50_ms,
-        2.5,
-        at_most=True,
-    )
-    print_ratio(
-        console,
-        "p50 one after the other to parallel, services of 20 ms",
-        slow[SLOW_SEQUENTIAL, 1].p50_ms / slow[SLOW_PROXY, 1].p50_ms,
-        2,
-    )
-    console.print(f"  cold start to the first 200: {statistics.median(starts):.2f} s (target 1.5)")
-    console.print(
-        f"  resident memory after the load: service {service_mb:.0f} MB, proxy {proxy_mb:.0f} MB (target 130)"
-    )
+    after = [
+        Figure(group="Process", what=f"{name}, after the load", measure="memory", value=mb, unit="MB", at_most=130)
+        for name, mb in memory.items()
+    ]
+    report([*figures(fast, slow), first, *after], options.json)
 
 
 if __name__ == "__main__":

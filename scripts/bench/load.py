@@ -8,12 +8,15 @@ because the HTTP clients that there are for Python take longer for a request tha
 
 import asyncio
 import json
+import subprocess
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 from urllib.parse import urlsplit
+
+ROOT = Path(__file__).parents[2]
 
 
 @dataclass(frozen=True)
@@ -99,6 +102,13 @@ async def run(url: str, connections: int, seconds: float, body: bytes | None = N
     ]
     await asyncio.gather(*(protocol.finished for _, protocol in made))
     return Load(sorted(latencies), len(failures), time.perf_counter() - started)
+
+
+def measured(url: str, connections: int, seconds: float, body: str | None = None) -> Load:
+    """The same, from a process of its own."""
+    command = [sys.executable, "-m", "scripts.bench.load", url, str(connections), str(seconds)]
+    done = subprocess.run([*command, *([body] if body else [])], cwd=ROOT, capture_output=True, text=True, check=True)
+    return Load(**json.loads(done.stdout))
 
 
 def main() -> None:

@@ -20,6 +20,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from scripts.bench.figures import Figure, add_output, report
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
 
@@ -190,16 +192,23 @@ def main() -> None:
 
 
 def benchmark() -> None:
-    """Start both servers, run all cases, print."""
+    """Start both servers, run all cases, report."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=2.0, help="of each round and case")
+    add_output(parser)
     options = parser.parse_args()
     port, rest_port, bare_port = free_ports(3)
     flags = [f"--port={port}", f"--rest_api_port={rest_port}", "--model_name=iris"]
     started = time.monotonic()
     server = subprocess.Popen(
-        [sys.executable, "-m", "src.model_server", *flags, f"--model_base_path={PATTERN}/saved_model/iris"],
+        [
+            sys.executable,
+            "-m",
+            "src.model_server",
+            *flags,
+            f"--model_base_path={ROOT}/models/artifacts/saved_model/iris",
+        ],
         cwd=PATTERN,
         stderr=subprocess.DEVNULL,
     )
@@ -222,19 +231,28 @@ def benchmark() -> None:
         for process in (server, bare):
             process.terminate()
             process.wait(30)
-    print(f"start to AVAILABLE {start_s:.1f} s, memory {memory:.0f} MB\n")
-    print("| call | concurrent | rows | calls/s | rows/s | p50 ms | p99 ms |\n|---|---|---|---|---|---|---|")
-    for result in results:
-        print(
-            f"| {result['label']} | {result['concurrency']} | {result['rows']} | {result['rps']:,.0f} "
-            f"| {result['rps'] * result['rows']:,.0f} | {result['p50_ms']:.1f} | {result['p99_ms']:.1f} |"
-        )
-    for concurrency, rows in shapes:
-        ours, theirs = (
-            next(r["rps"] for r in results if (r["label"], r["concurrency"], r["rows"]) == (label, concurrency, rows))
-            for label in ("gRPC", "bare")
-        )
-        print(f"gRPC to bare grpc.aio, {concurrency} concurrent, {rows} rows: {ours / theirs:.2f}")
+    report(list(figures(results, start_s, memory)), options.json)
+
+
+def figures(results: list[dict[str, Any]], start_s: float, memory_mb: float) -> Iterator[Figure]:
+    """A row for each case, and the ratios of ours to bare grpc.aio."""
+    rates = {(each["label"], each["concurrency"], each["rows"]): each["rps"] for each in results}
+    for each in results:
+        what = f"{each['label']}, {each['concurrency']} concurrent, {each['rows']} row{'s' * (each['rows'] > 1)}"
+        for measure, value, unit in (
+            ("calls", each["rps"], "/s"),
+            ("rows", each["rps"] * each["rows"], "/s"),
+            ("p50", each["p50_ms"], "ms"),
+            ("p99", each["p99_ms"], "ms"),
+        ):
+            yield Figure(group="Calls", what=what, measure=measure, value=value, unit=unit)
+    for (label, concurrency, rows), rate in rates.items():
+        if label == "gRPC":
+            what = f"gRPC to bare grpc.aio, {concurrency} concurrent, {rows} row{'s' * (rows > 1)}"
+            ratio = rate / rates["bare", concurrency, rows]
+            yield Figure(group="Ratios", what=what, measure="ratio", value=ratio, unit="x")
+    yield Figure(group="Process", what="start to AVAILABLE", measure="figure", value=start_s, unit="s", at_most=30)
+    yield Figure(group="Process", what="memory", measure="figure", value=memory_mb, unit="MB")
 
 
 if __name__ == "__main__":

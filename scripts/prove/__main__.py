@@ -6,11 +6,9 @@ Exit code 0 if nothing was lost, done twice or stuck, and nothing failed that th
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import importlib
 import logging
-import shutil
 import sys
 import time
 from pathlib import Path
@@ -21,7 +19,7 @@ from scripts.prove.faults import RUN_DIR
 from scripts.prove.ledger import ledger_table, write
 from scripts.prove.proof import Form, Proof
 from scripts.stack import ROOT, StackError, run
-from scripts.terminal import INTERRUPTED, make_console
+from scripts.terminal import INTERRUPTED, make_console, parsed, parser_of_patterns
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -43,17 +41,13 @@ def main(
     proofs: Mapping[str, str] = PROOFS,
 ) -> int:
     """Exit code: 0 if every column that must be 0 is, 1 if not, 130 after Ctrl-C."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("patterns", nargs="*", metavar="NN", help=f"of {', '.join(proofs)}; all when none is named")
+    parser = parser_of_patterns(__doc__, proofs)
     parser.add_argument(
         "--form", type=Form, choices=[*Form], default=Form.SHORT, help="how many faults (default short)"
     )
     parser.add_argument("--output", type=Path, default=ROOT / "prove-results", help="folder for ledger.md, ledger.json")
-    options = parser.parse_args(argv)
-    numbers = options.patterns or list(proofs)
-    if unknown := [number for number in numbers if number not in proofs]:
-        parser.error(f"no proof of {', '.join(unknown)}; there are {', '.join(proofs)}")
-    return run(prove_all(numbers, table, proofs, form=options.form, output=options.output))
+    options = parsed(parser, argv, proofs)
+    return run(prove_all(options.patterns, table, proofs, form=options.form, output=options.output))
 
 
 async def prove_all(
@@ -61,7 +55,6 @@ async def prove_all(
 ) -> int:
     """Run the proofs of these patterns one after the other, and print and write the ledger."""
     console = make_console()
-    shutil.rmtree(RUN_DIR, ignore_errors=True)
     proofs = []
     try:
         for number in numbers:

@@ -168,7 +168,8 @@ async def busy_worker(stack: Stack, redis: Redis) -> tuple[Supervised, list[str]
     deadline = time.monotonic() + STALL_S
     while time.monotonic() < deadline:
         await asyncio.sleep(0.02)
-        for worker in workers:
+        # Not always the first one: who dies again and again is started again later and later.
+        for worker in random.sample(workers, WORKERS):
             if worker.running:
                 lists = redis.scan_iter(f"{QUEUE}:processing:*-{worker.running.handle.pid}-*")
                 if held := [str(job_id) async for name in lists for job_id in await redis.lrange(name, 0, -1)]:

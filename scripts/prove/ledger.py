@@ -29,9 +29,12 @@ EXPLAINED = """\
   process included."""
 
 
-def row(proof: Proof) -> tuple[str, ...]:
-    """The cells of one pattern."""
-    faults = ", ".join(f"{targets.total()} x {fault} ({_listed(targets)})" for fault, targets in proof.faults.items())
+def row(proof: Proof, *, names_targets: bool) -> tuple[str, ...]:
+    """The cells of one pattern; on a terminal, the timeline above has told who was hit."""
+    faults = ", ".join(
+        f"{targets.total()} {fault}" + (f" ({_listed(targets)})" if names_targets else "")
+        for fault, targets in proof.faults.items()
+    )
     recovery = proof.worst_recovery_s
     return (
         f"{proof.number} {proof.title}",
@@ -53,7 +56,7 @@ def ledger_table(proofs: Sequence[Proof]) -> Table:
     """For the terminal; a line that does not hold is red."""
     table = Table(*(Column(name, overflow="fold") for name in COLUMNS), title="The ledger", box=box.ASCII2)
     for proof in proofs:
-        table.add_row(*row(proof), style="green" if proof.is_kept else "bold red")
+        table.add_row(*row(proof, names_targets=False), style="green" if proof.is_kept else "bold red")
     return table
 
 
@@ -71,7 +74,7 @@ def _lines(proofs: Sequence[Proof], *, form: Form) -> Iterator[str]:
     yield f"| {' | '.join(COLUMNS)} |"
     yield "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |"
     for proof in proofs:
-        cells = row(proof)
+        cells = row(proof, names_targets=True)
         yield f"| {' | '.join((cells[0], cells[1], cells[2], *(_strong(cell) for cell in cells[3:7]), cells[7]))} |"
     yield ""
     yield EXPLAINED

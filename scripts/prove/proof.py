@@ -189,9 +189,9 @@ class Proof:
         self.say(self.told(incident))
 
     def meanwhile(self, incident: Incident) -> tuple[int, int]:
-        """Answers while it lasted: the good ones, and those that were not."""
+        """Answers that came while it lasted: the good ones, and those that were not."""
         end = incident.ended or time.monotonic()
-        during = [answer for answer in self.answers if answer.ended > incident.started and answer.started < end]
+        during = [answer for answer in self.answers if incident.started < answer.ended <= end]
         good = sum(answer.problem is None for answer in during)
         return good, len(during) - good
 

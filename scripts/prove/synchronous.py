@@ -64,6 +64,7 @@ async def prove(proof: Proof) -> None:
     await build_models(PATTERNS["02"].artifacts)
     versions = RUN_DIR / "02-versions"
     made = ROOT / "models/artifacts/saved_model/iris/1"
+    shutil.rmtree(versions, ignore_errors=True)
     shutil.copytree(made, versions / "1")
     ports = free_ports(["02"])
     table = PATTERNS | {"02": pattern_with(versions)}

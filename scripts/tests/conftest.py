@@ -5,22 +5,15 @@ import os
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from scripts.stack import ROOT, free_ports
 from scripts.tests.dummies import DUMMIES
+from serving_common.testing import wait_until
 
 PATIENCE_S = 30
-
-
-def wait_until(condition):
-    deadline = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.02)
 
 
 def is_alive(pid):

@@ -11,7 +11,7 @@ import pytest
 from scripts.demo import DEMOS, mismatch, readable
 from scripts.patterns import PATTERNS
 from scripts.stack import ROOT, free_ports
-from scripts.tests.conftest import wait_until
+from serving_common.testing import wait_until
 
 
 def test_every_pattern_has_a_demo():

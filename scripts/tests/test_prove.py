@@ -70,7 +70,7 @@ def test_patterns_that_do_not_start_end_with_1(capsys, tmp_path):
 def test_an_unknown_pattern_is_refused(capsys):
     with pytest.raises(SystemExit):
         main(["05"])
-    assert "no proof of 05; there are 02, 03" in capsys.readouterr().err
+    assert "no pattern 05; there are 02, 03" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -206,10 +206,9 @@ def test_the_curl_lines_of_a_console_are_checked(write, bases):
         ("2025-11-14T10:00:00Z", "yesterday", False),
         ({"a1b2c3": 1}, {"00ff00": 1}, True),
         ({"a1b2c3": 1}, {"result": 1}, False),
-        ({"id": 1}, {"id": 4711}, True),
-        ({"id": 1}, {"id": True}, False),
-        ({"id": 1}, {"id": "1"}, False),
-        ({"number": 1}, {"number": 4711}, False),
+        ({"id": 1}, {"id": 17}, True),
+        ({"id": 1}, {"id": "17"}, False),
+        ({"ids": 1}, {"ids": 17}, False),
     ],
 )
 def test_only_ids_times_and_small_differences_are_forgiven(shown, got, is_same):

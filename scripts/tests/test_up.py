@@ -12,7 +12,8 @@ import httpx
 import pytest
 
 from scripts.stack import ROOT
-from scripts.tests.conftest import is_alive, wait_until
+from scripts.tests.conftest import is_alive
+from serving_common.testing import wait_until
 
 
 def get(port, path="/health"):
