@@ -32,6 +32,7 @@ PROOFS = {
     "03": "scripts.prove.asynchronous",
     "04": "scripts.prove.batch",
     "06": "scripts.prove.horizontal",
+    "07": "scripts.prove.sync_async",
 }
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import re
 import time
 from collections import Counter
 from dataclasses import dataclass, field, replace
@@ -17,7 +16,7 @@ import httpx
 from redis.asyncio import Redis
 
 from scripts.patterns import PATTERNS, Pattern, Process
-from scripts.prove.faults import RUN_DIR, back, hanging, kill, process
+from scripts.prove.faults import RUN_DIR, back, hanging, kill, process, times_written
 from scripts.prove.proof import Problem, Proof
 from scripts.stack import Stack, Supervised, free_ports, private_stack
 
@@ -134,7 +133,7 @@ async def prove(proof: Proof) -> None:
     waiting = states.pop("pending", 0) + states.pop("processing", 0)
     proof.stuck += max(waiting, left)
     proof.lost = sum(states.values()) - states["completed"]
-    stored = stored_results(jobs.ids)
+    stored = times_written(RUN_DIR / "03", "job:{}:result", jobs.ids)
     proof.twice = sum(times - 1 for times in stored.values())
     proof.remarks.append(f"{stored.total():,} results in Redis's append-only file, for {len(jobs.ids):,} jobs.")
     if len(stored) != states["completed"]:
@@ -186,12 +185,3 @@ async def newest_done(jobs: Jobs) -> None:
             answer = await jobs.client.get(f"/job/{jobs.ids[-1]}", params={"wait": 10})
             if answer.status_code == 200 and answer.json()["status"] == "completed":
                 return
-
-
-def stored_results(ids: list[str]) -> Counter[str]:
-    """How often the result of each of these jobs was written, by Redis's own account."""
-    written = b"".join(path.read_bytes() for path in sorted((RUN_DIR / "03").rglob("*.aof")))
-    stored = re.findall(rb"(?i)\r\nset\r\n\$\d+\r\njob:([0-9a-f]+):result\r\n", written)
-    known = set(ids)
-    counted = Counter(job_id.decode() for job_id in stored)
-    return Counter({job_id: times for job_id, times in counted.items() if job_id in known})

@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import re
 import signal
+from collections import Counter
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from scripts.stack import HOST, ROOT
@@ -43,6 +46,18 @@ async def back(victim: Supervised, killed: Running) -> None:
         await asyncio.sleep(POLL_S)
 
 
+def children(pid: int) -> list[int]:
+    """The processes that this one has started, and that run in sessions of their own (Linux)."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            # Behind the name, which may hold anything: state, parent, process group, session.
+            _, parent, _, session = stat.read_text().rpartition(")")[2].split()[:4]
+            if int(parent) == pid and session == stat.parent.name:
+                found.append(int(session))
+    return found
+
+
 @asynccontextmanager
 async def hanging(victim: Supervised) -> AsyncIterator[None]:
     """The process is stopped: its ports accept, and nothing ever answers."""
@@ -54,6 +69,14 @@ async def hanging(victim: Supervised) -> AsyncIterator[None]:
         yield
     finally:
         running.signal_group(signal.SIGCONT)
+
+
+def times_written(folder: Path, key: str, ids: Sequence[str]) -> Counter[str]:
+    """How often the key of each of these ids ({} in `key`) was set, by Redis's own account: its append-only files."""
+    written = b"".join(path.read_bytes() for path in sorted(folder.rglob("*.aof")))
+    known, pattern = set(ids), re.escape(key).replace(r"\{\}", "([0-9a-f]+)")
+    found = re.findall(rf"(?i)\r\nset\r\n\$\d+\r\n{pattern}\r\n".encode(), written)
+    return Counter(job_id.decode() for job_id in found if job_id.decode() in known)
 
 
 async def garbage(port: int, connections: int) -> None:
