@@ -17,7 +17,7 @@ class QueueSettings(RedisSettings):
 
 
 class ImageSettings(Settings):
-    """How both look at an image; they must agree, so that both models see the same pixels."""
+    """How an image is looked at; as a rule both models see the same pixels."""
 
     labels_path: Path = Field(Path("/models/imagenet_labels.json"), description="Names of the 1,000 classes.")
     resize_mode: ResizeMode = Field(

@@ -1,10 +1,11 @@
 """The system under test: at BASE_URL_07 if that is set (compose, a remote deployment), else started as processes."""
 
 import os
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 import httpx
 import pytest
@@ -23,19 +24,14 @@ class System:
     processes: dict[str, Process] = field(default_factory=dict)
 
 
-@pytest.fixture(scope="session")
-def system(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
-    if proxy := os.environ.get("BASE_URL_07"):
-        yield System(proxy.rstrip("/"))
-        return
-
-    models: Path = request.getfixturevalue("models")
-    async_model: Path = request.getfixturevalue("async_model")
-    logs = tmp_path_factory.mktemp("logs")
+@contextmanager
+def running_system(
+    models: Path, async_model: Path, folder: Path, *, worker: Mapping[str, str] = MappingProxyType({})
+) -> Iterator[System]:
+    """A Redis, a proxy and a worker, whose environment may be added to. Keys that they leave for ever fail the test."""
     ports = {"proxy": free_port(), "worker": free_port()}
     with ExitStack() as stack:
-        # Not the one that other tests empty.
-        redis = stack.enter_context(running_redis(tmp_path_factory.mktemp("redis")))
+        redis = stack.enter_context(running_redis(folder))
         environment = {
             "REDIS_HOST": "127.0.0.1",
             "REDIS_PORT": str(redis.port),
@@ -46,18 +42,28 @@ def system(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
             "JOB_TIMEOUT_S": "10",  # tests share their machine
         }
         system = System(f"http://127.0.0.1:{ports['proxy']}", redis)
-        for name, module in (("proxy", "src.proxy.app"), ("worker", "src.worker.main")):
+        for name, module, more in (("proxy", "src.proxy.app", {}), ("worker", "src.worker.main", worker)):
             system.processes[name] = stack.enter_context(
                 running(
                     module,
                     cwd=PATTERN,
-                    env={**environment, "PORT": str(ports[name])},
-                    log=logs / f"{name}.log",
+                    env={**environment, **more, "PORT": str(ports[name])},
+                    log=folder / f"{name}.log",
                     ready=f"http://127.0.0.1:{ports[name]}/health",
                 )
             )
         yield system
         assert redis.keys_for_ever() == []
+
+
+@pytest.fixture(scope="session")
+def system(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
+    if proxy := os.environ.get("BASE_URL_07"):
+        yield System(proxy.rstrip("/"))
+        return
+    models, async_model = request.getfixturevalue("models"), request.getfixturevalue("async_model")
+    with running_system(models, async_model, tmp_path_factory.mktemp("system")) as system:
+        yield system
 
 
 @pytest.fixture(scope="session")
