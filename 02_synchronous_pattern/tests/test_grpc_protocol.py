@@ -336,9 +336,9 @@ def test_health_and_reflection(server: Server) -> None:
 
 def test_slow_calls_block_nobody(server: Server) -> None:
     """More loops than the server has threads at first, each of seconds, and a fast call among them."""
-    slow_request = predict_request("slow", n=np.array(10_000))
-    slow = [server.predictions.Predict.future(slow_request, timeout=60) for _ in range(8)]
-    fast = server.predictions.Predict(predict_request("half_plus_two", x=[1.0]), timeout=30)
+    predict: Any = server.predictions.Predict
+    slow = [predict.future(predict_request("slow", n=np.array(10_000)), timeout=60) for _ in range(8)]
+    fast = predict(predict_request("half_plus_two", x=[1.0]), timeout=30)
     assert list(fast.outputs["y"].float_val) == [2.5]
     assert not all(call.done() for call in slow)
     assert all(call.result().outputs["done"].float_val for call in slow)
@@ -346,16 +346,16 @@ def test_slow_calls_block_nobody(server: Server) -> None:
 
 def test_calls_that_end_early(server: Server) -> None:
     """A deadline, a cancellation, no message at all: the server takes the next call."""
+    predict: Any = server.predictions.Predict
     slow_request = predict_request("slow", n=np.array(3000))
-    assert refused(server.predictions.Predict, slow_request, timeout_s=0.05)[0] == "DEADLINE_EXCEEDED"
-    cancelled = server.predictions.Predict.future(slow_request)
-    cancelled.cancel()
+    assert refused(predict, slow_request, timeout_s=0.05)[0] == "DEADLINE_EXCEEDED"
+    predict.future(slow_request).cancel()
     without_message: Any = server.channel.stream_unary("/tensorflow.serving.PredictionService/Predict")
     assert refused(without_message, iter([]))[0] == "UNIMPLEMENTED"
     unknown: Any = server.channel.unary_unary("/tensorflow.serving.PredictionService/Forget")
     assert refused(unknown, b"")[0] == "UNIMPLEMENTED"
     large = np.ones(1_000_000, np.float32)
-    answer = server.predictions.Predict(predict_request("types", "float32", x=large), timeout=30)
+    answer = predict(predict_request("types", "float32", x=large), timeout=30)
     np.testing.assert_array_equal(to_numpy(answer.outputs["y"]), large)
 
 
