@@ -335,9 +335,9 @@ def test_health_and_reflection(server: Server) -> None:
 
 
 def test_slow_calls_block_nobody(server: Server) -> None:
-    """More loops than the server has threads at first, each of seconds, and a fast call among them."""
+    """More loops than the server has threads at first, each of about a second, and a fast call among them."""
     predict: Any = server.predictions.Predict
-    slow = [predict.future(predict_request("slow", n=np.array(10_000)), timeout=60) for _ in range(8)]
+    slow = [predict.future(predict_request("slow", n=np.array(8_000)), timeout=60) for _ in range(4)]
     fast = predict(predict_request("half_plus_two", x=[1.0]), timeout=30)
     assert list(fast.outputs["y"].float_val) == [2.5]
     assert not all(call.done() for call in slow)

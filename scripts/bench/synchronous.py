@@ -117,6 +117,12 @@ def grpc_load(port: int, concurrency: int, rows: int, seconds: float) -> Load:
             raise RuntimeError(status.details())
         return time.perf_counter() - float(event.tag)
 
+    def receive_all() -> list[float]:
+        return [receive() for _ in range(concurrency)]
+
+    for _ in range(concurrency):
+        send()
+    receive_all()  # the first calls wait for the connection
     latencies = []
     started = time.perf_counter()
     for _ in range(concurrency):
@@ -124,7 +130,7 @@ def grpc_load(port: int, concurrency: int, rows: int, seconds: float) -> Load:
     while time.perf_counter() < started + seconds:
         latencies.append(receive())
         send()
-    latencies.extend(receive() for _ in range(concurrency))
+    latencies += receive_all()
     elapsed = time.perf_counter() - started
     channel.close(cygrpc.StatusCode.cancelled, "done")
     return Load(sorted(latencies), 0, elapsed)

@@ -134,7 +134,7 @@ class ModelManager:
                 while all others have changed.
         """
         with self._changes:
-            models = _validate(config)
+            models = validated(config)
             self._labels = self._checked_labels(models)
             new = {model.name for model in models} - set(self._configs)
             self._configure(config)
@@ -168,7 +168,7 @@ class ModelManager:
             self.poll()
 
     def _configure(self, config: messages.ModelServerConfig) -> None:
-        self._configs = {model.name: model for model in _validate(config)}
+        self._configs = {model.name: model for model in validated(config)}
 
     def _checked_labels(self, models: Iterable[messages.ModelConfig]) -> dict[str, dict[str, int]]:
         """The labels of a configuration; a label may only point at a version that is serving."""
@@ -243,7 +243,7 @@ def _unloaded(status: VersionStatus, name: str, version: int, session: Session) 
     log.info("version_unloaded", model=name, version=version)
 
 
-def _validate(config: messages.ModelServerConfig) -> list[messages.ModelConfig]:
+def validated(config: messages.ModelServerConfig) -> list[messages.ModelConfig]:
     """The models of a configuration.
 
     Raises:
