@@ -16,6 +16,7 @@ import pytest
 import tensorflow as tf
 from client.grpc_client import GrpcClient
 from google.protobuf import text_format
+from src.model_server.manager import Poller
 
 from tests.conftest import IRIS_ROWS, PATTERN, Server, command, free_port, running, wait_until
 from tests.saved_models import export, half_plus
@@ -214,6 +215,10 @@ def test_reload_by_rpc(models: Path, tmp_path: Path) -> None:
         code, message = refused(reload, reload_request(config(m=base, bad=f'base_path: "{tmp_path}/bad"')))
         assert code == "UNKNOWN"
         assert "did not become available: {{{name: bad version: 1} due to error: NOT_FOUND: Could not find" in message
+        code, message = refused(reload, reload_request(config(m=base, new='base_path: "/nowhere"')))
+        assert code == "UNKNOWN"
+        assert "No versions of servable new found under base path /nowhere" in message
+        assert server.get("/v1/models/new").json() == {"error": "Could not find any versions of model new"}
         assert server.states("m")["3"] == "AVAILABLE"
 
 
@@ -276,6 +281,27 @@ def test_a_taken_port_is_reported(models: Path, flag: str) -> None:
         code, line = failure(f"--{flag}={port}", f"--model_base_path={models}/counted")
     assert code == 1
     assert str(port) in line
+
+
+def test_a_poll_period_of_zero_is_no_polling() -> None:
+    stop, calls = threading.Event(), {"never": 0, "often": 0}
+
+    def count(name: str) -> None:
+        calls[name] += 1
+
+    poller = Poller(stop, [(0, lambda: count("never")), (0.001, lambda: count("often"))])
+    poller.start()
+    wait_until(lambda: calls["often"] > 20)
+    stop.set()
+    poller.join()
+    assert calls["never"] == 0
+
+
+def test_with_a_poll_period_of_zero_the_first_version_is_served(models: Path, tmp_path: Path) -> None:
+    flags = ["--model_name=m", f"--model_base_path={models}/half_plus_two", "--file_system_poll_wait_seconds=0"]
+    with running(tmp_path, *flags) as server:
+        assert server.states("m") == {"123": "AVAILABLE"}
+        assert server.terminate() == 0
 
 
 def test_version_flag() -> None:

@@ -130,8 +130,8 @@ class ModelManager:
         """Make `config`, and only it, what is served. Models that are not in it are unloaded.
 
         Raises:
-            StatusError: the configuration is refused, and nothing has changed; or a new model could not be loaded,
-                while all others have changed.
+            StatusError: the configuration is refused, and nothing has changed; or a new model could not be loaded or
+                has no version yet, while all others have changed.
         """
         with self._changes:
             models = validated(config)
@@ -140,6 +140,12 @@ class ModelManager:
             self._configure(config)
             self.poll()
             self._raise_failures(new)
+            for name in sorted(new - set(self._serving)):
+                raise StatusError(
+                    Code.UNKNOWN,
+                    f"1 servable(s) did not become available: {{{{name: {name}}} due to error: NOT_FOUND: "
+                    f"No versions of servable {name} found under base path {self._configs[name].base_path}}}",
+                )
             log.info("config_reloaded", models=sorted(self._configs))
 
     def poll(self) -> None:
