@@ -6,6 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -14,10 +15,12 @@ from tests.conftest import PATTERN, Server
 CLIENT_EXAMPLE = re.compile(r"```bash\npython (-m client\.(\w+)_client [^\n]*)\n```\n\n```text\n(.*?)```", re.DOTALL)
 
 
-def test_the_curl_lines_answer_as_shown(iris_server: Server) -> None:
+# The root's READMEs have examples of the other patterns as well.
+@pytest.mark.parametrize("arguments", [[PATTERN], [PATTERN.parent, "--skip-others"]], ids=["pattern", "root"])
+def test_the_curl_lines_answer_as_shown(iris_server: Server, arguments: list[str | Path]) -> None:
     base = f"http://localhost:8501={iris_server.rest_url}"
     done = subprocess.run(
-        [sys.executable, "-m", "scripts.readme", PATTERN, "--base", base],
+        [sys.executable, "-m", "scripts.readme", *arguments, "--base", base],
         cwd=PATTERN.parent,
         capture_output=True,
         text=True,
