@@ -4,7 +4,7 @@ PYTHON_IN := .venv/bin/python
 # The services see to it themselves; this is for benchmarks and tests that use ONNX Runtime directly.
 export ORT_DISABLE_TELEMETRY ?= 1
 
-# Which patterns `up` and `demo` start, `bench` measures and `test-compose` tests.
+# Which patterns `up` and `demo` start, `bench` measures, `prove` breaks and `test-compose` tests.
 PATTERNS ?= 02 03 04 06 07
 # Which folders `test` tests, the slowest first: as many at once as there are cores.
 FOLDERS ?= $(wildcard 0*_pattern) models scripts common tfserving_protos
@@ -12,11 +12,11 @@ FOLDERS ?= $(wildcard 0*_pattern) models scripts common tfserving_protos
 # 03 asks 02's model server.
 pattern_folders = $(sort $(foreach number,$(PATTERNS) $(if $(filter 03,$(PATTERNS)),02),$(wildcard $(number)_*)))
 
-.PHONY: help setup demo up test test-compose chaos lint format models bench lock clean
+.PHONY: help setup demo up test test-compose smoke prove trace lint format models bench lock clean
 
 help:  ## Print what there is
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 22
-	@echo '  PATTERNS="06" chooses patterns for up, demo, bench and test-compose; FOLDERS="common" folders for test'
+	@echo '  PATTERNS="06" chooses patterns for up, demo, smoke, bench, prove and test-compose; FOLDERS="common" folders for test'
 
 demo:  ## Start the patterns as local processes, show real requests and answers, stop
 	@scripts/setup.sh run $(pattern_folders)
@@ -32,9 +32,14 @@ test: setup  ## Run all tests that need no Docker, with coverage
 test-compose: setup  ## Build the images, run the end-to-end tests against docker compose, remove all of it
 	@scripts/test_compose.sh $(PATTERNS)
 
-chaos: setup  ## Kill workers, the model server and Redis under 2,000 jobs of pattern 03, and count what is lost
-	@cd 03_asynchronous_pattern && CHAOS_JOBS=2000 CHAOS_KILLS=30 CHAOS_TF_SERVING_AWAY_S=5 \
-		../$(PYTHON_IN) -m pytest tests/e2e/test_faults.py -s
+smoke: setup  ## Run every curl line of every README, against what runs or a stack of its own, and compare the answers
+	@$(PYTHON_IN) -m scripts.smoke $(if $(AS_SHOWN),--as-shown) $(PATTERNS)
+
+prove: setup  ## Kill, hang and feed garbage to the patterns under load, and keep the ledger; PROVE=long for more
+	@$(PYTHON_IN) -m scripts.prove --form $(or $(PROVE),short) $(if $(SAMPLE),--output $(SAMPLE)) $(PATTERNS)
+
+trace: setup  ## Follow every requirement to the test that shows it, and that test to the last `make test`
+	@$(PYTHON_IN) -m scripts.traceability
 
 lint: setup  ## ruff, black --check, mypy, and pip-audit where its data can be reached
 	@scripts/lint.sh
@@ -55,5 +60,5 @@ lock: setup  ## Choose the versions in constraints.txt anew
 	@scripts/lock.sh
 
 clean:  ## Remove what runs and builds have left: state, logs, models, caches; .venv stays
-	@rm -rf .run bench-results models/artifacts htmlcov .coverage* .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@rm -rf .run bench-results prove-results models/artifacts htmlcov .coverage* .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	@find . -path ./.venv -prune -o -type d -name __pycache__ -print0 | xargs -0 rm -rf

@@ -31,13 +31,12 @@ from rich.text import Text
 
 from scripts.patterns import PATTERNS, Pattern
 from scripts.stack import ROOT, Stack, StackError, run
-from scripts.terminal import chosen_patterns, event_printer, make_console
+from scripts.terminal import INTERRUPTED, chosen_patterns, event_printer, make_console
 
 REQUEST_TIMEOUT_S = 30
 BATCH_WITHIN_S = 60
 ONE_LINE = 100
 PICTURE_WIDTH, PICTURE_CELL = 166, 48
-INTERRUPTED = 130  # what shells report for a program that Ctrl-C ended
 
 # One flower of each class, from the Iris data set: sepal length and width, petal length and width, in cm.
 FLOWERS = {"setosa": [5.1, 3.5, 1.4, 0.2], "versicolor": [6.4, 2.9, 4.3, 1.3], "virginica": [6.3, 3.3, 6.0, 2.5]}

@@ -45,6 +45,8 @@ class Pattern:
     title: str
     folder: str
     artifacts: tuple[str, ...] = ()
+    published: Mapping[str, int] = field(default_factory=dict)
+    """The ports of docker compose, which its README shows, by the name of the port here."""
     processes: tuple[Process, ...]
 
 
@@ -99,6 +101,7 @@ PATTERNS = table(
             title="Synchronous",
             folder="02_synchronous_pattern",
             artifacts=("iris_saved_model",),
+            published={"PORT_02_GRPC": 8500, "PORT_02_REST": 8501},
             processes=(
                 Process(
                     name="model_server",
@@ -118,6 +121,7 @@ PATTERNS = table(
             title="Asynchronous",
             folder="03_asynchronous_pattern",
             artifacts=("iris_saved_model",),
+            published={"PORT_03_PROXY": 8000},
             processes=(
                 Process(
                     name="redis",
@@ -150,6 +154,7 @@ PATTERNS = table(
             title="Batch",
             folder="04_batch_pattern",
             artifacts=("iris_svc",),
+            published={"PORT_04_API": 8000},
             processes=(
                 Process(
                     name="api",
@@ -174,6 +179,12 @@ PATTERNS = table(
             title="Horizontal microservices",
             folder="06_horizontal_microservice_pattern",
             artifacts=("iris_svc_0_setosa", "iris_svc_0_versicolor", "iris_svc_0_virginica"),
+            published={
+                "PORT_06_PROXY": 9000,
+                "PORT_06_SERVICE_SETOSA": 8000,
+                "PORT_06_SERVICE_VERSICOLOR": 8001,
+                "PORT_06_SERVICE_VIRGINICA": 8002,
+            },
             processes=(
                 _iris_service("setosa", 8000),
                 _iris_service("versicolor", 8001),

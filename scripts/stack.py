@@ -29,7 +29,7 @@ from urllib.parse import urlsplit
 from scripts.patterns import PATTERNS, Pattern, Process
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping
+    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 
     from scripts.patterns import ReadyCheck
 
@@ -133,7 +133,7 @@ class Stack:
 
     async def __aenter__(self) -> Self:
         self._check_ports()
-        await _build_models([artifact for pattern in self._patterns for artifact in pattern.artifacts])
+        await build_models([artifact for pattern in self._patterns for artifact in pattern.artifacts])
         for pattern in self._patterns:
             state = self._run_dir / pattern.number
             if self._fresh:
@@ -329,6 +329,27 @@ class Stack:
         self._on_output(supervised.label, lines)
 
 
+def private_stack(
+    numbers: Iterable[str],
+    run_dir: Path,
+    *,
+    table: Mapping[str, Pattern] = PATTERNS,
+    ports: Mapping[str, int] | None = None,
+    environ: Mapping[str, str] | None = None,
+) -> Stack:
+    """A stack beside any other that runs: free ports, empty state in a folder of its own, and open to all clients."""
+    numbers = list(numbers)
+    inherited = {name: value for name, value in os.environ.items() if name not in ("API_KEY", "RATE_LIMIT")}
+    return Stack(
+        numbers,
+        table=table,
+        ports=free_ports(numbers, table) if ports is None else ports,
+        environ=inherited | dict(environ or {}),
+        run_dir=run_dir,
+        fresh=True,
+    )
+
+
 def free_ports(numbers: Iterable[str], table: Mapping[str, Pattern] = PATTERNS) -> dict[str, int]:
     """A free port for every port of these patterns and of what they need, by port name."""
     names = [name for _, process in _with_needs(numbers, table) for name in process.ports]
@@ -395,14 +416,14 @@ def _why_unusable(port: int) -> str | None:
 def _readiness(ready: str | ReadyCheck | None, env: Mapping[str, str]) -> Callable[[], Awaitable[bool]]:
     if callable(ready):
         return partial(ready, env)
-    return partial(_answers, ready) if ready else _at_once
+    return partial(answers, ready) if ready else _at_once
 
 
 async def _at_once() -> bool:
     return True
 
 
-async def _answers(url: str) -> bool:
+async def answers(url: str) -> bool:
     """Whether a tcp:// address accepts, or an http:// URL answers 200."""
     at = urlsplit(url)
     try:
@@ -436,7 +457,7 @@ async def _watchdog() -> AsyncIterator[Callable[[str], None]]:
             await watchdog.wait()
 
 
-async def _build_models(artifacts: list[str]) -> None:
+async def build_models(artifacts: Sequence[str]) -> None:
     """Build what is missing; seconds when nothing is. Raises StackError when the build fails."""
     if not artifacts:
         return

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 COLOURS = ("cyan", "green", "magenta", "blue", "yellow", "bright_cyan", "bright_green", "bright_magenta")
 PLAIN_WIDTH = 120
+INTERRUPTED = 130  # what shells report for a program that Ctrl-C ended
 
 
 def chosen_patterns(description: str | None, argv: Sequence[str] | None, table: Mapping[str, Pattern]) -> list[str]:

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Runs the tests of each folder in a process of its own (every pattern has a package called `src`), as many at once as
-# there are cores, with the branch coverage that each of them must reach, and sums up.
+# there are cores, with the branch coverage that each of them must reach, and sums up. What passed is left in .run/tests,
+# for `make trace`.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 root=$PWD
@@ -15,7 +16,8 @@ pytest='import signal, sys, pytest; signal.signal(signal.SIGINT, signal.default_
 export IRIS_MODEL=$root/models/artifacts/saved_model/iris
 
 results=$root/.run/tests
-rm -rf "$results" && mkdir -p "$results"
+mkdir -p "$results"
+for folder in "$@"; do rm -f "$results/$folder".*; done
 
 # Tests of the folder $1; what they print goes to $results/$1.log, their exit code to $results/$1.code.
 run() {
@@ -27,7 +29,8 @@ run() {
     models | scripts) cd "$root" && what=("$folder/tests" "--cov=$folder") ;;
     *) cd "$root/$folder" && what=(tests --cov=src) ;;
   esac &&
-    COVERAGE_FILE=$results/$folder.coverage "$root/.venv/bin/python" -c "$pytest" "${what[@]}" \
+    COVERAGE_FILE=$results/$folder.coverage "$root/.venv/bin/python" -c "$pytest" "${what[@]}" --rootdir="$root" \
+      --junit-xml="$results/$folder.xml" -o junit_family=xunit1 \
       --cov-config="$root/pyproject.toml" --cov-fail-under=$coverage >"$results/$folder.log" 2>&1
   echo $? >"$results/$folder.code"
 }

@@ -1,19 +1,15 @@
 """Database servers to test against: SQLite always; MySQL or MariaDB where there is one."""
 
 import os
-import shutil
-import signal
-import subprocess
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import pymysql
 import pytest
 from sqlalchemy import URL, create_engine, make_url, text
 
-from serving_common.testing import free_port, wait_until
+from serving_common.testing_mysql import MySqlServer, mysql_binary
 
 
 class Server:
@@ -39,60 +35,14 @@ class Server:
         engine.dispose()
 
 
-class PrivateServer(Server):
+class PrivateServer(Server, MySqlServer):
     """A mariadbd or mysqld of our own, which a test may kill."""
 
     def __init__(self, binary: str, folder: Path) -> None:
-        self._port = free_port()
-        self._folder = folder
-        self._binary = binary
-        self._process: subprocess.Popen[bytes] | None = None
-        super().__init__(URL.create("mysql+pymysql", "root", "", "127.0.0.1", self._port))
-        data = f"--datadir={folder}/data"
-        if b"MariaDB" in subprocess.run([binary, "--version"], capture_output=True, check=True).stdout:
-            (folder / "data").mkdir()
-            install = ["mariadb-install-db", "--no-defaults", data, "--auth-root-authentication-method=normal"]
-        else:
-            install = [binary, "--no-defaults", data, "--initialize-insecure"]
-        subprocess.run([*install, *self._user], capture_output=True, check=True)
+        MySqlServer.__init__(self, binary, folder)
+        Server.__init__(self, URL.create("mysql+pymysql", "root", "", "127.0.0.1", self.port))
+        self.install()
         self.start()
-
-    @property
-    def _user(self) -> list[str]:
-        return ["--user=root"] if os.geteuid() == 0 else []
-
-    def start(self) -> None:
-        with (self._folder / "log").open("ab") as log:
-            self._process = subprocess.Popen(
-                [
-                    self._binary,
-                    "--no-defaults",
-                    f"--datadir={self._folder}/data",
-                    f"--socket={self._folder}/socket",
-                    f"--pid-file={self._folder}/pid",
-                    f"--port={self._port}",
-                    "--bind-address=127.0.0.1",
-                    "--log-bin-trust-function-creators=1",
-                    *self._user,
-                ],
-                stdout=log,
-                stderr=log,
-            )
-        wait_until(self._answers)
-
-    def stop(self, signal_number: int = signal.SIGKILL) -> None:
-        assert self._process
-        self._process.send_signal(signal_number)
-        self._process.wait()
-
-    def _answers(self) -> bool:
-        assert self._process
-        assert self._process.poll() is None, (self._folder / "log").read_text()
-        try:
-            pymysql.connect(host="127.0.0.1", port=self._port, user="root").close()
-        except pymysql.OperationalError:
-            return False
-        return True
 
 
 @contextmanager
@@ -109,8 +59,7 @@ def open_server(folder: Path) -> Iterator[Server]:
 
 @contextmanager
 def private_server(folder: Path) -> Iterator[PrivateServer]:
-    path = f"{os.environ['PATH']}:/usr/sbin"
-    binary = shutil.which("mariadbd", path=path) or shutil.which("mysqld", path=path)
+    binary = mysql_binary()
     if binary is None:
         pytest.skip("neither mariadbd nor mysqld is installed, and DATABASE_URL is not set")
     server = PrivateServer(binary, folder)

@@ -37,7 +37,7 @@ def configure(component: str, settings: Settings) -> None:
     ]
     rendering: list[Processor]
     if console:
-        # The default, where rich is installed, takes seconds for a traceback and prints all local variables: secrets too.
+        # The default, where rich is installed, takes seconds for a traceback and prints local variables: secrets too.
         plain = structlog.dev.plain_traceback
         rendering = [structlog.dev.ConsoleRenderer(colors=is_terminal, exception_formatter=plain)]
     else:

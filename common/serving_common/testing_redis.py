@@ -33,9 +33,7 @@ class RedisServer:
     def start(self) -> None:
         """Returns once it answers."""
         with self._log.open("ab") as log:
-            self._process = subprocess.Popen(  # noqa: S603 - the tests' own server
-                [*self._command, "--appendonly", "yes"], stdout=log, stderr=log
-            )
+            self._process = subprocess.Popen([*self._command, "--appendonly", "yes"], stdout=log, stderr=log)
         wait_until(self.is_up)
 
     def is_up(self) -> bool:

@@ -12,7 +12,6 @@ models/artifacts/iris_svc.onnx and mariadbd or mysqld, or --url with a database 
 import argparse
 import json
 import os
-import shutil
 import sqlite3
 import statistics
 import subprocess
@@ -32,7 +31,8 @@ from sqlalchemy import JSON, URL, create_engine, make_url, select
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from serving_common.onnx import OnnxModel
-from serving_common.testing import free_port, running, wait_until
+from serving_common.testing import free_port, running
+from serving_common.testing_mysql import MySqlServer, mysql_binary
 
 ROOT = Path(__file__).parents[2]
 PATTERN = ROOT / "04_batch_pattern"
@@ -220,38 +220,19 @@ def measure(bench: Bench, rows: int, book_rows: int, rounds: int, large: int, fo
 
 @contextmanager
 def private_server(folder: Path) -> Iterator[URL]:
-    """A mariadbd or mysqld of our own."""
-    path = f"{os.environ['PATH']}:/usr/sbin"
-    binary = shutil.which("mariadbd", path=path) or shutil.which("mysqld", path=path)
+    """An empty database on a mariadbd or mysqld of our own."""
+    binary = mysql_binary()
     if binary is None:
         raise SystemExit("neither mariadbd nor mysqld is installed: give --url")
-    user = ["--user=root"] if os.geteuid() == 0 else []
-    start = [binary, "--no-defaults", f"--datadir={folder}/data", *user]
-    if "mariadbd" in binary:
-        (folder / "data").mkdir()
-        install = ["mariadb-install-db", *start[1:], "--auth-root-authentication-method=normal"]
-    else:
-        install = [*start, "--initialize-insecure"]
-    subprocess.run(install, check=True, capture_output=True)
-    port = free_port()
-    with (folder / "log").open("w") as log:
-        options = [f"--port={port}", "--bind-address=127.0.0.1", f"--socket={folder}/socket", "--local-infile=1"]
-        server = subprocess.Popen([*start, *options], stdout=log, stderr=log)
+    server = MySqlServer(binary, folder)
+    server.install()
+    server.start()
     try:
-        wait_until(lambda: server.poll() is not None or _create_database(port))
-        yield URL.create("mysql+pymysql", "root", "", "127.0.0.1", port, "bench")
-    finally:
-        server.kill()
-        server.wait()
-
-
-def _create_database(port: int) -> bool:
-    try:
-        with pymysql.connect(host="127.0.0.1", port=port, user="root") as connection:
+        with pymysql.connect(host="127.0.0.1", port=server.port, user="root") as connection:
             connection.cursor().execute("CREATE DATABASE bench")
-    except pymysql.OperationalError:
-        return False
-    return True
+        yield URL.create("mysql+pymysql", "root", "", "127.0.0.1", server.port, "bench")
+    finally:
+        server.stop()
 
 
 def main() -> None:

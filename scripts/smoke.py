@@ -1,0 +1,137 @@
+"""Runs every curl line of every README, and compares the answers with those that the README shows: `make smoke`.
+
+    make smoke                  patterns that run (make up) are asked where they are; others are started, and stopped
+    make smoke PATTERNS=06
+    make smoke AS_SHOWN=1       the URLs of the READMEs as they are: against docker compose up; nothing is started
+
+Other ports: the variables of `make up`, as PORT_06_PROXY=9100. The check is the one that the tests use, scripts.readme.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import os
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.table import Column, Table
+
+from scripts.patterns import PATTERNS, Pattern
+from scripts.readme import check_examples, examples, unchecked
+from scripts.stack import ROOT, Stack, StackError, private_stack, run
+from scripts.terminal import INTERRUPTED, make_console
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+RUN_DIR = ROOT / ".run/smoke"
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What came of one README."""
+
+    readme: Path
+    where: str
+    lines: int
+    unchecked: int
+    problems: list[str]
+
+
+def main(argv: Sequence[str] | None = None, table: Mapping[str, Pattern] = PATTERNS, root: Path = ROOT) -> int:
+    """Exit code: 0 if every answer was as shown, 1 if not, 130 after Ctrl-C."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("patterns", nargs="*", metavar="NN", help=f"of {', '.join(table)}; all when none is named")
+    parser.add_argument("--as-shown", action="store_true", help="ask the URLs that the READMEs show; start nothing")
+    options = parser.parse_args(argv)
+    numbers = options.patterns or list(table)
+    if unknown := [number for number in numbers if number not in table]:
+        parser.error(f"no pattern {', '.join(unknown)}; there are {', '.join(table)}")
+    return run(smoke(numbers, table, root, as_shown=options.as_shown))
+
+
+async def smoke(numbers: Sequence[str], table: Mapping[str, Pattern], root: Path, *, as_shown: bool) -> int:
+    """Check the READMEs of these patterns, and the root's when all patterns are among them."""
+    console = make_console()
+    checked: list[Checked] = []
+    try:
+        async with contextlib.AsyncExitStack() as exits:
+            running = Stack(numbers, table=table)
+            present = [number for number in numbers if as_shown or await is_up(running, number)]
+            urls, where = dict(running.urls), dict.fromkeys(present, "as shown" if as_shown else "running")
+            if absent := [number for number in numbers if number not in present]:
+                console.print(f"Starting {', '.join(absent)}.", soft_wrap=True)
+                started = await exits.enter_async_context(private_stack(absent, RUN_DIR, table=table))
+                own = tuple(f"PORT_{number}_" for number in absent)
+                urls |= {name: url for name, url in started.urls.items() if name.startswith(own)}
+                where |= dict.fromkeys(absent, "started")
+            for readme, number in readmes(numbers, table, root):
+                bases = {} if as_shown else shown_bases(table, urls, number)
+                checked.append(await asyncio.to_thread(check, readme, bases, where.get(number, "all of them")))
+    except StackError as exc:
+        console.print(f"make smoke: {exc}", markup=False, style="red")
+        return 1
+    except asyncio.CancelledError:
+        console.print("Interrupted; all stopped.")
+        return INTERRUPTED
+    for problem in (problem for each in checked for problem in each.problems):
+        console.print(f"WRONG: {problem}", markup=False, style="bold red", soft_wrap=True)
+    console.print(summary(checked, root))
+    return 1 if any(each.problems for each in checked) else 0
+
+
+async def is_up(stack: Stack, number: str) -> bool:
+    """Whether all of a pattern's processes answer where this stack would have them."""
+    probed = [each for each in stack.processes if each.id.startswith(f"{number}-") and each.process.ready is not None]
+    return bool(probed) and all(await asyncio.gather(*(each.is_ready() for each in probed)))
+
+
+def readmes(numbers: Sequence[str], table: Mapping[str, Pattern], root: Path) -> list[tuple[Path, str]]:
+    """The READMEs of these patterns with their numbers, and the root's with none."""
+    folders = [(root / table[number].folder, number) for number in numbers]
+    if set(numbers) == set(table):
+        folders.append((root, ""))
+    return [(readme, number) for folder, number in folders for readme in sorted(folder.glob("README*.md"))]
+
+
+def shown_bases(table: Mapping[str, Pattern], urls: Mapping[str, str], number: str) -> dict[str, str]:
+    """What READMEs show to where it is: the ports of `make up`, and in a pattern's own README those of compose."""
+    processes = [process for pattern in table.values() for process in pattern.processes]
+    shown = {name: port for process in processes for name, port in process.ports.items()}
+    if number:
+        published = table[number].published
+        shown = {name: port for name, port in shown.items() if port not in published.values()} | dict(published)
+    # Without http://, which curl does not need.
+    return {f"localhost:{port}": urls[name].removeprefix("http://") for name, port in shown.items() if name in urls}
+
+
+def check(readme: Path, bases: Mapping[str, str], where: str) -> Checked:
+    """Run and compare the examples of one README."""
+    text = readme.read_text(encoding="utf-8")
+    try:
+        lines = sum(len(example.commands) for example in examples(text))
+        elsewhere = unchecked(text)
+    except ValueError:
+        lines = elsewhere = 0  # check_examples says why
+    return Checked(readme, where, lines, elsewhere, check_examples(readme, bases))
+
+
+def summary(checked: Sequence[Checked], root: Path) -> Table:
+    """One row for every README."""
+    columns = ("README", "stack", "curl lines run", "examples wrong", "curl lines not checked")
+    table = Table(*(Column(name, overflow="fold") for name in columns), box=box.ASCII2)
+    for each in checked:
+        name = os.path.relpath(each.readme, root)
+        style = "bold red" if each.problems else None
+        counts = (str(each.lines), str(len(each.problems)), str(each.unchecked or "-"))
+        table.add_row(name, each.where, *counts, style=style)
+    return table
+
+
+if __name__ == "__main__":
+    sys.exit(main())
