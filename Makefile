@@ -1,6 +1,8 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 PYTHON_IN := .venv/bin/python
+# The services see to it themselves; this is for benchmarks and tests that use ONNX Runtime directly.
+export ORT_DISABLE_TELEMETRY ?= 1
 
 # Which patterns `up` and `demo` start, `bench` measures, `prove` breaks and `test-compose` tests.
 PATTERNS ?= 02 03 04 06 07

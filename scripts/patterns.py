@@ -111,6 +111,7 @@ PATTERNS = table(
                         *("--model_name=iris", "--model_base_path={root}/models/artifacts/saved_model/iris"),
                     ),
                     ports={"PORT_02_GRPC": 8500, "PORT_02_REST": 8501},
+                    defaults={"TF_ENABLE_ONEDNN_OPTS": "0"},  # oneDNN is for larger models: see the README
                     ready="http://127.0.0.1:{PORT_02_REST}/v1/models/iris",
                 ),
             ),

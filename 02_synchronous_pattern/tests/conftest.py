@@ -123,16 +123,29 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@dataclass(frozen=True)
+class Build:
+    """What build_model.py printed and wrote."""
+
+    output: str
+    base_path: Path
+
+
 @pytest.fixture(scope="session")
-def iris_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Base path of the Iris model, built by the real build script."""
-    base = tmp_path_factory.mktemp("iris") / "iris"
-    made = PATTERN / "saved_model" / "iris" / "1"
-    if made.exists() and "REBUILD_MODEL" not in os.environ:
-        shutil.copytree(made, base / "1")
-    else:
-        subprocess.run([sys.executable, "build_model.py", "--output", base], cwd=PATTERN, check=True)
-    return base
+def build(tmp_path_factory: pytest.TempPathFactory) -> Build:
+    """A run of the real build script: version 7 of the Iris model."""
+    base_path = tmp_path_factory.mktemp("build") / "iris"
+    command = [sys.executable, "build_model.py", f"--output={base_path}", "--version=7"]
+    done = subprocess.run(command, cwd=PATTERN, check=True, capture_output=True, text=True)
+    return Build(done.stdout, base_path)
+
+
+@pytest.fixture(scope="session")
+def iris_model(build: Build, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Base path of the Iris model, version 1."""
+    base_path = tmp_path_factory.mktemp("models") / "iris"
+    shutil.copytree(build.base_path / "7", base_path / "1")
+    return base_path
 
 
 CONFIG = """

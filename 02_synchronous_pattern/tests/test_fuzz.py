@@ -158,3 +158,21 @@ def test_encode_and_decode_are_inverse(dtype: type[np.generic], shape: list[int]
     proto = messages.TensorProto()
     encode(array, proto)
     np.testing.assert_array_equal(decode("x", proto), array)
+
+
+@given(
+    st.sampled_from([np.float32, np.float64, np.complex64, np.complex128]),
+    st.lists(st.floats(width=32), max_size=40),
+    st.booleans(),
+)
+def test_packed_fields_are_what_protobuf_writes_itself(
+    dtype: type[np.generic], values: list[float], is_reversed: bool
+) -> None:
+    array = np.array(values, dtype)[:: -1 if is_reversed else 1]
+    proto = messages.TensorProto()
+    encode(array, proto)
+    field = ELEMENT_TYPES[proto.dtype].field
+    parts = array if array.dtype.kind == "f" else np.stack([array.real, array.imag], axis=1).reshape(-1)
+    expected = messages.TensorProto(dtype=proto.dtype, tensor_shape=proto.tensor_shape)
+    getattr(expected, field).extend(parts.tolist())
+    assert proto.SerializeToString() == expected.SerializeToString()

@@ -32,10 +32,10 @@ def to_numpy(tensor: messages.TensorProto) -> np.ndarray:
     return array
 
 
-def refused(call, request) -> tuple[str, str]:
+def refused(call, request, timeout_s: float = 30) -> tuple[str, str]:
     """Code and message of the error that a call ends with."""
     with pytest.raises(grpc.RpcError) as caught:
-        call(request, timeout=30)
+        call(request, timeout=timeout_s)
     return caught.value.code().name, caught.value.details() or ""
 
 
@@ -332,6 +332,31 @@ def test_health_and_reflection(server: Server) -> None:
     } <= set(database.get_services())
     file = database.FindFileContainingSymbol("tensorflow.serving.PredictionService")
     assert {service.name for service in file.service} == {"PredictionService", "ModelService"}
+
+
+def test_slow_calls_block_nobody(server: Server) -> None:
+    """More loops than the server has threads at first, each of about a second, and a fast call among them."""
+    predict: Any = server.predictions.Predict
+    slow = [predict.future(predict_request("slow", n=np.array(8_000)), timeout=60) for _ in range(4)]
+    fast = predict(predict_request("half_plus_two", x=[1.0]), timeout=30)
+    assert list(fast.outputs["y"].float_val) == [2.5]
+    assert not all(call.done() for call in slow)
+    assert all(call.result().outputs["done"].float_val for call in slow)
+
+
+def test_calls_that_end_early(server: Server) -> None:
+    """A deadline, a cancellation, no message at all: the server takes the next call."""
+    predict: Any = server.predictions.Predict
+    slow_request = predict_request("slow", n=np.array(3000))
+    assert refused(predict, slow_request, timeout_s=0.05)[0] == "DEADLINE_EXCEEDED"
+    predict.future(slow_request).cancel()
+    without_message: Any = server.channel.stream_unary("/tensorflow.serving.PredictionService/Predict")
+    assert refused(without_message, iter([]))[0] == "UNIMPLEMENTED"
+    unknown: Any = server.channel.unary_unary("/tensorflow.serving.PredictionService/Forget")
+    assert refused(unknown, b"")[0] == "UNIMPLEMENTED"
+    large = np.ones(1_000_000, np.float32)
+    answer = predict(predict_request("types", "float32", x=large), timeout=30)
+    np.testing.assert_array_equal(to_numpy(answer.outputs["y"]), large)
 
 
 def test_the_official_client_notices_no_difference(server: Server) -> None:

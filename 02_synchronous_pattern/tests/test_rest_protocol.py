@@ -338,9 +338,9 @@ def test_metrics(server: Server) -> None:
 
 
 def test_slow_requests_block_nobody(server: Server) -> None:
-    """Eight loops that take seconds each, and a fast request among them."""
-    with ThreadPoolExecutor(8) as pool:
-        slow = [pool.submit(server.post, "/v1/models/slow:predict", {"inputs": 10_000}) for _ in range(8)]
+    """More loops than the server has threads at first, each of about a second, and a fast request among them."""
+    with ThreadPoolExecutor(4) as pool:
+        slow = [pool.submit(server.post, "/v1/models/slow:predict", {"inputs": 8_000}) for _ in range(4)]
         assert server.post(HALF + ":predict", {"instances": [1.0]}).status_code == 200
         assert server.get(HALF).status_code == 200
         assert not all(future.done() for future in slow)

@@ -8,9 +8,14 @@ from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime as ort
 
 from serving_common.errors import StartupError
+
+# Since 1.29, on Linux too, ONNX Runtime sends to its maker what models it loads and how they run, and keeps a device id
+# on disk, unless it is told otherwise before it is imported.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+import onnxruntime as ort
 
 FloatArray = npt.NDArray[np.float32]
 Shape = tuple[int | None, ...]

@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +49,18 @@ def test_refuses_a_model_that_is_another(make_model, model, says):
 def test_refuses_a_model_that_answers_another_shape_than_it_says(make_model):
     with pytest.raises(StartupError, match=r"answers one row with shape|not a usable ONNX model"):
         OnnxModel.load(make_model(output_width=3, declared_output=2), input_shape=(None, 4), output_shape=(None, 2))
+
+
+def test_tells_nobody_about_the_model(make_model, tmp_path):
+    home = tmp_path / "home"
+    home.mkdir()
+    code = "import sys, pathlib; from serving_common.onnx import OnnxModel as M; "
+    code += "M.load(pathlib.Path(sys.argv[1]), input_shape=(None, 4), output_shape=(None, 2))"
+    # Without our environment: ONNX Runtime keeps quiet where it sees CI or a test run.
+    subprocess.run([sys.executable, "-c", code, make_model()], env={"HOME": str(home)}, check=True)
+
+    # What it would send later, and the device's id, it stores at once.
+    assert list(home.rglob("*")) == []
 
 
 def test_refuses_a_missing_model(tmp_path):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Self
 from scripts.stack import HOST, ROOT
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Sequence
 
     from scripts.stack import Running, Stack, Supervised
 

@@ -85,7 +85,7 @@ def test_a_database_is_published_on_the_loopback_address_only(service):
 def test_a_secret_comes_from_outside_the_compose_file(service):
     for name, value in service.get("environment", {}).items():
         if A_SECRET.search(name) and not NO_SECRET.fullmatch(name):
-            assert re.fullmatch(r"\$\{\w+:?-\w*\}", value), f"{name} cannot be set from outside"
+            assert re.fullmatch(r"\$\{\w+:?-[\w-]*\}", value), f"{name} cannot be set from outside"
 
 
 @pytest.mark.parametrize("path", SECRET_FILES, ids=lambda path: path.parent.name)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
 
 import structlog
+import uvloop
 
 from . import flags as command_line
 from .status import StatusError
@@ -28,7 +28,7 @@ def main() -> None:
         # TensorFlow の import は秒単位なので、誤った設定はその前に報告する。
         from .server import serve
 
-        asyncio.run(serve(flags, configuration))
+        uvloop.run(serve(flags, configuration))
     except (StatusError, RuntimeError, OSError) as error:
         reason = error.describe() if isinstance(error, StatusError) else str(error)
         sys.exit(f"Failed to start server. Error: {reason}")

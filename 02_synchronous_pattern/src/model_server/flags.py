@@ -14,6 +14,7 @@ from google.protobuf import text_format
 from tfserving_protos import messages
 
 from .batching import Parameters
+from .manager import validated
 from .status import invalid
 
 if TYPE_CHECKING:
@@ -138,13 +139,16 @@ def read_files(flags: Flags) -> Configuration:
 def _models(flags: Flags) -> messages.ModelServerConfig:
     config = messages.ModelServerConfig()
     if flags.model_config_file:
-        return read_text_proto(flags.model_config_file, config)
+        read_text_proto(flags.model_config_file, config)
+        validated(config)
+        return config
     if not flags.model_base_path:
         raise invalid("Both server_options.model_base_path and server_options.model_config_file are empty!")
     model = config.model_config_list.config.add()
     model.name = flags.model_name
     model.base_path = flags.model_base_path
     model.model_platform = "tensorflow"
+    validated(config)
     return config
 
 

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from typing import TYPE_CHECKING, Any
 
 import grpc
 import structlog
+from google.protobuf.message import DecodeError
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from tfserving_protos import messages, services
 
-from .status import StatusError
+from .status import Code, StatusError
+from .unary import Answer, UnaryCalls
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-CODES = {code.value[0]: code for code in grpc.StatusCode}
 INT32_MAX = 2**31 - 1
 
 
@@ -39,6 +39,9 @@ class GrpcServer:
         models: ModelService,
         metrics: Metrics,
         pool: ElasticPool,
+        *,
+        threads: int,
+        max_threads: int,
         channel_arguments: tuple[tuple[str, int | str], ...] = (),
     ) -> None:
         options = [
@@ -48,8 +51,6 @@ class GrpcServer:
             ("grpc.max_send_message_length", INT32_MAX),
             *channel_arguments,
         ]
-        # 解釈できない要求のたびに grpc がスタックトレースを出すのを止める。クライアントには INTERNAL が返る。
-        logging.getLogger("grpc._common").setLevel(logging.CRITICAL)
         self._server = grpc.server(pool, options=options)
         functions: dict[str, dict[str, Callable[[Any], Message]]] = {
             services.PREDICTION_SERVICE: {
@@ -64,9 +65,13 @@ class GrpcServer:
                 "HandleReloadConfigRequest": models.reload_config,
             },
         }
-        for service, methods in functions.items():
-            behaviors = {name: _behavior(name, function, metrics) for name, function in methods.items()}
-            self._server.add_generic_rpc_handlers((services.generic_handler(service, behaviors),))
+        behaviors = {
+            f"/{service}/{name}": _behavior(name, services.METHODS[service][name].request, function, metrics)
+            for service, methods in functions.items()
+            for name, function in methods.items()
+        }
+        self._calls = UnaryCalls(self._server, behaviors, threads, max_threads)
+        # 標準のサービスはストリームも使うので、grpc のサーバーに任せる。
         self._health = health.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         _add_reflection(self._server, [*functions, health.SERVICE_NAME, reflection.SERVICE_NAME])
@@ -84,6 +89,7 @@ class GrpcServer:
             else:
                 self._server.add_secure_port(address, _credentials(tls))
         self._server.start()
+        self._calls.start()
         for name in self._service_names:
             self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
 
@@ -91,27 +97,29 @@ class GrpcServer:
         """Report not serving, refuse new calls, and wait for those under way, at most `grace_s`."""
         self._health.enter_graceful_shutdown()
         self._server.stop(grace_s).wait()
+        self._calls.stop()
 
 
-def _behavior(api: str, function: Callable[[Any], Message], metrics: Metrics) -> Callable[[Any, Any], Message]:
-    def behavior(request: Message, context: grpc.ServicerContext) -> Message:
+def _behavior(
+    api: str, request_class: type[Message], function: Callable[[Any], Message], metrics: Metrics
+) -> Callable[[bytes], Answer]:
+    def behavior(serialized: bytes) -> Answer:
         started = time.perf_counter()
-        status = "OK"
+        name, code, details, message = "", Code.OK, "", b""
         try:
-            return function(request)
-        except StatusError as error:
-            status = error.code.name
-            context.abort(CODES[error.code], str(error))
-        except Exception:
-            status = "INTERNAL"
-            log.exception("call_failed", api=api)
-            context.abort(grpc.StatusCode.INTERNAL, "Internal error; see the server's log")
-        finally:
+            request: Any = request_class.FromString(serialized)
+            message = function(request).SerializeToString()
             # 存在しないモデル名でメトリクスの系列が際限なく増えないように、成功した要求だけに名前を付ける。
-            spec = getattr(request, "model_spec", None)
-            name = spec.name if spec is not None and status == "OK" else ""
-            metrics.record(name, api, "GRPC", status, time.perf_counter() - started)
-        raise AssertionError("context.abort always raises")
+            name = request.model_spec.name if "model_spec" in request_class.DESCRIPTOR.fields_by_name else ""
+        except StatusError as error:
+            code, details = error.code, str(error)
+        except DecodeError:
+            code, details = Code.INTERNAL, "Exception deserializing request!"
+        except Exception:
+            code, details = Code.INTERNAL, "Internal error; see the server's log"
+            log.exception("call_failed", api=api)
+        metrics.record(name, api, "GRPC", code.name, time.perf_counter() - started)
+        return Answer(code, details, message)
 
     return behavior
 

@@ -130,16 +130,22 @@ class ModelManager:
         """Make `config`, and only it, what is served. Models that are not in it are unloaded.
 
         Raises:
-            StatusError: the configuration is refused, and nothing has changed; or a new model could not be loaded,
-                while all others have changed.
+            StatusError: the configuration is refused, and nothing has changed; or a new model could not be loaded or
+                has no version yet, while all others have changed.
         """
         with self._changes:
-            models = _validate(config)
+            models = validated(config)
             self._labels = self._checked_labels(models)
             new = {model.name for model in models} - set(self._configs)
             self._configure(config)
             self.poll()
             self._raise_failures(new)
+            for name in sorted(new - set(self._serving)):
+                raise StatusError(
+                    Code.UNKNOWN,
+                    f"1 servable(s) did not become available: {{{{name: {name}}} due to error: NOT_FOUND: "
+                    f"No versions of servable {name} found under base path {self._configs[name].base_path}}}",
+                )
             log.info("config_reloaded", models=sorted(self._configs))
 
     def poll(self) -> None:
@@ -168,7 +174,7 @@ class ModelManager:
             self.poll()
 
     def _configure(self, config: messages.ModelServerConfig) -> None:
-        self._configs = {model.name: model for model in _validate(config)}
+        self._configs = {model.name: model for model in validated(config)}
 
     def _checked_labels(self, models: Iterable[messages.ModelConfig]) -> dict[str, dict[str, int]]:
         """The labels of a configuration; a label may only point at a version that is serving."""
@@ -243,7 +249,7 @@ def _unloaded(status: VersionStatus, name: str, version: int, session: Session) 
     log.info("version_unloaded", model=name, version=version)
 
 
-def _validate(config: messages.ModelServerConfig) -> list[messages.ModelConfig]:
+def validated(config: messages.ModelServerConfig) -> list[messages.ModelConfig]:
     """The models of a configuration.
 
     Raises:

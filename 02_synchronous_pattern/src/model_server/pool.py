@@ -1,4 +1,4 @@
-"""A thread pool that stays small while requests are short, and grows when they are stuck behind slow ones."""
+"""Threads that stay few while requests are short, and become more when all of them are stuck in slow ones."""
 
 from __future__ import annotations
 
@@ -11,84 +11,110 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_Task = tuple["Future[Any]", "Callable[..., Any]", tuple[object, ...], dict[str, object]]
+    Work = Callable[[], object]
 
 STALL_S = 0.02
 EXTRA_LIFE_S = 1.0
 
 
-class ElasticPool(ThreadPoolExecutor):
-    """`base` threads, and one more whenever nothing was taken from the queue for 20 ms although something waits.
+class _Thread(threading.Thread):
+    """One of the threads. Only it writes `taken` and `is_busy`, so that nobody needs a lock to read them."""
+
+    taken = 0
+    is_busy = False
+
+
+class ElasticThreads:
+    """`base` threads that do what `take` gives them, and one more whenever all have been stuck for 20 ms.
 
     Many runnable threads only fight for the interpreter lock: a short model is served fastest by few. A slow model,
-    which releases the lock while it runs, would block everybody else behind few. Extra threads take no new task after
-    a second: if it is still needed, another one comes.
+    which releases the lock while it runs, would block everybody else behind few. Extra threads take nothing new after
+    a second: if one is still needed, another comes.
+
+    `take(timeout_s)` waits for work and returns it; None ends the thread: the time is over, or there will be no more.
     """
+
+    def __init__(self, take: Callable[[float | None], Work | None], base: int, limit: int) -> None:
+        self._take = take
+        self._limit = limit
+        self._closing = threading.Event()
+        self._threads: set[_Thread] = set()
+        for _ in range(base):
+            self._start(None)
+        self._watcher = threading.Thread(target=self._watch, name="pool-watcher", daemon=True)
+        self._watcher.start()
+
+    def stop_growing(self) -> int:
+        """No thread is started after this; how many there are, at most."""
+        self._closing.set()
+        self._watcher.join()
+        return len(self._threads)
+
+    def _start(self, life_s: float | None) -> None:
+        thread = _Thread(target=lambda: self._work(thread, life_s), name="pool", daemon=True)
+        self._threads.add(thread)
+        thread.start()
+
+    def _work(self, thread: _Thread, life_s: float | None) -> None:
+        end = None if life_s is None else time.monotonic() + life_s
+        while end is None or time.monotonic() < end:
+            work = self._take(None if end is None else max(0.0, end - time.monotonic()))
+            if work is None:
+                break
+            thread.taken += 1
+            thread.is_busy = True
+            work()
+            thread.is_busy = False
+            # 待機中のスレッドが直前の仕事 (大きな配列かもしれない) を抱え続けないようにする。
+            del work
+        self._threads.discard(thread)
+
+    def _watch(self) -> None:
+        before: set[tuple[_Thread, int]] = set()
+        while not self._closing.wait(STALL_S):
+            busy = {(thread, thread.taken) for thread in tuple(self._threads) if thread.is_busy}
+            if busy == before and len(busy) == len(self._threads) < self._limit:
+                self._start(EXTRA_LIFE_S)
+            before = busy
+
+
+class ElasticPool(ThreadPoolExecutor):
+    """ElasticThreads behind the interface of an executor."""
 
     # grpc は ThreadPoolExecutor 型を要求するが、使うのは submit だけである。
     def __init__(self, base: int, limit: int) -> None:
         super().__init__(max_workers=1)
-        self._limit = limit
-        self._threads_alive = 0
-        self._taken = 0
-        self._tasks: SimpleQueue[_Task | None] = SimpleQueue()
-        self._lock = threading.Lock()
-        self._closing = threading.Event()
-        for _ in range(base):
-            self._start_thread(None)
-        self._watcher = threading.Thread(target=self._watch, name="pool-watcher", daemon=True)
-        self._watcher.start()
+        self._queue: SimpleQueue[Work | None] = SimpleQueue()
+        self._elastic = ElasticThreads(self._next, base, limit)
+        self._is_closed = False
 
     def submit(self, fn: Callable[..., Any], /, *args: object, **kwargs: object) -> Future[Any]:
         """As in ThreadPoolExecutor."""
-        if self._closing.is_set():
+        if self._is_closed:
             raise RuntimeError("the pool is shut down")
         future: Future[Any] = Future()
-        self._tasks.put((future, fn, args, kwargs))
+
+        def work() -> None:
+            if not future.set_running_or_notify_cancel():
+                return
+            try:
+                result = fn(*args, **kwargs)
+            except BaseException as error:  # noqa: BLE001 標準の Executor と同じく、すべて Future に渡す
+                future.set_exception(error)
+            else:
+                future.set_result(result)
+
+        self._queue.put(work)
         return future
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Runs what is queued, then ends the threads; `cancel_futures` is not supported and ignored."""
-        self._closing.set()
-        self._watcher.join()
-        with self._lock:
-            alive = self._threads_alive
-        for _ in range(alive):
-            self._tasks.put(None)
+        self._is_closed = True
+        for _ in range(self._elastic.stop_growing()):
+            self._queue.put(None)
 
-    def _start_thread(self, life_s: float | None) -> None:
-        with self._lock:
-            self._threads_alive += 1
-        threading.Thread(target=self._work, args=(life_s,), name="pool", daemon=True).start()
-
-    def _work(self, life_s: float | None) -> None:
-        end = None if life_s is None else time.monotonic() + life_s
-        while end is None or time.monotonic() < end:
-            try:
-                task = self._tasks.get(timeout=None if end is None else max(0.0, end - time.monotonic()))
-            except Empty:
-                break
-            if task is None:
-                break
-            # 競合で数え落としても、値が動きさえすれば監視には足りる。
-            self._taken += 1
-            future, function, args, kwargs = task
-            if future.set_running_or_notify_cancel():
-                try:
-                    result = function(*args, **kwargs)
-                except BaseException as error:  # noqa: BLE001 標準の Executor と同じく、すべて Future に渡す
-                    future.set_exception(error)
-                else:
-                    future.set_result(result)
-            # 待機中のスレッドが直前の結果 (大きな配列かもしれない) を抱え続けないようにする。
-            del task, future, function, args, kwargs
-        with self._lock:
-            self._threads_alive -= 1
-
-    def _watch(self) -> None:
-        seen = -1
-        while not self._closing.wait(STALL_S):
-            taken = self._taken
-            if taken == seen and not self._tasks.empty() and self._threads_alive < self._limit:
-                self._start_thread(EXTRA_LIFE_S)
-            seen = taken
+    def _next(self, timeout_s: float | None) -> Work | None:
+        try:
+            return self._queue.get(timeout=timeout_s)
+        except Empty:
+            return None

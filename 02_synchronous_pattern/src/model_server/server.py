@@ -69,7 +69,9 @@ async def serve(flags: Flags, configuration: Configuration) -> None:
     batcher = Batcher(batching) if batching else None
     # バッチを待つ要求はスレッドを占有する。1つのバッチが満ち、次が溜まり始めるだけのスレッドを始めから置く。
     base = BASE_THREADS if batching is None else max(BASE_THREADS, 2 * batching.max_batch_size)
-    pool = ElasticPool(min(base, flags.grpc_max_threads), flags.grpc_max_threads)
+    max_threads = flags.grpc_max_threads
+    threads = min(base, max_threads)
+    pool = ElasticPool(threads, max_threads)
     inference = Inference(manager, batcher.run) if batcher else Inference(manager)
     models, metrics = ModelService(manager), Metrics()
     prometheus = configuration.monitoring.prometheus_config
@@ -83,7 +85,15 @@ async def serve(flags: Flags, configuration: Configuration) -> None:
         cors=flags.rest_api_enable_cors_support,
         metrics_path=(prometheus.path or DEFAULT_METRICS_PATH) if prometheus.enable else None,
     )
-    grpc_server = GrpcServer(inference, models, metrics, pool, flags.grpc_channel_arguments)
+    grpc_server = GrpcServer(
+        inference,
+        models,
+        metrics,
+        pool,
+        threads=threads,
+        max_threads=max_threads,
+        channel_arguments=flags.grpc_channel_arguments,
+    )
     # ここまでに作られた大量のオブジェクトを、以後のごみ集めの対象から外す。
     gc.collect()
     gc.freeze()

@@ -167,8 +167,26 @@ def encode(array: Array, proto: messages.TensorProto) -> None:
     for size in array.shape:
         proto.tensor_shape.dim.add().size = size
     flat = np.ascontiguousarray(array).reshape(-1)
-    if element.field == "half_val":
-        flat = flat.view(np.uint16)
-    elif element.dtype.kind == "c":
-        flat = flat.view(element.dtype.type(0).real.dtype)
-    getattr(proto, element.field).extend(flat.tolist())
+    if element.field in _FIXED_WIDTH_KEYS:
+        # 要素ごとに Python の数値を作らずに済むように、直列化された形をそのまま読み込ませる。
+        packed = flat.astype(flat.dtype.newbyteorder("<"), copy=False).tobytes()
+        proto.MergeFromString(_FIXED_WIDTH_KEYS[element.field] + _varint(len(packed)) + packed)
+    else:
+        getattr(proto, element.field).extend((flat.view(np.uint16) if element.field == "half_val" else flat).tolist())
+
+
+# 直列化すると、数値をリトルエンディアンで並べただけになるフィールドと、その先頭に付く印。
+_FIXED_WIDTH_KEYS = {
+    field: bytes([messages.TensorProto.DESCRIPTOR.fields_by_name[field].number << 3 | 2])
+    for field in ("float_val", "double_val", "scomplex_val", "dcomplex_val")
+}
+
+
+def _varint(number: int) -> bytes:
+    """A length as protobuf writes it: seven bits to a byte, the lowest first."""
+    encoded = bytearray()
+    while number > 0x7F:
+        encoded.append(number & 0x7F | 0x80)
+        number >>= 7
+    encoded.append(number)
+    return bytes(encoded)

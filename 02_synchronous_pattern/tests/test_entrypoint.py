@@ -1,0 +1,78 @@
+"""tf_serving_entrypoint.sh: what it makes of the environment, and that the server takes its place."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.conftest import PATTERN, Server, free_port, wait_until
+from tests.test_grpc_protocol import predict_request
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+ENTRYPOINT = PATTERN / "tf_serving_entrypoint.sh"
+VARIABLES = ("PORT", "REST_API_PORT", "MODEL_NAME", "MODEL_BASE_PATH")
+
+
+def installed(folder: Path, script: str) -> dict[str, str]:
+    """An environment without the variables, in which `script` is the command tensorflow_model_server."""
+    command = folder / "tensorflow_model_server"
+    command.write_text(f"#!/usr/bin/env bash\n{script}\n")
+    command.chmod(0o755)
+    kept = {name: value for name, value in os.environ.items() if name not in VARIABLES}
+    return kept | {"PATH": f"{folder}:{os.environ['PATH']}"}
+
+
+@pytest.mark.parametrize(
+    ("variables", "arguments", "flags"),
+    [
+        pytest.param(
+            {},
+            [],
+            ["--port=8500", "--rest_api_port=8501", "--model_name=iris", "--model_base_path=/models/iris"],
+            id="defaults",
+        ),
+        pytest.param(
+            {"PORT": "1", "REST_API_PORT": "2", "MODEL_NAME": "a", "MODEL_BASE_PATH": "/with space"},
+            ["--enable_batching", "--flag=two words"],
+            [
+                *("--port=1", "--rest_api_port=2", "--model_name=a", "--model_base_path=/with space"),
+                *("--enable_batching", "--flag=two words"),
+            ],
+            id="environment and further flags",
+        ),
+    ],
+)
+def test_flags(tmp_path: Path, variables: dict[str, str], arguments: list[str], flags: list[str]) -> None:
+    environment = installed(tmp_path, """printf '%s\\n' "$@" """) | variables
+    done = subprocess.run([ENTRYPOINT, *arguments], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == flags
+
+
+def test_the_server_takes_its_place_and_gets_its_signals(models: Path, tmp_path: Path) -> None:
+    port, rest_port = free_port(), free_port()
+    environment = installed(tmp_path, f'exec {sys.executable} -m src.model_server "$@"') | {
+        "PORT": str(port),
+        "REST_API_PORT": str(rest_port),
+        "MODEL_NAME": "half",
+        "MODEL_BASE_PATH": str(models / "half_plus_two"),
+    }
+    log = tmp_path / "log"
+    with log.open("w") as output:
+        process = subprocess.Popen([ENTRYPOINT], cwd=PATTERN, env=environment, stderr=output)
+    server = Server(f"127.0.0.1:{port}", f"http://127.0.0.1:{rest_port}", process, log)
+    try:
+        wait_until(server.is_up)
+        assert server.states("half") == {"123": "AVAILABLE"}
+        answer = server.predictions.Predict(predict_request("half", x=[2.0]), timeout=30)
+        assert list(answer.outputs["y"].float_val) == [3.0]
+        assert server.terminate() == 0
+    finally:
+        process.kill()
+        server.channel.close()
+        server.session.close()
