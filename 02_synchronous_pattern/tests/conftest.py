@@ -132,12 +132,23 @@ class Build:
 
 
 @pytest.fixture(scope="session")
-def build(tmp_path_factory: pytest.TempPathFactory) -> Build:
-    """A run of the real build script: version 7 of the Iris model."""
+def building(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[subprocess.Popen[str], Path]]:
+    """A run of the real build script, started early: it trains while this process imports TensorFlow."""
     base_path = tmp_path_factory.mktemp("build") / "iris"
     command = [sys.executable, "build_model.py", f"--output={base_path}", "--version=7"]
-    done = subprocess.run(command, cwd=PATTERN, check=True, capture_output=True, text=True)
-    return Build(done.stdout, base_path)
+    with subprocess.Popen(
+        command, cwd=PATTERN, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as process:
+        yield process, base_path
+
+
+@pytest.fixture(scope="session")
+def build(building: tuple[subprocess.Popen[str], Path]) -> Build:
+    """The finished build: version 7 of the Iris model."""
+    process, base_path = building
+    output, _ = process.communicate()
+    assert process.returncode == 0
+    return Build(output, base_path)
 
 
 @pytest.fixture(scope="session")
@@ -167,7 +178,9 @@ model_config_list {{
 
 
 @pytest.fixture(scope="session")
-def server(models: Path, iris_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def server(
+    building: object, models: Path, iris_model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Server]:
     """Our server with every test model, metrics and CORS."""
     folder = tmp_path_factory.mktemp("server")
     config, monitoring = folder / "models.config", folder / "monitoring.config"

@@ -64,7 +64,9 @@ def test_the_server_takes_its_place_and_gets_its_signals(models: Path, tmp_path:
     }
     log = tmp_path / "log"
     with log.open("w") as output:
-        process = subprocess.Popen([ENTRYPOINT], cwd=PATTERN, env=environment, stderr=output)
+        # 0 は「起動時に一度だけ調べる」という意味で、それでも最初のバージョンは読み込まれる。
+        command = [str(ENTRYPOINT), "--file_system_poll_wait_seconds=0"]
+        process = subprocess.Popen(command, cwd=PATTERN, env=environment, stderr=output)
     server = Server(f"127.0.0.1:{port}", f"http://127.0.0.1:{rest_port}", process, log)
     try:
         wait_until(server.is_up)

@@ -297,13 +297,6 @@ def test_a_poll_period_of_zero_is_no_polling() -> None:
     assert calls["never"] == 0
 
 
-def test_with_a_poll_period_of_zero_the_first_version_is_served(models: Path, tmp_path: Path) -> None:
-    flags = ["--model_name=m", f"--model_base_path={models}/half_plus_two", "--file_system_poll_wait_seconds=0"]
-    with running(tmp_path, *flags) as server:
-        assert server.states("m") == {"123": "AVAILABLE"}
-        assert server.terminate() == 0
-
-
 def test_version_flag() -> None:
     done = subprocess.run(command("--version"), cwd=PATTERN, check=True, capture_output=True, text=True)
     assert done.stdout.splitlines() == [

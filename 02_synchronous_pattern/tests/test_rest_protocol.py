@@ -164,8 +164,8 @@ def test_base64_without_padding_and_with_white_space(server: Server) -> None:
 @pytest.mark.parametrize(
     ("name", "values"),
     [
-        ("float32", [1.5, -2, 0.1]),
-        ("float64", [1e300, 0.1]),
+        ("float32", [1.5, -2, 0.1, 16777215, -1e30]),
+        ("float64", [1e300, 0.1, 9007199254740991, 1e22]),
         ("int8", [-128, 127]),
         ("uint8", [0, 255]),
         ("int16", [-32768]),
@@ -220,6 +220,21 @@ def test_nan_and_infinity_in_and_out(server: Server) -> None:
         ("several", '{"instances": [1]}', "instances is a plain list, but expecting list of objects as multiple"),
         ("several", '{"inputs": [1]}', "inputs is a plain value/list, but expecting an object as multiple input"),
         ("several", '{"instances": [{"tag": "a"}]}', "keys must be equal to: sensor,signal,tag"),
+        (
+            "half_plus_two",
+            '{"instances": [1e39]}',
+            "Cannot convert JSON value: 1e+39 to float without loss of precision.",
+        ),
+        (
+            "half_plus_two",
+            '{"inputs": [16777216]}',
+            "Cannot convert JSON value: 16777216 to float without loss of prec",
+        ),
+        (
+            "types",
+            '{"signature_name": "float64", "inputs": [9007199254740992]}',
+            "to double without loss of precision.",
+        ),
         ("types", '{"signature_name": "int8", "instances": [1000]}', "is not of expected type: int8"),
         ("types", '{"signature_name": "int32", "instances": [1.0]}', "JSON Value: 1.0 Type: Number is not of expected"),
         ("types", '{"signature_name": "float64", "instances": [1' + "0" * 5000 + "]}", "JSON Parse error: "),

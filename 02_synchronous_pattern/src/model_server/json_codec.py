@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import math
 import re
 from itertools import chain
 from typing import TYPE_CHECKING, Any, cast
@@ -232,7 +233,25 @@ def _leaves_to_array(leaves: list[Any], element: ElementType, shape: list[int]) 
     if not accepted:
         return None
     with np.errstate(over="ignore"):
-        return np.array(leaves, element.dtype).reshape(shape)
+        flat: Array = np.array(leaves, element.dtype)
+    limits = _LOSSLESS.get(element.name)
+    # 絶対値が小さければ精度は失われない。そうでないときだけ、1つずつ調べる。
+    if limits and (np.abs(flat) > limits[0]).any() and not all(_is_lossless(leaf, *limits) for leaf in leaves):
+        return None
+    return flat.reshape(shape)
+
+
+# TensorFlow Serving が受け入れる、整数と実数それぞれの絶対値の上限。
+_LOSSLESS = {
+    "float": (2**24 - 1, float(np.finfo(np.float32).max)),
+    "double": (2**53 - 1, float(np.finfo(np.float64).max)),
+}
+
+
+def _is_lossless(value: float, max_integer: int, max_real: float) -> bool:
+    if isinstance(value, int):
+        return abs(value) <= max_integer
+    return not math.isfinite(value) or abs(value) <= max_real
 
 
 def _to_bytes(leaf: JsonValue) -> bytes:
@@ -298,6 +317,8 @@ def _check_values(value: JsonValue, level: int, shape: tuple[int, ...], data_typ
         except binascii.Error:
             raise invalid("Unable to base64 decode") from None
     elif _dense_array(value, data_type) is None:
+        if element.name in _LOSSLESS and type(value) in (int, float):
+            raise invalid(f"Cannot convert JSON value: {_text(value)} to {element.name} without loss of precision.")
         raise invalid(f"JSON Value: {_text(value)} Type: {_type_text(value)} is not of expected type: {element.name}")
     return 1
 

@@ -70,7 +70,14 @@ class UnaryCalls:
     def _next(self, timeout_s: float | None) -> Callable[[], None] | None:
         event = self._queue.poll(None if timeout_s is None else time.time() + timeout_s)
         # 時間切れや終了の知らせには、続きの処理を表すタグがない。
-        return None if event.tag is None else partial(event.tag, event)
+        return None if event.tag is None else partial(self._handle, event)
+
+    def _handle(self, event: Any) -> None:
+        try:
+            event.tag(event)
+        except Exception:
+            # 1つの呼び出しの失敗で、スレッドを失ってはならない。
+            log.exception("event_failed")
 
     def _request_call(self, method: str) -> None:
         self._core.request_registered_call(self._queue, self._queue, method, partial(self._on_call, method))
@@ -94,7 +101,9 @@ class UnaryCalls:
             answer = behavior(request)
         operations = [
             cygrpc.SendInitialMetadataOperation(None, NO_FLAGS),
-            cygrpc.SendStatusFromServerOperation(None, int(answer.code), answer.details.encode(), NO_FLAGS),
+            cygrpc.SendStatusFromServerOperation(
+                None, int(answer.code), answer.details.encode(errors="replace"), NO_FLAGS
+            ),
             cygrpc.ReceiveCloseOnServerOperation(NO_FLAGS),
         ]
         if answer.code is Code.OK:
