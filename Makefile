@@ -30,9 +30,10 @@ test: setup  ## Run all tests that need no Docker, with coverage
 test-compose: setup  ## Build the images, run the end-to-end tests against docker compose, remove all of it
 	@scripts/test_compose.sh $(PATTERNS)
 
-chaos: setup  ## Kill workers, the model server and Redis under 2,000 jobs of pattern 03, and count what is lost
+chaos: setup  ## Kill workers, the model server and Redis under 2,000 jobs of 03, count what is lost; draw 200,000 ids
 	@cd 03_asynchronous_pattern && CHAOS_JOBS=2000 CHAOS_KILLS=30 CHAOS_TF_SERVING_AWAY_S=5 \
 		../$(PYTHON_IN) -m pytest tests/e2e/test_faults.py -s
+	@cd common && CHAOS_IDS=200000 ../$(PYTHON_IN) -m pytest tests/test_queue.py -k share_an_id
 
 lint: setup  ## ruff, black --check, mypy, and pip-audit where its data can be reached
 	@scripts/lint.sh

@@ -14,8 +14,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import AsyncIterator, Mapping
+from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 
 import httpx
@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from scripts.bench.load import Load
-from serving_common.queue import Job, JobKeys, JobQueue, Worker
+from serving_common.queue import JobKeys, JobQueue
 from serving_common.testing import Process, free_port, running
 from serving_common.testing_redis import RedisServer, redis_binary
 
@@ -85,19 +85,14 @@ class Bench:
         return Redis(port=self.redis.port)
 
 
-def load(url: str, connections: int, seconds: float, body: str | None = None) -> Load:
+def load(url: str, connections: int, seconds: float, *more: str) -> Load:
     """One run of the load generator, in a process of its own."""
-    command = [
-        sys.executable,
-        "-m",
-        "scripts.bench.load",
-        url,
-        str(connections),
-        str(seconds),
-        *([body] if body else []),
-    ]
+    command = [sys.executable, "-m", "scripts.bench.load", url, str(connections), str(seconds), *more]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    return Load(**json.loads(done.stdout))
+    measured = Load(**json.loads(done.stdout))
+    if measured.failed:
+        sys.exit(f"{measured.failed} requests to {url} failed")
+    return measured
 
 
 async def fill(redis: Redis, jobs: int) -> None:
@@ -149,38 +144,15 @@ async def floor_per_second(bench: Bench, jobs: int) -> float:
                 await pipeline.execute()
 
 
-async def paced(bench: Bench, rate: float, seconds: float, *, until_completed: bool) -> tuple[float, float]:
-    """p50 and p99 in ms of POST /predict, or of POST to completed, at so many requests per second."""
-    latencies: list[float] = []
-    limits = httpx.Limits(max_keepalive_connections=100)
-    async with httpx.AsyncClient(base_url=bench.proxy, limits=limits, trust_env=False, timeout=30) as client:
-
-        async def one() -> None:
-            started = time.perf_counter()
-            job_id = (await client.post("/predict", content=BODY, headers=JSON)).json()["job_id"]
-            if until_completed:
-                job = (await client.get(f"/job/{job_id}?wait=30")).json()
-                assert job["status"] == "completed", job  # noqa: S101 - a measurement of failures is none
-            latencies.append(time.perf_counter() - started)
-
-        await asyncio.gather(*(one() for _ in range(8)))  # connections are open before the clock runs
-        latencies.clear()
-        begun = time.perf_counter()
-        async with asyncio.TaskGroup() as tasks:
-            for number in range(int(rate * seconds)):
-                await asyncio.sleep(max(0, begun + number / rate - time.perf_counter()))
-                tasks.create_task(one())
-    return statistics.median(latencies) * 1000, statistics.quantiles(latencies, n=100)[98] * 1000
-
-
-JSON = {"Content-Type": "application/json"}
-
-
 async def measure(bench: Bench, seconds: float, jobs: int) -> Table:
     table = Table("what", "figure", "p50 ms", "p99 ms", "target")
 
     def row(what: str, figure: str = "", p50: float | None = None, p99: float | None = None, target: str = "") -> None:
         table.add_row(what, figure, *(f"{each:.1f}" if each is not None else "" for each in (p50, p99)), target)
+
+    def latency(what: str, run: Load, target_ms: float) -> None:
+        p50, p99 = (run.percentile(percent) * 1000 for percent in (50, 99))
+        row(what, f"{run.rate:,.0f}/s", p50, p99, f"p99 < {target_ms} ms")
 
     runs: dict[str, list[Load]] = {bench.bare: [], bench.proxy: []}
     for _ in range(3):
@@ -208,23 +180,15 @@ async def measure(bench: Bench, seconds: float, jobs: int) -> Table:
     row("2 workers, model server", f"{two:,.0f} jobs/s ({two / one:.2f} x)")
 
     workers = bench.start_workers(1)
-    row(
-        "POST → completed at 50/s", "", *await paced(bench, 50, seconds * 2, until_completed=True), target="p99 < 20 ms"
-    )
-    row(
-        "POST /predict at 100/s", "", *await paced(bench, 100, seconds * 2, until_completed=False), target="p99 < 20 ms"
-    )
-    async with httpx.AsyncClient(base_url=bench.proxy, trust_env=False, timeout=30) as client:
-        job_id = (await client.post("/predict", content=BODY, headers=JSON)).json()["job_id"]
-        await client.get(f"/job/{job_id}?wait=10")
+    post = f"{bench.proxy}/predict"
+    completed = load(post, 8, seconds * 2, BODY, "--rate", "50", "--then", "/job/{}?wait=30")
+    latency("POST → completed at 50/s", completed, 20)
+    latency("POST /predict at 100/s", load(post, 8, seconds * 2, BODY, "--rate", "100"), 20)
+    async with httpx.AsyncClient(base_url=bench.proxy, trust_env=False, timeout=40) as client:
+        job_id = (await client.post("/predict/test")).json()["job_id"]
+        await client.get(f"/job/{job_id}?wait=30")
     get = load(f"{bench.proxy}/job/{job_id}", 4, seconds)
-    row(
-        "GET /job, 4 connections",
-        f"{get.rate:,.0f}/s",
-        get.percentile(50) * 1000,
-        get.percentile(99) * 1000,
-        "p99 < 10 ms",
-    )
+    latency("GET /job, 4 connections", get, 10)
     for worker in workers:
         worker.stop()
     return table
@@ -259,26 +223,23 @@ def serve_bare() -> None:
 
 
 def serve_stub() -> None:
-    """A worker's own cost: queue and results as ever, a constant instead of the call to the model server."""
-    import uvloop
-    from src.jobs import read_rows
+    """The whole worker, with a constant instead of the call to the model server."""
+    from src.configurations import TfServingSettings, WorkerSettings
+    from src.worker.main import create_app
 
-    async def work(worker: Worker) -> None:
-        while jobs := await worker.claim(BATCH, wait_s=2):
-            await worker.complete([(job.id, _constant(job)) for job in jobs])
+    from serving_common.service import serve
+    from serving_common.settings import load
 
-    def _constant(job: Job) -> bytes:
-        read_rows(job)
-        return RESULT
+    class Constant:
+        async def predict(self, rows: list[list[float]]) -> list[list[float]]:
+            return [[0.97, 0.02, 0.01]] * len(rows)
 
-    async def run() -> None:
-        async with Redis(port=int(os.environ["REDIS_PORT"])) as redis:
-            worker = Worker(redis, JobKeys("queue:predict"))
-            await asyncio.gather(work(worker), work(worker))
-            await worker.leave()
-            await asyncio.Event().wait()
+    @asynccontextmanager
+    async def constant(_: TfServingSettings) -> AsyncIterator[Constant]:
+        yield Constant()
 
-    uvloop.run(run())
+    settings = load(WorkerSettings)
+    serve(create_app(settings, constant), "worker", settings)
 
 
 def main() -> None:

@@ -2,8 +2,8 @@
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Iterable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 
 import structlog
 from fastapi import FastAPI, Response
@@ -12,21 +12,23 @@ from serving_common.queue import JobQueue, QueueUnavailable, Worker, connect
 from serving_common.service import create_service, serve
 from serving_common.settings import load
 from src import metrics
-from src.configurations import WorkerSettings
+from src.configurations import TfServingSettings, WorkerSettings
 from src.tf_serving import open_tf_serving
-from src.worker.consumer import Consumer
+from src.worker.consumer import Consumer, Model
+
+OpenModel = Callable[[TfServingSettings], AbstractAsyncContextManager[Model]]
 
 log = structlog.get_logger()
 
 
-def create_app(settings: WorkerSettings) -> FastAPI:
+def create_app(settings: WorkerSettings, open_model: OpenModel = open_tf_serving) -> FastAPI:
     """A service whose lifespan does the work: it ends, as every service does, by finishing what it has in hand."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
             redis = await stack.enter_async_context(connect(settings))
-            model = await stack.enter_async_context(open_tf_serving(settings))
+            model = await stack.enter_async_context(open_model(settings))
             worker = Worker(
                 redis,
                 settings.keys,
