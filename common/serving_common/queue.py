@@ -225,6 +225,10 @@ class JobQueue:
                 with suppress(TimeoutError):
                     await asyncio.wait_for(ended.wait(), min(left, 1))
 
+    async def close(self) -> None:
+        """Stop listening for the ends of jobs; to be called before the client is closed."""
+        await self._ends.close()
+
     async def cancel(self, job_id: JobId) -> None:
         """A job that is being processed is not interrupted, but its result is thrown away.
 

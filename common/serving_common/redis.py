@@ -83,6 +83,16 @@ def backoff_s(attempt: int, *, base_s: float = 0.05, cap_s: float = 2.0) -> floa
     return random.uniform(0.5, 1) * min(cap_s, base_s * 2.0 ** min(attempt, 16))  # noqa: S311 - no secret
 
 
+async def cancel(*tasks: asyncio.Task[None]) -> None:
+    """Returns once these tasks, which talk to Redis, have ended; their errors are not raised."""
+    left = set(tasks)
+    while left:
+        for task in left:
+            task.cancel()
+        # Again and again: redis-py sends within asyncio.wait_for, which may swallow it on Python 3.11.
+        _, left = await asyncio.wait(left, timeout=0.1)
+
+
 @dataclass(frozen=True, slots=True)
 class RedisInfo:
     """How Redis itself is; `expired` counts keys since its start."""
@@ -106,6 +116,7 @@ class Notices:
         self._channel = channel
         self._waiting: dict[str, list[asyncio.Event]] = {}
         self._starting = asyncio.Lock()
+        self._listener: asyncio.Task[None] | None = None
         self._is_listening = False
         self._listen_until = 0.0
 
@@ -132,6 +143,11 @@ class Notices:
                 await or_unavailable(messages.get_message(timeout=1))  # confirms the subscription
                 self._is_listening = True
                 self._listener = asyncio.create_task(self._hear(messages, stack.pop_all()))
+
+    async def close(self) -> None:
+        """Listen no longer; to be called before the client is closed."""
+        if self._listener is not None:
+            await cancel(self._listener)
 
     async def _hear(self, messages: Any, stack: AsyncExitStack) -> None:
         async with stack:

@@ -53,8 +53,10 @@ async def redis(server: RedisServer) -> AsyncIterator[Redis]:
 
 
 @pytest.fixture
-def queue(redis: Redis) -> JobQueue:
-    return JobQueue(redis, KEYS)
+async def queue(redis: Redis) -> AsyncIterator[JobQueue]:
+    queue = JobQueue(redis, KEYS)
+    yield queue
+    await queue.close()
 
 
 @pytest.fixture
