@@ -42,7 +42,9 @@ class WorkerSettings(HttpSettings, QueueSettings, TfServingSettings):
 
     port: int = Field(9100, ge=0, le=65535, description="Port of its /metrics and /health.")
     num_workers: PositiveInt = Field(2, description="Batches that one process has in hand at the same time.")
-    batch_size: PositiveInt = Field(32, description="Jobs in one Predict call, at most; there is no waiting for more.")
+    batch_size: int = Field(
+        32, ge=1, le=1024, description="Jobs in one Predict call, at most; there is no waiting for more."
+    )
     max_retries: NonNegativeInt = Field(3, description="A failed inference is tried again so often.")
     heartbeat_s: PositiveInt = Field(10, description="A worker that is silent for so long is dead: its jobs return.")
     overdue_s: NonNegativeFloat = Field(

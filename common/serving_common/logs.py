@@ -6,6 +6,10 @@ is one, `duration_ms`, and what else the event is about.
 
 import logging
 import sys
+from collections.abc import Callable
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any
 
 import orjson
 import structlog
@@ -27,37 +31,40 @@ def configure(component: str, settings: Settings) -> None:
         return event
 
     is_terminal = sys.stdout.isatty()
-    console = settings.log_format is LogFormat.CONSOLE or (settings.log_format is LogFormat.AUTO and is_terminal)
+    is_console = settings.log_format is LogFormat.CONSOLE or (settings.log_format is LogFormat.AUTO and is_terminal)
     level = logging.getLevelNamesMapping()[settings.log_level.upper()]
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
-        structlog.processors.TimeStamper(fmt="%Y-%m-%dT%H:%M:%S.%fZ", utc=True),
         structlog.processors.add_log_level,
         add_component,
     ]
-    rendering: list[Processor]
-    if console:
-        # The default, where rich is installed, takes seconds for a traceback and prints local variables: secrets too.
-        plain = structlog.dev.plain_traceback
-        rendering = [structlog.dev.ConsoleRenderer(colors=is_terminal, exception_formatter=plain)]
-    else:
-        rendering = [
-            structlog.processors.format_exc_info,
-            _specified_names,
-            structlog.processors.JSONRenderer(serializer=lambda event, **_: orjson.dumps(event, default=repr).decode()),
-        ]
+    # A worker writes thousands of lines per second: JSON goes out as the bytes that orjson makes, its time included.
+    as_json = partial(orjson.dumps, default=repr, option=orjson.OPT_UTC_Z)
+
+    def rendering(serialize: Callable[[Any], str | bytes]) -> list[Processor]:
+        if is_console:
+            stamp = structlog.processors.TimeStamper(fmt="%Y-%m-%dT%H:%M:%S.%fZ", utc=True)
+            # The default, where rich is installed, takes seconds for a traceback and prints local variables: secrets too.
+            plain = structlog.dev.plain_traceback
+            return [stamp, structlog.dev.ConsoleRenderer(colors=is_terminal, exception_formatter=plain)]
+        return [structlog.processors.format_exc_info, _specified_names, lambda _, __, event: serialize(event)]
 
     structlog.configure(
-        processors=[*shared, *rendering],
+        processors=[*shared, *rendering(as_json)],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.WriteLoggerFactory(sys.stdout),
+        logger_factory=(
+            structlog.WriteLoggerFactory(sys.stdout) if is_console else structlog.BytesLoggerFactory(sys.stdout.buffer)
+        ),
         cache_logger_on_first_use=True,
     )
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *rendering],
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                *rendering(lambda event: as_json(event).decode()),
+            ],
         )
     )
     logging.basicConfig(handlers=[handler], level=max(level, logging.WARNING), force=True)
@@ -66,7 +73,7 @@ def configure(component: str, settings: Settings) -> None:
 def _specified_names(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
     """The fields that every line has come first, under the names that the specifications give them."""
     first = {
-        "timestamp": event.pop("timestamp"),
+        "timestamp": datetime.now(UTC),
         "level": event.pop("level").upper(),
         "component": event.pop("component"),
         "action": event.pop("event"),

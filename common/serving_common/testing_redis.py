@@ -52,8 +52,10 @@ class RedisServer:
     def keys_for_ever(self) -> list[str]:
         """The keys without a TTL, but for the queues' own lists."""
         with Redis(port=self.port, decode_responses=True) as client:
-            return [
-                key
-                for key in client.scan_iter(count=1000)
-                if client.ttl(key) == -1 and not (key.startswith("queue:") and client.type(key) == "list")
-            ]
+            keys = list(client.scan_iter(count=1000))
+            with client.pipeline(transaction=False) as pipeline:
+                for key in keys:
+                    pipeline.ttl(key)
+                lifetimes = pipeline.execute()
+            for_ever = [key for key, lifetime in zip(keys, lifetimes, strict=True) if lifetime == -1]
+            return [key for key in for_ever if not (key.startswith("queue:") and client.type(key) == "list")]

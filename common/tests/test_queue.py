@@ -2,13 +2,14 @@
 
 import asyncio
 import itertools
+import os
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
 import pytest
 from redis.asyncio import Redis
 
-from serving_common.errors import Conflict, InvalidInput, Overloaded
+from serving_common.errors import Conflict, InvalidInput, Overloaded, StartupError
 from serving_common.queue import (
     POISON,
     Job,
@@ -27,6 +28,7 @@ from serving_common.queue import (
 from serving_common.testing_redis import RedisServer, redis_binary
 
 KEYS = JobKeys("queue:predict")
+IDS = int(os.environ.get("CHAOS_IDS", "10000"))
 PENDING, PROCESSING, COMPLETED, FAILED, CANCELLED = JobStatus
 
 
@@ -51,8 +53,10 @@ async def redis(server: RedisServer) -> AsyncIterator[Redis]:
 
 
 @pytest.fixture
-def queue(redis: Redis) -> JobQueue:
-    return JobQueue(redis, KEYS)
+async def queue(redis: Redis) -> AsyncIterator[JobQueue]:
+    queue = JobQueue(redis, KEYS)
+    yield queue
+    await queue.close()
 
 
 @pytest.fixture
@@ -74,11 +78,27 @@ async def status(queue: JobQueue, job_id: JobId) -> JobStatus:
     return (await queue.get(job_id)).status
 
 
+async def run_all(worker: Worker) -> list[list[str]]:
+    """The batches in which a worker completes all that waits."""
+    batches = []
+    while jobs := await worker.claim(32, wait_s=0.05):
+        await worker.complete([(job.id, b"r") for job in jobs])
+        batches.append(seen(jobs))
+    return batches
+
+
 async def until(condition: Callable[[], Awaitable[object]]) -> None:
     """Redis has no event for these conditions, so they are looked at again and again."""
     async with asyncio.timeout(20):
         while not await condition():  # noqa: ASYNC110 - see above
             await asyncio.sleep(0.02)
+
+
+def nobody_listens(redis: Redis) -> Callable[[], Awaitable[bool]]:
+    async def nobody() -> bool:
+        return not await redis.pubsub_channels()
+
+    return nobody
 
 
 async def until_waiting(queue: JobQueue, jobs: int) -> None:
@@ -107,15 +127,28 @@ class TestEnqueue:
         assert await queue.data(JobId("aaaaaa")) == b"1"
 
     async def test_no_two_of_many_jobs_share_an_id(self, redis):
-        queue = JobQueue(redis, KEYS, max_length=100_000)
+        queue = JobQueue(redis, KEYS, max_length=IDS)
+        crowd = [secrets.token_hex(3) for _ in range(200_000 - IDS)]
+        for start in range(0, len(crowd), 5000):
+            keys = [KEYS.status.replace("{}", each) for each in crowd[start : start + 5000]]
+            await redis.eval("for _, key in ipairs(KEYS) do redis.call('SET', key, '', 'EX', 60) end", len(keys), *keys)
 
         async def some() -> list[JobId]:
-            return await enqueue(queue, *["1"] * 625)
+            return await enqueue(queue, *["1"] * (IDS // 16))
 
-        ids = list(itertools.chain.from_iterable(await asyncio.gather(*(some() for _ in range(16)))))
+        drawn = list(itertools.chain.from_iterable(await asyncio.gather(*(some() for _ in range(16)))))
 
-        # Of 10,000 ids of six hexadecimal characters drawn without a look, three are there twice on average.
-        assert len(ids) == len(set(ids)) == await redis.llen("queue:predict")
+        # Drawn without a look, of 200,000 ids of six hexadecimal characters 1,200 would be there twice on average.
+        assert len(drawn) == len(set(drawn)) == await redis.llen("queue:predict")
+        assert set(crowd).isdisjoint(drawn)
+        await redis.flushall()  # a look at the TTL of each would take longer than all this
+
+    async def test_no_more_than_fit_are_accepted_however_many_come_at_once(self, redis):
+        queue = JobQueue(redis, KEYS, max_length=10)
+        outcomes = await asyncio.gather(*(queue.enqueue(b"1") for _ in range(100)), return_exceptions=True)
+
+        assert sum(isinstance(each, Overloaded) for each in outcomes) == 90
+        assert await redis.llen("queue:predict") == 10
 
     async def test_refuses_when_the_queue_is_full(self, redis):
         queue = JobQueue(redis, KEYS, max_length=2)
@@ -133,6 +166,12 @@ class TestEnqueue:
         with pytest.raises(InvalidInput) as refused:
             await queue.enqueue(b"2", idempotency_key="k")
         assert refused.value.errors[0]["field"] == "Idempotency-Key"
+
+    async def test_one_idempotency_key_many_times_at_once_is_one_job(self, queue):
+        ids = await asyncio.gather(*(queue.enqueue(b"1", idempotency_key="k") for _ in range(50)))
+
+        assert len(set(ids)) == 1
+        assert (await queue.stats()).normal == 1
 
     async def test_an_id_is_given_out_only_once_redis_has_the_job(self, redis, queue):
         await enqueue(queue, "warm")
@@ -185,6 +224,13 @@ class TestClaim:
         assert await worker.claim(32, wait_s=0.05) == []
         assert await redis.llen(f"queue:predict:processing:{worker.id}") == 0
 
+    async def test_a_job_whose_data_has_expired_ends(self, redis, queue, worker):
+        (job_id,) = await enqueue(queue, "1")
+        await redis.delete(f"job:{job_id}:data")
+
+        assert await worker.claim(32, wait_s=0.05) == []
+        assert (await queue.get(job_id)).error == "The input has expired"
+
     async def test_high_goes_before_normal(self, queue, worker):
         await enqueue(queue, "n1", "n2")
         await enqueue(queue, "h1", "h2", priority=Priority.HIGH)
@@ -216,19 +262,42 @@ class TestEnd:
         assert (state.status, state.result) == (COMPLETED, b"r")
         assert (await queue.stats()).processing == 0
 
-    async def test_the_claim_is_dropped_only_once_the_result_is_stored(self, redis, queue, worker):
+    async def test_the_claim_is_dropped_only_once_the_result_is_stored(self, redis, server, queue, worker):
         (job_id,) = await enqueue(queue, "1")
         await worker.claim(1)
-        await worker.complete([])  # so that Redis knows the script
-        await redis.config_set("maxmemory", 1)
-        try:
+        rights = ["on", "nopass", "+@all", "&*", "~queue:*", "~job:*:data", "~job:*:status"]
+        await redis.execute_command("ACL", "SETUSER", "no-results", *rights)
+        async with Redis(port=server.port, username="no-results", password="") as refused:
+            unable = Worker(refused, KEYS)
+            unable.id = worker.id
             with pytest.raises(QueueUnavailable):
-                await worker.complete([(job_id, b"r")])
-        finally:
-            await redis.config_set("maxmemory", 0)
+                await unable.complete([(job_id, b"r")])
 
         assert (await queue.stats()).processing == 1
         assert await worker.complete([(job_id, b"r")]) == {job_id}
+
+    async def test_a_full_redis_takes_no_new_jobs_and_finishes_the_others(self, redis, queue, worker):
+        first, second = await enqueue(queue, "1", "2")
+        await worker.claim(1)
+        await redis.config_set("maxmemory", 1)
+        try:
+            with pytest.raises(QueueUnavailable):
+                await enqueue(queue, "3")
+            assert await worker.complete([(first, b"r")]) == {first}
+            assert seen(await worker.claim(1)) == ["2"]
+            await worker.fail(second, "no")
+        finally:
+            await redis.config_set("maxmemory", 0)
+
+        assert [await status(queue, each) for each in (first, second)] == [COMPLETED, FAILED]
+
+    async def test_a_read_only_redis_is_unavailable(self, redis, queue):
+        await redis.replicaof("127.0.0.1", 1)
+        try:
+            with pytest.raises(QueueUnavailable):
+                await enqueue(queue, "1")
+        finally:
+            await redis.replicaof("NO", "ONE")
 
     @pytest.mark.parametrize("data", [pytest.param(True, id="deleted"), pytest.param(False, id="kept")])
     async def test_the_data_can_go_with_the_end(self, redis, queue, data):
@@ -284,6 +353,19 @@ class TestEnd:
         async with asyncio.timeout(10):
             assert (await waiting).result == b"r"
 
+    async def test_however_many_wait_they_need_one_connection(self, redis, queue, worker):
+        (job_id,) = await enqueue(queue, "1")
+        await worker.claim(1)
+        waiting = [asyncio.create_task(queue.wait(job_id, 30)) for _ in range(200)]
+        await until(redis.pubsub_channels)
+        waiting.pop().cancel()
+        assert [count for _, count in await redis.pubsub_numsub("queue:predict:ended")] == [1]
+        await worker.complete([(job_id, b"r")])
+
+        async with asyncio.timeout(10):
+            assert {(await each).result for each in waiting} == {b"r"}
+            await until(nobody_listens(redis))
+
     async def test_wait_returns_when_the_time_is_over(self, queue):
         (job_id,) = await enqueue(queue, "1")
 
@@ -321,6 +403,37 @@ class TestTrouble:
         assert (state.status, state.error) == (FAILED, "no")
         assert await queue.dead() == [bad]
 
+    async def test_who_was_in_hand_beside_a_poison_job_is_not_taken_for_one(self, queue, worker):
+        ids = await enqueue(queue, "innocent", "poison", "innocent")
+        while not (await queue.get(ids[1])).status.is_final:
+            in_hand = [await worker.claim(32, wait_s=0.05) for _ in range(3)]  # as by several tasks at once
+            if any("poison" in seen(jobs) for jobs in in_hand):
+                await worker.suspect([job for jobs in in_hand for job in jobs])
+            else:
+                await worker.complete([(job.id, b"r") for jobs in in_hand for job in jobs])
+            await enqueue(queue, "later")
+        await run_all(worker)
+
+        assert [await status(queue, each) for each in ids] == [COMPLETED, FAILED, COMPLETED]
+
+    async def test_a_worker_that_was_only_paused_changes_nothing(self, redis, queue, worker):
+        paused = Worker(redis, KEYS)
+        first, second = await enqueue(queue, "1", "2")
+        jobs = await paused.claim(2)
+        await redis.delete(f"queue:predict:heartbeat:{paused.id}")
+        living = asyncio.create_task(worker.keep_alive())
+        await until_waiting(queue, 2)
+        living.cancel()
+        again = await worker.claim(1)
+
+        assert await paused.complete([(first, b"paused")]) == {first}
+        await paused.retry(jobs[1:], "late")
+        assert (await queue.stats()).normal == 1
+        assert await worker.complete([(job.id, b"again") for job in again]) == set()
+        assert await run_all(worker) == [["2"]]
+        assert (await queue.get(first)).result == b"paused"
+        assert (await queue.get(second)).result == b"r"
+
     async def test_a_failed_job_can_be_replayed_or_purged(self, redis, queue, worker):
         first, second = await enqueue(queue, "1", "2")
         for job in await worker.claim(2):
@@ -344,7 +457,7 @@ class TestTrouble:
         living.cancel()
 
         # Each alone: one of them may be what killed the worker.
-        assert [seen(await worker.claim(32)) for _ in range(3)] == [["1"], ["2"], ["3"]]
+        assert await run_all(worker) == [["1"], ["2"], ["3"]]
         assert worker.is_alive
         assert (await queue.stats()).workers == 1
 
@@ -410,6 +523,7 @@ class TestOverview:
         listed, cursor = [], None
         while True:
             page, cursor = await queue.page(2, cursor)
+            await enqueue(queue, "meanwhile")
             listed += [entry.id for entry in page]
             if cursor is None:
                 break
@@ -446,3 +560,13 @@ def test_backoff_grows_and_is_random():
 
     assert max(waits[0]) < min(waits[1]) < max(waits[2]) <= 2
     assert all(len(each) > 1 for each in waits)
+
+
+async def test_a_refused_password_is_an_error_at_the_start(redis, server):
+    await redis.config_set("requirepass", "right")
+    try:
+        with pytest.raises(StartupError, match="REDIS_PASSWORD"):
+            async with connect(RedisSettings(redis_host="127.0.0.1", redis_port=server.port)):
+                pass
+    finally:
+        await redis.config_set("requirepass", "")

@@ -10,20 +10,19 @@ import asyncio
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import AsyncIterator, Mapping
+from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 
 import httpx
 from redis.asyncio import Redis
 
 from scripts.bench.figures import Figure, add_output, of_load, report
-from scripts.bench.load import Load
-from serving_common.queue import Job, JobKeys, JobQueue, Worker
+from scripts.bench.load import Load, measured
+from serving_common.queue import JobKeys, JobQueue
 from serving_common.testing import Process, free_port, running
 from serving_common.testing_redis import RedisServer, redis_binary
 
@@ -84,19 +83,14 @@ class Bench:
         return Redis(port=self.redis.port)
 
 
-def load(url: str, connections: int, seconds: float, body: str | None = None) -> Load:
-    """One run of the load generator, in a process of its own."""
-    command = [
-        sys.executable,
-        "-m",
-        "scripts.bench.load",
-        url,
-        str(connections),
-        str(seconds),
-        *([body] if body else []),
-    ]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    return Load(**json.loads(done.stdout))
+def load(
+    url: str, connections: int, seconds: float, body: str | None = None, *, rate: float | None = None, then: str = ""
+) -> Load:
+    """One run of the load generator, in which nothing may fail."""
+    found = measured(url, connections, seconds, body, rate=rate, then=then)
+    if found.failed:
+        sys.exit(f"{found.failed} requests to {url} failed")
+    return found
 
 
 async def fill(redis: Redis, jobs: int) -> None:
@@ -148,33 +142,6 @@ async def floor_per_second(bench: Bench, jobs: int) -> float:
                 await pipeline.execute()
 
 
-async def paced(bench: Bench, rate: float, seconds: float, *, until_completed: bool) -> tuple[float, float]:
-    """p50 and p99 in ms of POST /predict, or of POST to completed, at so many requests per second."""
-    latencies: list[float] = []
-    limits = httpx.Limits(max_keepalive_connections=100)
-    async with httpx.AsyncClient(base_url=bench.proxy, limits=limits, trust_env=False, timeout=30) as client:
-
-        async def one() -> None:
-            started = time.perf_counter()
-            job_id = (await client.post("/predict", content=BODY, headers=JSON)).json()["job_id"]
-            if until_completed:
-                job = (await client.get(f"/job/{job_id}?wait=30")).json()
-                assert job["status"] == "completed", job  # noqa: S101 - a measurement of failures is none
-            latencies.append(time.perf_counter() - started)
-
-        await asyncio.gather(*(one() for _ in range(8)))  # connections are open before the clock runs
-        latencies.clear()
-        begun = time.perf_counter()
-        async with asyncio.TaskGroup() as tasks:
-            for number in range(int(rate * seconds)):
-                await asyncio.sleep(max(0, begun + number / rate - time.perf_counter()))
-                tasks.create_task(one())
-    return statistics.median(latencies) * 1000, statistics.quantiles(latencies, n=100)[98] * 1000
-
-
-JSON = {"Content-Type": "application/json"}
-
-
 async def measure(bench: Bench, seconds: float, jobs: int) -> list[Figure]:
     figures: list[Figure] = []
 
@@ -204,14 +171,15 @@ async def measure(bench: Bench, seconds: float, jobs: int) -> list[Figure]:
     add("Ratios", "2 workers to 1", two / one, "x", "ratio")
 
     workers = bench.start_workers(1)
-    for what, rate, until_completed in (("POST to completed", 50, True), ("POST /predict", 100, False)):
-        p50, p99 = await paced(bench, rate, seconds * 2, until_completed=until_completed)
-        add("Requests", f"{what}, {rate}/s", p50, "ms", "p50")
-        add("Requests", f"{what}, {rate}/s", p99, "ms", "p99", at_most=20)
-    async with httpx.AsyncClient(base_url=bench.proxy, trust_env=False, timeout=30) as client:
-        job_id = (await client.post("/predict", content=BODY, headers=JSON)).json()["job_id"]
-        await client.get(f"/job/{job_id}?wait=10")
-    figures += of_load("Requests", "GET /job, 4 connections", load(f"{bench.proxy}/job/{job_id}", 4, seconds))
+    url = f"{bench.proxy}/predict"
+    completed = load(url, 8, seconds * 2, BODY, rate=50, then="/job/{}?wait=30")
+    figures += of_load("Requests", "POST to completed, 50/s", completed, p99_at_most=20)
+    figures += of_load("Requests", "POST /predict, 100/s", load(url, 8, seconds * 2, BODY, rate=100), p99_at_most=20)
+    async with httpx.AsyncClient(base_url=bench.proxy, trust_env=False, timeout=40) as client:
+        job_id = (await client.post("/predict/test")).json()["job_id"]
+        await client.get(f"/job/{job_id}?wait=30")
+    get = load(f"{bench.proxy}/job/{job_id}", 4, seconds)
+    figures += of_load("Requests", "GET /job, 4 connections", get, p99_at_most=10)
     for worker in workers:
         worker.stop()
     return figures
@@ -246,26 +214,23 @@ def serve_bare() -> None:
 
 
 def serve_stub() -> None:
-    """A worker's own cost: queue and results as ever, a constant instead of the call to the model server."""
-    import uvloop
-    from src.jobs import read_rows
+    """The whole worker, with a constant instead of the call to the model server."""
+    from src.configurations import TfServingSettings, WorkerSettings
+    from src.worker.main import create_app
 
-    async def work(worker: Worker) -> None:
-        while jobs := await worker.claim(BATCH, wait_s=2):
-            await worker.complete([(job.id, _constant(job)) for job in jobs])
+    from serving_common.service import serve
+    from serving_common.settings import load
 
-    def _constant(job: Job) -> bytes:
-        read_rows(job)
-        return RESULT
+    class Constant:
+        async def predict(self, rows: list[list[float]]) -> list[list[float]]:
+            return [[0.97, 0.02, 0.01]] * len(rows)
 
-    async def run() -> None:
-        async with Redis(port=int(os.environ["REDIS_PORT"])) as redis:
-            worker = Worker(redis, JobKeys("queue:predict"))
-            await asyncio.gather(work(worker), work(worker))
-            await worker.leave()
-            await asyncio.Event().wait()
+    @asynccontextmanager
+    async def constant(_: TfServingSettings) -> AsyncIterator[Constant]:
+        yield Constant()
 
-    uvloop.run(run())
+    settings = load(WorkerSettings)
+    serve(create_app(settings, constant), "worker", settings)
 
 
 def main() -> None:

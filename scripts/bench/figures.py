@@ -59,14 +59,17 @@ class Figure:
         return ", ".join(f"{word} {bound:g}" for word, bound in bounds if bound is not None)
 
 
-def of_load(group: str, what: str, *loads: Load) -> list[Figure]:
+def of_load(group: str, what: str, *loads: Load, p99_at_most: float | None = None) -> list[Figure]:
     """Medians over the rounds: answers per second, latencies, and failures if there were any."""
     figures = [
         Figure(group=group, what=what, measure="rate", value=statistics.median(load.rate for load in loads), unit="/s")
     ]
     for percent in (50, 99):
         seconds = statistics.median(load.percentile(percent) for load in loads)
-        figures.append(Figure(group=group, what=what, measure=f"p{percent}", value=seconds * 1000, unit="ms"))
+        bound = p99_at_most if percent == 99 else None
+        figures.append(
+            Figure(group=group, what=what, measure=f"p{percent}", value=seconds * 1000, unit="ms", at_most=bound)
+        )
     if failed := sum(load.failed for load in loads):
         figures.append(Figure(group=group, what=what, measure="failed", value=failed, at_most=0))
     return figures

@@ -7,6 +7,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from fastapi import FastAPI
 
 from serving_common.queue import JobQueue, connect
+from serving_common.redis import cancel
 from serving_common.service import api_key_required, create_service, lazy_app, serve
 from serving_common.settings import load
 from src import metrics
@@ -27,10 +28,11 @@ def create_app(settings: ProxySettings) -> FastAPI:
             app.state.queue = JobQueue(
                 redis, settings.keys, ttl_s=settings.result_ttl_s, max_length=settings.max_queue_length
             )
+            stack.push_async_callback(app.state.queue.close)
             app.state.check_rate = create_check(redis, settings.rate_limit) if settings.rate_limit else None
             watching = asyncio.create_task(metrics.watch(app.state.queue))
             yield
-            watching.cancel()
+            await cancel(watching)
 
     app = create_service(
         settings,

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from typing import ParamSpec, TypeVar
+from typing import ParamSpec, Protocol, TypeVar
 
 import orjson
 import structlog
@@ -12,7 +12,7 @@ import structlog
 from serving_common.queue import Job, JobId, QueueUnavailable, Worker, backoff_s
 from src.jobs import Rows, classify, in_batches, read_rows
 from src.metrics import BATCH_JOBS, JOBS, PROCESSING_TIME
-from src.tf_serving import InferenceFailed, ModelCrashed, ModelUnavailable, TfServing
+from src.tf_serving import InferenceFailed, ModelCrashed, ModelUnavailable
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -20,10 +20,17 @@ T = TypeVar("T")
 log = structlog.get_logger()
 
 
+class Model(Protocol):
+    """What predicts: `TfServing`, or in a benchmark a constant."""
+
+    async def predict(self, rows: Rows) -> list[list[float]]:
+        """The probabilities of the classes, shape (N, 3), for rows of shape (N, 4)."""
+
+
 class Consumer:
     """One of the tasks of a worker."""
 
-    def __init__(self, worker: Worker, model: TfServing, stopping: asyncio.Event, batch_size: int) -> None:
+    def __init__(self, worker: Worker, model: Model, stopping: asyncio.Event, batch_size: int) -> None:
         self._worker = worker
         self._model = model
         self._stopping = stopping

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import orjson
 
+from serving_common.errors import StartupError
 from serving_common.queue import JobId, JobNotFound, JobQueue, QueueUnavailable, connect
 from serving_common.settings import load
 from src.configurations import QueueSettings
@@ -53,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error("which jobs? give ids, or --all")
     try:
         missed = asyncio.run(run(options, load(QueueSettings)))
-    except QueueUnavailable as exc:
+    except (QueueUnavailable, StartupError) as exc:
         sys.exit(f"error: {exc}")
     sys.exit(1 if missed else 0)
 

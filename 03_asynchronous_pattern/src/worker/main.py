@@ -2,31 +2,34 @@
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Iterable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 
 import structlog
 from fastapi import FastAPI, Response
 
 from serving_common.queue import JobQueue, QueueUnavailable, Worker, connect
+from serving_common.redis import cancel
 from serving_common.service import create_service, serve
 from serving_common.settings import load
 from src import metrics
-from src.configurations import WorkerSettings
+from src.configurations import TfServingSettings, WorkerSettings
 from src.tf_serving import open_tf_serving
-from src.worker.consumer import Consumer
+from src.worker.consumer import Consumer, Model
+
+OpenModel = Callable[[TfServingSettings], AbstractAsyncContextManager[Model]]
 
 log = structlog.get_logger()
 
 
-def create_app(settings: WorkerSettings) -> FastAPI:
+def create_app(settings: WorkerSettings, open_model: OpenModel = open_tf_serving) -> FastAPI:
     """A service whose lifespan does the work: it ends, as every service does, by finishing what it has in hand."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
             redis = await stack.enter_async_context(connect(settings))
-            model = await stack.enter_async_context(open_tf_serving(settings))
+            model = await stack.enter_async_context(open_model(settings))
             worker = Worker(
                 redis,
                 settings.keys,
@@ -50,12 +53,11 @@ def create_app(settings: WorkerSettings) -> FastAPI:
             yield
             stopping.set()
             _, late = await asyncio.wait(tasks, timeout=settings.shutdown_grace_s)
-            await _cancel(late)
+            await cancel(*late, *background)  # a heartbeat after the farewell would be that of a ghost
             try:
                 await worker.leave()
             except QueueUnavailable:
                 log.warning("claims_left_behind")  # another worker's reaper finds them
-            await _cancel(background)
 
     app = create_service(settings, title="Worker", description="Predicts what is queued.", lifespan=lifespan)
 
@@ -74,12 +76,6 @@ def _die_with(task: asyncio.Task[None]) -> None:
     if not task.cancelled() and (error := task.exception()):
         log.critical("worker_crashed", exc_info=error)
         os._exit(1)
-
-
-async def _cancel(tasks: Iterable[asyncio.Task[None]]) -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def main() -> None:

@@ -14,5 +14,7 @@ async def model() -> AsyncIterator[ScriptedModel]:
 
 
 @pytest.fixture
-def queue(redis: Redis) -> JobQueue:
-    return JobQueue(redis, JobKeys("queue:predict"))
+async def queue(redis: Redis) -> AsyncIterator[JobQueue]:
+    queue = JobQueue(redis, JobKeys("queue:predict"))
+    yield queue
+    await queue.close()

@@ -1,27 +1,38 @@
 """The command that looks after the jobs that failed for good."""
 
-import os
-import subprocess
-import sys
+import asyncio
+from dataclasses import dataclass
 
 import pytest
+from src.worker.failed import main
 
 from serving_common.queue import JobKeys, Worker
 from serving_common.testing import free_port
-from tests.conftest import PATTERN
+
+
+@dataclass
+class Done:
+    returncode: object
+    stdout: str
+    stderr: str
 
 
 @pytest.fixture
-def failed(redis_server):
-    def run(*words: str, port: int | None = None) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "src.worker.failed", *words],
-            cwd=PATTERN,
-            env=os.environ | {"REDIS_HOST": "127.0.0.1", "REDIS_PORT": str(port or redis_server.port)},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+def failed(redis_server, monkeypatch, capsys):
+    monkeypatch.setenv("REDIS_HOST", "127.0.0.1")
+
+    async def run(*words: str, port: int | None = None) -> Done:
+        monkeypatch.setenv("REDIS_PORT", str(port or redis_server.port))
+
+        def exit_code() -> object:
+            try:
+                main(words)
+            except SystemExit as exc:
+                return exc.code
+            return 0
+
+        code = await asyncio.to_thread(exit_code)  # it has an event loop of its own
+        return Done(code, *capsys.readouterr())
 
     return run
 
@@ -33,20 +44,19 @@ async def test_list_show_replay_purge(redis, queue, failed):
         await worker.fail(job.id, "bad row")
     await worker.leave()
 
-    assert failed("list").stdout.splitlines() == [
+    assert (await failed("list")).stdout.splitlines() == [
         f'{{"job_id":"{job_id}","status":"failed","error":"bad row","data":"[[1,1,1,1]]"}}'
         for job_id in (second, first)
     ]
-    assert failed("show", first).stdout.count("\n") == 1
-    assert failed("replay", first).stdout == f"{first}: replayed\n"
+    assert (await failed("show", first)).stdout.count("\n") == 1
+    assert (await failed("replay", first)).stdout == f"{first}: replayed\n"
     assert (await queue.get(first)).status == "pending"
-    assert failed("purge", "--all").stdout == f"{second}: purged\n"
-    assert failed("list").stdout == ""
-    assert failed("replay", second).returncode == 1
-    assert failed("show", second).returncode == 1
+    assert (await failed("purge", "--all")).stdout == f"{second}: purged\n"
+    assert (await failed("list")).stdout == ""
+    assert (await failed("replay", second)).returncode == 1
+    assert (await failed("show", second)).returncode == 1
 
 
-def test_mistakes_are_one_line(failed):
-    assert failed("purge").returncode == 2
-    done = failed("list", port=free_port())
-    assert (done.returncode, done.stderr.splitlines()[-1]) == (1, "error: Service temporarily unavailable")
+async def test_mistakes_are_one_line(failed):
+    assert (await failed("purge")).returncode == 2
+    assert (await failed("list", port=free_port())).returncode == "error: Service temporarily unavailable"

@@ -10,8 +10,8 @@ from src.configurations import ProxySettings
 from src.proxy.app import create_app
 
 from serving_common.queue import JobKeys, Worker
-from serving_common.testing import free_port
-from tests.conftest import SAMPLE
+from serving_common.testing import free_port, running
+from tests.conftest import PATTERN, SAMPLE
 
 
 @pytest.fixture
@@ -212,6 +212,20 @@ async def test_without_redis(redis, settings, rate_limit):
             "status": "unhealthy",
             "components": {"redis": "unavailable", "tensorflow_serving": "ok"},
         }
+
+
+@pytest.mark.parametrize("module", ["src.proxy.app", "src.worker.main", "src.worker.failed list"])
+async def test_a_wrong_password_is_one_line_at_the_start(redis, redis_server, tmp_path, module):
+    env = {"REDIS_HOST": "127.0.0.1", "REDIS_PORT": str(redis_server.port), "PORT": str(free_port())}
+    await redis.config_set("requirepass", "right")
+    try:
+        with running(module, cwd=PATTERN, env=env | {"REDIS_PASSWORD": "wrong"}, log=tmp_path / "log") as process:
+            assert await asyncio.to_thread(process.popen.wait, 60) == 1
+    finally:
+        await redis.config_set("requirepass", "")
+
+    (line,) = process.log.splitlines()
+    assert "Redis refuses REDIS_PASSWORD" in line
 
 
 async def test_without_tf_serving(redis, settings):

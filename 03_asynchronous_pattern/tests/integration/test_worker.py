@@ -5,13 +5,14 @@ from contextlib import ExitStack, asynccontextmanager
 
 import grpc
 import pytest
+import structlog
 from src import jobs
 from src.configurations import WorkerSettings
 from src.constants import TIMEOUT_ERROR
 from src.worker.main import create_app
 
 from serving_common.queue import POISON, JobStatus, Priority
-from serving_common.testing import Process, free_port, running
+from serving_common.testing import Process, free_port, running, wait_until
 from tests.conftest import PATTERN
 from tests.integration.model import BAD
 
@@ -174,10 +175,57 @@ async def test_a_stopping_worker_gives_back_what_it_cannot_finish(redis, queue, 
 async def test_results_survive_a_restart_of_redis(redis_server, queue, model, settings):
     model.released.clear()
     (job_id,) = await submit(queue, GOOD_ROWS)
-    async with worker(settings()):
+    async with worker(settings(num_workers=1)):
         await model.entered.wait()
-        redis_server.kill()
-        model.released.set()
+        with structlog.testing.capture_logs() as logs:
+            redis_server.kill()
+            model.released.set()
+            await asyncio.to_thread(wait_until, lambda: any(line["event"] == "redis_failed" for line in logs))
         await asyncio.to_thread(redis_server.start)
         assert (await ends(queue, job_id)).status is JobStatus.COMPLETED
     assert model.batches == [1]
+
+
+async def test_a_worker_can_stop_while_redis_is_away(redis_server, queue, settings):
+    (job_id,) = await submit(queue, GOOD_ROWS)
+    with structlog.testing.capture_logs() as logs:
+        async with worker(settings(shutdown_grace_s=1)):
+            await ends(queue, job_id)
+            redis_server.kill()
+    await asyncio.to_thread(redis_server.start)
+
+    assert "claims_left_behind" in [line["event"] for line in logs]
+
+
+async def test_a_job_cancelled_in_hand_stays_cancelled(queue, model, settings):
+    model.released.clear()
+    (job_id,) = await submit(queue, GOOD_ROWS)
+    async with worker(settings()):
+        await model.entered.wait()
+        await jobs.cancel(queue, job_id)
+        model.released.set()
+
+    assert jobs.describe(await queue.get(job_id)) == {"job_id": job_id, "status": "cancelled"}
+    assert (await queue.stats()).processing == 0
+
+
+async def test_an_answer_that_we_do_not_understand_fails_the_job_and_not_the_worker(queue, model, settings):
+    model.answer = [0.1, 0.1, 0.1, 0.7]
+    (job_id,) = await submit(queue, GOOD_ROWS)
+    async with worker(settings(max_retries=1)):
+        assert (await ends(queue, job_id)).error == "Internal error"
+        model.answer = [0.1, 0.7, 0.2]
+        (good,) = await submit(queue, GOOD_ROWS)
+        assert (await ends(queue, good)).status is JobStatus.COMPLETED
+
+
+async def test_a_worker_that_loses_one_of_its_tasks_ends_whole(redis, redis_server, tmp_path):
+    await redis.set(b"job:\xff:data", "[[1, 1, 1, 1]]", ex=60)
+    await redis.lpush("queue:predict", b"\xff")
+    env = {"REDIS_HOST": "127.0.0.1", "REDIS_PORT": str(redis_server.port), "PORT": str(free_port())}
+    with running("src.worker.main", cwd=PATTERN, env=env, log=tmp_path / "log") as process:
+        assert await asyncio.to_thread(process.popen.wait, 60) == 1
+
+    assert "worker_crashed" in process.log
+    assert await redis.llen("queue:predict:workers") == 1
+    await redis.flushall()
