@@ -44,7 +44,7 @@ def configure(component: str, settings: Settings) -> None:
     def rendering(serialize: Callable[[Any], str | bytes]) -> list[Processor]:
         if is_console:
             stamp = structlog.processors.TimeStamper(fmt="%Y-%m-%dT%H:%M:%S.%fZ", utc=True)
-            # The default, where rich is installed, takes seconds for a traceback and prints local variables: secrets too.
+            # By default rich, where it is installed, takes seconds for a traceback and prints all local variables.
             plain = structlog.dev.plain_traceback
             return [stamp, structlog.dev.ConsoleRenderer(colors=is_terminal, exception_formatter=plain)]
         return [structlog.processors.format_exc_info, _specified_names, lambda _, __, event: serialize(event)]

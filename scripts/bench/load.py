@@ -2,11 +2,11 @@
 
     python -m scripts.bench.load URL CONNECTIONS SECONDS [--rate N] [--then PATH] [--body < BODY]
 
-prints one JSON object. Closed loop: each connection sends the same request, waits for the whole answer, and sends it again. Open loop, with
-`--rate`: so many requests per second begin when they are due, whether or not others have been answered; latencies count
-from when they were due. `--then` sends a GET after each answer, with the answer's `job_id` in place of {}, and counts
-both as one. Written on asyncio's protocols because the HTTP clients that there are for Python take longer for a request
-than the fastest servers measured here.
+prints one JSON object. Closed loop: each connection sends the same request, waits for the whole answer, and sends it
+again. Open loop, with `--rate`: so many requests per second begin when they are due, whether or not others have been
+answered; latencies count from when they were due. `--then` sends a GET after each answer, with the answer's `job_id` in
+place of {}, and counts both as one. Written on asyncio's protocols because the HTTP clients that there are for Python
+take longer for a request than the fastest servers measured here.
 """
 
 import argparse
@@ -174,7 +174,11 @@ def measured(
     url: str, connections: int, seconds: float, body: str | None = None, *, rate: float | None = None, then: str = ""
 ) -> Load:
     """`run`, in a process of its own."""
-    options = [*(["--body"] if body else []), *(["--rate", str(rate)] if rate else []), *(["--then", then] if then else [])]
+    options = [
+        *(["--body"] if body else []),
+        *(["--rate", str(rate)] if rate else []),
+        *(["--then", then] if then else []),
+    ]
     command = [sys.executable, "-m", "scripts.bench.load", url, str(connections), str(seconds), *options]
     # The body over stdin: one argument of a command cannot have more than 128 kB, and photographs have.
     done = subprocess.run(command, cwd=ROOT, input=body or "", capture_output=True, text=True, check=True)

@@ -1,18 +1,18 @@
 """All patterns on one machine under the same load, taking turns: what a caller of each waits for, and what it costs.
 
-The patterns answer different things: 02 and 06 a prediction, 03 a job's id, 04 that the row is registered. That is what
-there is to choose between.
+The patterns answer different things: 02 and 06 a prediction, 03 a job's id, 04 that the row is registered, 07 the fast
+model's label of a photograph. That is what there is to choose between.
 """
 
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import statistics
 import sys
-import time
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import httpx
 
@@ -45,12 +45,21 @@ class Entrance:
     path: str
     body: object
 
+    def json(self) -> str:
+        """The request's body."""
+        if self.body is not None:
+            return json.dumps(self.body)
+        return json.dumps(
+            {"image_data": base64.b64encode((ROOT / "models/artifacts/sample.jpg").read_bytes()).decode()}
+        )
+
 
 ENTRANCES = (
     Entrance("02", "02 prediction (REST)", "PORT_02_REST", "/v1/models/iris:predict", {"instances": [ROW]}),
     Entrance("03", "03 job id", "PORT_03_PROXY", "/predict", {"data": [ROW]}),
     Entrance("04", "04 registration", "PORT_04_API", "/data", {"values": ROW}),
     Entrance("06", "06 prediction", "PORT_06_PROXY", "/predict/label", {"data": [ROW]}),
+    Entrance("07", "07 fast answer", "PORT_07_PROXY", "/predict", None),  # the body is a photograph
 )
 TO_RESULT = "03 job id and result"
 
@@ -103,9 +112,14 @@ def pattern_with_proxies() -> Pattern:
     return replace(PATTERNS["06"], processes=(*services, proxy, *proxies))
 
 
+def pattern_without_worker() -> Pattern:
+    """07 without the one whose better answers would take the processor from all that is measured after it."""
+    return replace(PATTERNS["07"], processes=tuple(each for each in PATTERNS["07"].processes if each.name != "worker"))
+
+
 async def measure(numbers: Sequence[str], rounds: int, seconds: float) -> SideBySide:
     """Start these patterns, let their entrances take turns, and stop them. Raises StackError."""
-    table = PATTERNS | {"06": pattern_with_proxies()}
+    table = PATTERNS | {"06": pattern_with_proxies(), "07": pattern_without_worker()}
     entrances = [entrance for entrance in ENTRANCES if entrance.number in numbers]
     loads: dict[tuple[str, int], list[Load]] = {(each.what, n): [] for n in CONNECTIONS for each in entrances}
     scaled: dict[int, list[Load]] = {n: [] for n in range(len(SERVICES) + 1)} if "06" in numbers else {}
@@ -116,7 +130,7 @@ async def measure(numbers: Sequence[str], rounds: int, seconds: float) -> SideBy
                 for count in CONNECTIONS:
                     url = stack.urls[entrance.port] + entrance.path
                     loads[entrance.what, count].append(
-                        await asyncio.to_thread(measured, url, count, seconds, json.dumps(entrance.body))
+                        await asyncio.to_thread(measured, url, count, seconds, entrance.json())
                     )
             for services in scaled:
                 url = stack.urls[f"PORT_06_PROXY_{services}" if services else "PORT_06_SERVICE_SETOSA"] + "/predict"
@@ -126,7 +140,8 @@ async def measure(numbers: Sequence[str], rounds: int, seconds: float) -> SideBy
             if "03" in numbers:
                 await queue_is_empty(stack.urls["PORT_03_PROXY"])
                 for count in (1, TYPICAL):
-                    to_result = await load_to_result(stack.urls["PORT_03_PROXY"], count, seconds)
+                    url, body = stack.urls["PORT_03_PROXY"] + "/predict", json.dumps({"data": [ROW]})
+                    to_result = await asyncio.to_thread(measured, url, count, seconds, body, then="/job/{}?wait=30")
                     loads.setdefault((TO_RESULT, count), []).append(to_result)
         running = [(each.label, each.running.handle.pid) for each in stack.processes if each.running]
         memory_mb = {label: megabytes for label, pid in running if (megabytes := resident_mb(pid))}
@@ -139,24 +154,3 @@ async def queue_is_empty(proxy: str) -> None:
         job = (await client.post("/predict", json={"data": [ROW]})).json()
         while job.get("status") != "completed":
             job = (await client.get(f"/job/{job['job_id']}", params={"wait": 30})).json()
-
-
-async def load_to_result(proxy: str, connections: int, seconds: float) -> Load:
-    """Clients that queue a job and wait for its result, again and again."""
-    latencies, failed = [], 0
-    limits = httpx.Limits(max_keepalive_connections=connections)
-    async with httpx.AsyncClient(base_url=proxy, trust_env=False, timeout=60, limits=limits) as client:
-
-        async def client_until(end: float) -> None:
-            nonlocal failed
-            while (started := time.perf_counter()) < end:
-                job_id = (await client.post("/predict", json={"data": [ROW]})).json()["job_id"]
-                job: Any = (await client.get(f"/job/{job_id}", params={"wait": 30})).json()
-                if job["status"] == "completed":
-                    latencies.append(time.perf_counter() - started)
-                else:
-                    failed += 1
-
-        started = time.perf_counter()
-        await asyncio.gather(*(client_until(started + seconds) for _ in range(connections)))
-    return Load(sorted(latencies), failed, time.perf_counter() - started)

@@ -18,20 +18,18 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import httpx
 import numpy as np
 import onnxruntime as ort
 from PIL import Image
 from redis.asyncio import Redis
-from rich.console import Console
-from rich.table import Table
 
-from scripts.bench.load import Load
+from scripts.bench.figures import Figure, add_output, of_load, report
+from scripts.bench.load import Load, measured
 from serving_common.onnx import available_cpus
 from serving_common.queue import JobKeys, JobQueue
 from serving_common.testing import Process, free_port, running
@@ -44,7 +42,7 @@ KEYS = JobKeys("queue:jobs", data="image:{}", result="result:{}", status="status
 CONNECTIONS = (1, 4, 10, 32)
 WORKERS = 2
 PHOTO_BYTES = 115_000
-JSON = {"Content-Type": "application/json"}
+FAST, BETTER, BOTH, RATIOS = "The fast answer", "The better answer", "10 requests per second", "Ratios"
 MEAN = np.array([0.485, 0.456, 0.406], np.float32)
 STD = np.array([0.229, 0.224, 0.225], np.float32)
 
@@ -78,7 +76,7 @@ class FastFloor:
         count = 0
         while time.perf_counter() < started + seconds:
             image = Image.open(io.BytesIO(base64.b64decode(self._encoded))).convert("RGB")
-            pixels = np.asarray(image.resize((224, 224), Image.Resampling.BILINEAR), np.float32) / 255
+            pixels = np.asarray(image.resize((224, 224), Image.Resampling.BICUBIC), np.float32) / 255
             tensor = np.ascontiguousarray(((pixels - MEAN) / STD).transpose(2, 0, 1)[np.newaxis])
             self._session.run(None, {"input": tensor})[0].argmax()
             count += 1
@@ -128,8 +126,7 @@ class Bench:
         if missing := [name for name in ("mobilenet_v2", "resnet50") if not (ARTIFACTS / f"{name}.onnx").exists()]:
             sys.exit(f"models/artifacts has no {', '.join(missing)}: run `make models`")
         self.photo = photograph()
-        self.body = folder / "body.json"
-        self.body.write_text(json.dumps({"image_data": base64.b64encode(self.photo).decode()}))
+        self.body = json.dumps({"image_data": base64.b64encode(self.photo).decode()})
         self._stack, self._folder = stack, folder
         self.redis = RedisServer(binary, folder)
         self.redis.start()
@@ -171,17 +168,9 @@ class Bench:
             size: int = await redis.memory_usage(f"image:{job_id}") or 0 if jobs else 0
             return size
 
-    def load(self, connections: int, seconds: float) -> Load:
-        """POST /predict as fast as so many connections can, from a process of its own."""
-        command = [sys.executable, "-m", "scripts.bench.load", f"{self.proxy}/predict"]
-        done = subprocess.run(
-            [*command, str(connections), str(seconds), f"@{self.body}"],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        return Load(**json.loads(done.stdout))
+    def load(self, connections: int, seconds: float, rate: float | None = None) -> Load:
+        """POST /predict, as fast as so many connections can or at a rate, from a process of its own."""
+        return measured(f"{self.proxy}/predict", connections, seconds, self.body, rate=rate)
 
     async def drained_per_second(self, jobs: int, nice: int) -> float:
         """Jobs per second of a worker, from the first job taken to the last result stored."""
@@ -198,59 +187,38 @@ class Bench:
         worker.stop()
         return waiting / seconds
 
-    async def paced(self, rate: float, seconds: float, nice: int | None) -> tuple[list[float], int]:
-        """Latencies of POST /predict at so many per second, and jobs done meanwhile, with more waiting all the time.
+    async def paced(self, rate: float, seconds: float, nice: int | None) -> tuple[Load, float]:
+        """POST /predict at so many per second, and the jobs done meanwhile, with more waiting all the time.
 
         nice: None is without a worker.
         """
-        waiting = int(seconds * 100)
-        await self.fill(waiting if nice is not None else 0)
+        await self.fill(int(seconds * 100) if nice is not None else 0)
         worker = None
         if nice is not None:
             _, worker = self.serve("src.worker.main", {"WORKER_NICE": str(nice)})
-        latencies: list[float] = []
-        body = self.body.read_bytes()
-        async with httpx.AsyncClient(base_url=self.proxy, trust_env=False, timeout=30) as client:
-
-            async def one() -> None:
-                started = time.perf_counter()
-                response = await client.post("/predict", content=body, headers=JSON)
-                latencies.append(time.perf_counter() - started)
-                assert response.json()["job_id"], response.text  # noqa: S101 - half an answer is no measurement
-
-            await asyncio.gather(*(one() for _ in range(4)))  # connections are open before the clock runs
-            latencies.clear()
-            async with self.client() as redis:
-                queue = JobQueue(redis, KEYS)
-                before = await queue.stats()
-                begun = time.perf_counter()
-                async with asyncio.TaskGroup() as tasks:
-                    for number in range(int(rate * seconds)):
-                        await asyncio.sleep(max(0, begun + number / rate - time.perf_counter()))
-                        tasks.create_task(one())
-                after = await queue.stats()
+        async with self.client() as redis:
+            queue = JobQueue(redis, KEYS)
+            before = await queue.stats()
+            found = await asyncio.to_thread(self.load, 4, seconds, rate)
+            after = await queue.stats()
         if worker is not None:
             worker.stop()
-        done = before.normal + before.processing + len(latencies) - after.normal - after.processing
-        return sorted(latencies), done
+        done = before.normal + before.processing + len(found.latencies) - after.normal - after.processing
+        return found, done
 
 
-def median(values: Sequence[float]) -> float:
-    return statistics.median(values)
+async def measure(bench: Bench, options: argparse.Namespace) -> list[Figure]:
+    """The fast answer's figures, the better one's, and both at the same time."""
+    figures: list[Figure] = []
 
-
-async def measure(bench: Bench, options: argparse.Namespace) -> Table:
-    cores = available_cpus()
-    table = Table("what", "figure", "p50 ms", "p99 ms", "ratio", "target")
-
-    def row(what: str, figure: str = "", p50: object = "", p99: object = "", ratio: str = "", target: str = "") -> None:
-        shown = (f"{each * 1000:.1f}" if isinstance(each, float) else "" for each in (p50, p99))
-        table.add_row(what, figure, *shown, ratio, target)
+    def add(group: str, what: str, measure: str, value: float, unit: str, **bound: float) -> None:
+        figures.append(Figure(group=group, what=what, measure=measure, value=value, unit=unit, **bound))
 
     stored = await bench.fill(1)
-    photo = len(bench.photo)
-    row(f"a JPEG of {photo / 1000:.0f} kB in Redis", f"{stored / 1000:.0f} kB", ratio=f"{stored / photo:.2f}")
+    add("Storage", "a JPEG in Redis, in Base64", "file", len(bench.photo) / 1000, "kB")
+    add("Storage", "a JPEG in Redis, in Base64", "stored", stored / 1000, "kB")
 
+    cores = available_cpus()
     floor = FastFloor(base64.b64encode(bench.photo).decode())
     floor.per_second(0.3)
     floors: list[float] = []
@@ -260,48 +228,44 @@ async def measure(bench: Bench, options: argparse.Namespace) -> Table:
         for connections, each in loads.items():
             await bench.fill(0)
             each.append(await asyncio.to_thread(bench.load, connections, options.seconds))
-    path = 1 / median(floors)
-    row("the path without a server, one thread", f"{1 / path:.1f}/s", path)
+    path = statistics.median(floors)
+    add(FAST, "the path without a server, one thread", "rate", path, "/s")
+    add(FAST, "the path without a server, one thread", "p50", 1000 / path, "ms")
     for connections, each in loads.items():
-        p50, p99 = (median([load.percentile(percent) for load in each]) for percent in (50, 99))
-        rate = median([load.rate for load in each])
-        figure = f"{rate:.1f}/s" + (f", {sum(load.failed for load in each)} failed" * any(load.failed for load in each))
-        ratio = target = ""
-        if connections == 1:
-            ratio = (
-                f"{median([load.percentile(50) * floor for load, floor in zip(each, floors, strict=True)]):.2f} x p50"
-            )
-            target = "at most 1.3 x"
-        if connections == 10:
-            against = [load.rate / cores / floor for load, floor in zip(each, floors, strict=True)]
-            ratio, target = f"{median(against):.2f} x {cores} cores", "at least 0.65 x"
-        row(f"POST /predict, {connections} connections, no worker", figure, p50, p99, ratio, target)
+        what = f"POST /predict, {connections} connection{'s' * (connections > 1)}, no worker"
+        figures += of_load(FAST, what, *each)
+    latency = [load.percentile(50) * floor for load, floor in zip(loads[1], floors, strict=True)]
+    add(RATIOS, "p50 at 1 connection to the path", "ratio", statistics.median(latency), "x", at_most=1.3)
+    rate = [load.rate / cores / floor for load, floor in zip(loads[10], floors, strict=True)]
+    add(
+        RATIOS,
+        f"rate at 10 connections to the path on {cores} cores",
+        "ratio",
+        statistics.median(rate),
+        "x",
+        at_least=0.65,
+    )
 
     raws, works = [], []
     for _ in range(options.rounds):
         raws.append(await asyncio.to_thread(resnet_per_second, options.seconds, options.nice))
         works.append(await bench.drained_per_second(options.jobs, options.nice))
-    row(f"ResNet50 alone, {WORKERS} processes", f"{median(raws):.1f} images/s")
-    share = median([work / raw for work, raw in zip(works, raws, strict=True)])
-    figure = f"{median(works):.1f} images/s"
-    row("the worker, from the queue to the result", figure, ratio=f"{share:.2f} x", target="at least 0.85 x")
+    add(BETTER, f"ResNet50 alone, {WORKERS} processes", "rate", statistics.median(raws), "images/s")
+    add(BETTER, "the worker, from the queue to the result", "rate", statistics.median(works), "images/s")
+    share = [work / raw for work, raw in zip(works, raws, strict=True)]
+    add(RATIOS, "the worker to ResNet50 alone", "ratio", statistics.median(share), "x", at_least=0.85)
 
     for what, nice, seconds in (
         ("no worker", None, options.sustained / 3),
         ("a worker that is not nice, always busy", 0, options.sustained / 3),
         ("the worker always busy", options.nice, options.sustained),
     ):
-        latencies, done = await bench.paced(10, seconds, nice)
-        run = Load(latencies, 0, seconds)
-        figure = f"{done / seconds:.1f} jobs/s" if nice is not None else ""
-        row(
-            f"POST at 10/s for {seconds:.0f} s, {what}",
-            figure,
-            run.percentile(50),
-            run.percentile(99),
-            target="p99 < 200 ms" if nice == options.nice else "",
-        )
-    return table
+        found, done = await bench.paced(10, seconds, nice)
+        what = f"{what}, {seconds:.0f} s"
+        figures += of_load(BOTH, what, found, p99_at_most=200 if nice == options.nice else None)
+        if nice is not None:
+            add(BOTH, what, "jobs", done / seconds, "/s")
+    return figures
 
 
 def main() -> None:
@@ -314,10 +278,12 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=300, help="for the worker, in one run")
     parser.add_argument("--sustained", type=float, default=60, help="seconds of 10 requests per second")
     parser.add_argument("--nice", type=int, default=10, help="WORKER_NICE")
+    add_output(parser)
     options = parser.parse_args()
     with ExitStack() as stack:
         bench = Bench(stack, Path(stack.enter_context(tempfile.TemporaryDirectory())))
-        Console(width=130).print(asyncio.run(measure(bench, options)))
+        figures = asyncio.run(measure(bench, options))
+    report(figures, options.json)
 
 
 if __name__ == "__main__":
