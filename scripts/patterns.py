@@ -47,6 +47,8 @@ class Pattern:
     artifacts: tuple[str, ...] = ()
     published: Mapping[str, int] = field(default_factory=dict)
     """The ports of docker compose, which its README shows, by the name of the port here."""
+    vary: frozenset[str] = frozenset()
+    """Keys of its answers whose values depend on which weights of its models could be had."""
     processes: tuple[Process, ...]
 
 
@@ -210,6 +212,8 @@ PATTERNS = table(
             title="Sync-async",
             folder="07_sync_async_pattern",
             artifacts=("mobilenet_v2", "resnet50"),
+            published={"PORT_07_PROXY": 8000},
+            vary=frozenset({"result_sync", "prediction", "label", "probability", "weights"}),
             processes=(
                 Process(
                     name="redis",

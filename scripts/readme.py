@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 import httpx
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence, Set
     from re import Match
 
 ROOT = Path(__file__).parents[1]
@@ -87,11 +87,13 @@ def check_examples(
     tolerance: float = TOLERANCE,
     *,
     skips_others: bool = False,
+    vary: Set[str] = frozenset(),
 ) -> list[str]:
     """Run the README's curl lines; what is not as shown, each with file, line and difference. Empty: all is well.
 
     bases: base URL in the README to base URL under test. Ids that an answer gave out replace the shown ones in the
-    commands after it. skips_others: pass over the examples that ask none of the bases.
+    commands after it. skips_others: pass over the examples that ask none of the bases. vary: keys whose values may be
+    others than those shown.
     """
     problems = []
     names = dict(bases or {})
@@ -106,7 +108,7 @@ def check_examples(
             continue
         try:
             answers = [_curl([_renamed(word, names) for word in words], readme.parent) for words in example.commands]
-            differences = _differences(example, answers, tolerance, names)
+            differences = _differences(example, answers, tolerance, names, vary)
         except (OSError, ValueError, subprocess.SubprocessError, httpx.HTTPError) as exc:
             differences = [str(exc)]
         if differences:
@@ -151,7 +153,9 @@ def _send(words: list[str]) -> str:
     ).text
 
 
-def _differences(example: Example, answers: list[str], tolerance: float, names: dict[str, str]) -> list[str]:
+def _differences(
+    example: Example, answers: list[str], tolerance: float, names: dict[str, str], vary: Set[str]
+) -> list[str]:
     if example.language == "text":
         shown, got = (NUMBER.sub("#", text).strip() for text in (example.shown, "\n".join(answers)))
         return [] if shown == got else [f"shown: {example.shown.strip()}", f"got:   {' '.join(answers).strip()}"]
@@ -161,7 +165,7 @@ def _differences(example: Example, answers: list[str], tolerance: float, names: 
     return [
         difference
         for shown_answer, answer in zip(shown_answers, answers, strict=True)
-        for difference in compare(shown_answer, _loads(answer), tolerance, names)
+        for difference in compare(shown_answer, _loads(answer), tolerance, names, vary=vary)
     ]
 
 
@@ -181,7 +185,13 @@ def _loads(text: str) -> object:
 
 
 def compare(
-    shown: object, got: object, tolerance: float = TOLERANCE, names: dict[str, str] | None = None, where: str = "answer"
+    shown: object,
+    got: object,
+    tolerance: float = TOLERANCE,
+    names: dict[str, str] | None = None,
+    where: str = "answer",
+    *,
+    vary: Set[str] = frozenset(),
 ) -> Iterator[str]:
     """How an answer differs from the one shown: in keys and types, in strings, in numbers by more than the tolerance.
 
@@ -190,12 +200,12 @@ def compare(
     """
     names = {} if names is None else names
     if isinstance(shown, dict) and isinstance(got, dict):
-        yield from _compare_keys(shown, got, tolerance, names, where)
+        yield from _compare_keys(shown, got, tolerance, names, where, vary)
     elif isinstance(shown, list) and isinstance(got, list):
         if len(shown) != len(got):
             yield f"{where}: {len(shown)} items shown, got {len(got)}"
         for i, (one, other) in enumerate(zip(shown, got, strict=False)):
-            yield from compare(one, other, tolerance, names, f"{where}[{i}]")
+            yield from compare(one, other, tolerance, names, f"{where}[{i}]", vary=vary)
     elif not _is_same(shown, got, tolerance):
         yield f"{where}: shown {json.dumps(shown)}, got {json.dumps(got)}"
     elif isinstance(shown, str) and isinstance(got, str) and ID.fullmatch(shown):
@@ -203,7 +213,12 @@ def compare(
 
 
 def _compare_keys(
-    shown: Mapping[str, object], got: Mapping[str, object], tolerance: float, names: dict[str, str], where: str
+    shown: Mapping[str, object],
+    got: Mapping[str, object],
+    tolerance: float,
+    names: dict[str, str],
+    where: str,
+    vary: Set[str],
 ) -> Iterator[str]:
     unmatched = [key for key in got if key not in shown]
     for key, value in shown.items():
@@ -215,9 +230,11 @@ def _compare_keys(
         if actual != key:
             unmatched.remove(actual)
             names[key] = actual
+        if key in vary and type(value) is type(got[actual]):
+            continue
         if key == "id" and isinstance(value, int) and isinstance(got[actual], int):
             continue  # a database has counted on since
-        yield from compare(value, got[actual], tolerance, names, f"{where}.{key}")
+        yield from compare(value, got[actual], tolerance, names, f"{where}.{key}", vary=vary)
     for key in unmatched:
         yield f"{where}.{key}: not shown, got {json.dumps(got[key])}"
 

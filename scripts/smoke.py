@@ -25,7 +25,7 @@ from scripts.stack import ROOT, Stack, StackError, private_stack, run
 from scripts.terminal import INTERRUPTED, make_console, parsed, parser_of_patterns
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping, Sequence, Set
     from pathlib import Path
 
 RUN_DIR = ROOT / ".run/smoke"
@@ -67,7 +67,8 @@ async def smoke(numbers: Sequence[str], table: Mapping[str, Pattern], root: Path
                 where |= dict.fromkeys(absent, "started")
             for readme, number in readmes(numbers, table, root):
                 bases = {} if as_shown else shown_bases(table, urls, number)
-                checked.append(await asyncio.to_thread(check, readme, bases, where.get(number, "all of them")))
+                vary = table[number].vary if number else frozenset()
+                checked.append(await asyncio.to_thread(check, readme, bases, where.get(number, "all of them"), vary))
     except StackError as exc:
         console.print(f"make smoke: {exc}", markup=False, style="red")
         return 1
@@ -105,7 +106,7 @@ def shown_bases(table: Mapping[str, Pattern], urls: Mapping[str, str], number: s
     return {f"localhost:{port}": urls[name].removeprefix("http://") for name, port in shown.items() if name in urls}
 
 
-def check(readme: Path, bases: Mapping[str, str], where: str) -> Checked:
+def check(readme: Path, bases: Mapping[str, str], where: str, vary: Set[str] = frozenset()) -> Checked:
     """Run and compare the examples of one README."""
     text = readme.read_text(encoding="utf-8")
     try:
@@ -113,7 +114,7 @@ def check(readme: Path, bases: Mapping[str, str], where: str) -> Checked:
         elsewhere = unchecked(text)
     except ValueError:
         lines = elsewhere = 0  # check_examples says why
-    return Checked(readme, where, lines, elsewhere, check_examples(readme, bases))
+    return Checked(readme, where, lines, elsewhere, check_examples(readme, bases, vary=vary))
 
 
 def summary(checked: Sequence[Checked], root: Path) -> Table:

@@ -349,3 +349,16 @@ def test_the_command_line_maps_base_urls(write, bases):
     path = write(TRUE_README)
     ((shown, actual),) = bases.items()
     assert readme.main([str(path.parent), "--base", f"{shown}={actual}"]) == 0
+
+
+def test_what_may_vary_is_compared_by_type_only():
+    shown = {"label": "castle", "top5": [{"label": "castle", "probability": 0.3}], "status": "ok"}
+    assert not list(
+        compare(
+            shown,
+            {**shown, "label": "cat", "top5": [{"label": "x", "probability": 0.9}]},
+            vary={"label", "probability"},
+        )
+    )
+    assert list(compare(shown, {**shown, "label": None}, vary={"label"})) == ['answer.label: shown "castle", got null']
+    assert list(compare(shown, {**shown, "status": "failed"}, vary={"label"}))
