@@ -12,7 +12,7 @@ import pytest
 from tests.images import bomb, encode, gif_header, picture, png_header, webp_header
 
 MAX_BODY = 10 * 1024 * 1024
-GROWTH_MB = 300
+GROWTH_MB = 400  # 8 bytes for each of 50,000,000 pixels
 JSON = {"Content-Type": "application/json"}
 
 
