@@ -1,12 +1,14 @@
 #!/usr/bin/env bash
 # For each pattern: build the images, `docker compose up --wait`, run its end-to-end tests over the published ports,
-# remove everything. Beside a stack that runs already: project name and ports are of this run only.
+# crash containers and see them come back, remove everything; at the end, a table of images and start-up times. Beside a
+# stack that runs already: project name and ports are of this run only.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 root=$PWD
 
 docker info >/dev/null 2>&1 || { echo "test-compose: no Docker engine answers" >&2; exit 1; }
 export COMPOSE_ANSI=never COMPOSE_PROGRESS=plain
+notes=$(mktemp)
 
 # A free port of the loopback address: what is under test here is nobody else's business.
 free_port() {
@@ -31,8 +33,8 @@ test_stack() {
   docker compose build >"$log" 2>&1 || { tail -n 40 "$log" >&2; exit 1; }
   started=$(date +%s)
   docker compose up --detach --wait >"$log" 2>&1 || { tail -n 40 "$log" >&2; exit 1; }
-  echo "healthy after $(($(date +%s) - started)) s"
-  docker compose images
+  echo "all healthy after $(($(date +%s) - started)) s"
+  PYTHONPATH=$root "$root/.venv/bin/python" -m scripts.containers note "$notes" "$number${SERVING_RUNTIME:+ $SERVING_RUNTIME}"
   "$root/.venv/bin/python" -m pytest "$@"
   docker compose down --volumes --timeout 10 >"$log" 2>&1 || { tail -n 40 "$log" >&2; exit 1; }
   rm -f "$log"
@@ -48,7 +50,7 @@ for number in "$@"; do
       GRPC=$(free_port) REST=$(free_port)
       export GRPC_BIND=127.0.0.1 REST_BIND=127.0.0.1 GRPC_PORT=${GRPC#*:} REST_PORT=${REST#*:}
       export TF_SERVING_GRPC=$GRPC TF_SERVING_REST=http://$REST SERVING_RUNTIME=portable
-      tests=(tests/test_grpc_client.py tests/test_rest_client.py)
+      tests=(tests/test_grpc_client.py tests/test_rest_client.py tests/test_compose.py)
       ;;
     03)
       for name in PROXY REDIS_PUBLISHED TF_GRPC TF_REST; do export "${name}_PORT=$(free_port)"; done
@@ -82,5 +84,8 @@ for number in "$@"; do
     docker build --quiet --file tests/stand_in/Dockerfile --tag tf-serving-stand-in "$root" >/dev/null
     SERVING_RUNTIME=tf-serving TF_SERVING_IMAGE=tf-serving-stand-in test_stack "${tests[@]}"
   fi
-  unset COMPOSE_PROJECT_NAME COMPOSE_FILE
+  unset COMPOSE_PROJECT_NAME COMPOSE_FILE SERVING_RUNTIME
 done
+
+printf '\n'
+.venv/bin/python -m scripts.containers table "$notes"

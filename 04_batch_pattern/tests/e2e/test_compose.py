@@ -1,24 +1,16 @@
-"""What only containers can show. Runs where COMPOSE_PROJECT_NAME names the stack that BASE_URL_04 leads to."""
+"""What only containers can show."""
 
-import os
 import subprocess
 
 import httpx
 import pytest
 
 from serving_common.testing import wait_until
-from tests.processes import PATTERN
+from serving_common.testing_compose import compose, crash, only_against_compose, wait_until_restarted
 
 ROW = [5.1, 3.5, 1.4, 0.2]
 
-pytestmark = pytest.mark.skipif(
-    not {"COMPOSE_PROJECT_NAME", "BASE_URL_04"} <= os.environ.keys(),
-    reason="no docker compose stack is under test (make test-compose)",
-)
-
-
-def compose(*words: str) -> str:
-    return subprocess.run(["docker", "compose", *words], cwd=PATTERN, capture_output=True, text=True, check=True).stdout
+pytestmark = only_against_compose("BASE_URL_04")
 
 
 def predicted(api: httpx.Client, after_id: int) -> int:
@@ -27,11 +19,11 @@ def predicted(api: httpx.Client, after_id: int) -> int:
 
 def test_the_stack_outlives_its_database(api):
     before = api.post("/data", json={"values": ROW}).json()["id"]
-    compose("kill", "mysql")
+    container = crash("mysql")
     answer = api.post("/data", json={"values": ROW})
     assert (answer.status_code, answer.json()["detail"]) == (503, "The database does not answer")
     assert api.get("/health").status_code == 503
-    compose("start", "mysql")
+    wait_until_restarted(container, within_s=120)
     wait_until(lambda: api.get("/health").status_code == 200, within_s=120)
     api.post("/data", json={"values": ROW}).raise_for_status()
     wait_until(lambda: predicted(api, before) == 1, within_s=180)
@@ -46,7 +38,7 @@ def test_three_jobs_share_the_rows(api):
 
 
 def test_the_api_runs_without_privileges():
-    assert compose("exec", "-T", "api", "id", "-u").strip() == "10001"
+    assert compose("exec", "-T", "api", "id", "-u") == "10001"
     with pytest.raises(subprocess.CalledProcessError):
         compose("exec", "-T", "api", "touch", "/app/x")
 

@@ -1,27 +1,16 @@
-"""What only containers can show. Runs where COMPOSE_PROJECT_NAME names the stack that BASE_URL_06 leads to."""
+"""What only containers can show."""
 
-import os
 import subprocess
-from pathlib import Path
 
 import httpx
 import pytest
 
 from serving_common.testing import wait_until
+from serving_common.testing_compose import compose, crash, only_against_compose, wait_until_restarted
 
-PATTERN = Path(__file__).parents[2]
 SAMPLE = {"data": [[5.1, 3.5, 1.4, 0.2]]}
 
-pytestmark = pytest.mark.skipif(
-    not {"COMPOSE_PROJECT_NAME", "BASE_URL_06"} <= os.environ.keys(),
-    reason="no docker compose stack is under test (make test-compose)",
-)
-
-
-def compose(*words: str, **variables: str) -> str:
-    command = ["docker", "compose", *words]
-    environment = os.environ | variables
-    return subprocess.run(command, cwd=PATTERN, env=environment, capture_output=True, text=True, check=True).stdout
+pytestmark = only_against_compose("BASE_URL_06")
 
 
 def test_a_killed_container_is_missed_by_nobody_else_and_comes_back(system):
@@ -37,9 +26,15 @@ def test_a_killed_container_is_missed_by_nobody_else_and_comes_back(system):
     wait_until(lambda: "missing" not in label(), within_s=30)
 
 
+def test_a_service_that_crashes_is_restarted(system):
+    container = crash("service_setosa")
+    wait_until_restarted(container)
+    wait_until(lambda: "missing" not in httpx.post(f"{system.proxy}/predict/label", json=SAMPLE, timeout=30).json())
+
+
 def test_the_containers_run_without_privileges():
     for service in ("proxy", "service_setosa"):
-        assert compose("exec", "-T", service, "id", "-u").strip() == "10001"
+        assert compose("exec", "-T", service, "id", "-u") == "10001"
         # A read-only root, so that what gets in cannot stay.
         with pytest.raises(subprocess.CalledProcessError):
             compose("exec", "-T", service, "touch", "/app/x")
