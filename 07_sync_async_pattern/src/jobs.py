@@ -21,20 +21,18 @@ What else the queue keeps below `queue:jobs:` is described in `serving_common.qu
 from __future__ import annotations
 
 import base64
-from collections.abc import Awaitable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import orjson
 from redis.asyncio import Redis
-from redis.exceptions import RedisError
 from typing_extensions import TypedDict  # pydantic takes the one from typing only since Python 3.12
 
-from serving_common.queue import JobId, JobKeys, JobQueue, JobState, QueueUnavailable, Worker
+from serving_common.queue import JobId, JobKeys, JobQueue, JobState, Worker
+from serving_common.redis import or_unavailable
 
 if TYPE_CHECKING:
     from src.ml.classifier import Prediction  # needs numpy and ONNX Runtime, which a look at a job does not
-
-T = TypeVar("T")
 
 MAX_WAIT_S = 30
 """`look` holds its answer back no longer than this."""
@@ -90,7 +88,7 @@ class Jobs:
     async def note_sync(self, job_id: JobId, prediction: Prediction) -> None:
         """Keep the fast model's answer for `details`."""
         # One command and not a hash with its expiry: the answer to the client waits for this round trip.
-        await _or_unavailable(
+        await or_unavailable(
             self._redis.set(DETAILS["sync"].format(job_id), orjson.dumps(answer(prediction)), ex=self._ttl_s)
         )
 
@@ -107,7 +105,7 @@ class Jobs:
 
         Once `look` has said completed, `async` is there.
         """
-        found = await _or_unavailable(self._redis.mget([key.format(job_id) for key in DETAILS.values()]))
+        found = await or_unavailable(self._redis.mget([key.format(job_id) for key in DETAILS.values()]))
         return {model: orjson.loads(answer) for model, answer in zip(DETAILS, found, strict=True) if answer is not None}
 
 
@@ -126,7 +124,7 @@ async def store(
     async with redis.pipeline() as pipeline:
         for job_id, prediction in predictions:
             pipeline.set(DETAILS["async"].format(job_id), orjson.dumps(answer(prediction)), ex=ttl_s)
-        await _or_unavailable(pipeline.execute())
+        await or_unavailable(pipeline.execute())
     return await worker.complete([(job_id, prediction.label.encode()) for job_id, prediction in predictions])
 
 
@@ -134,10 +132,3 @@ def answer(prediction: Prediction) -> Answer:
     """A prediction as it is stored, and as the client reads it."""
     top5: list[Ranked] = [{"label": label, "probability": float(p)} for label, p in prediction.top5]
     return {"prediction": prediction.label, "top5": top5}
-
-
-async def _or_unavailable(call: Awaitable[T]) -> T:
-    try:
-        return await call
-    except RedisError as exc:
-        raise QueueUnavailable("Service temporarily unavailable") from exc

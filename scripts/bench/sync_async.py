@@ -277,7 +277,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="each figure is their median")
     parser.add_argument("--jobs", type=int, default=300, help="for the worker, in one run")
     parser.add_argument("--sustained", type=float, default=60, help="seconds of 10 requests per second")
-    parser.add_argument("--nice", type=int, default=10, help="WORKER_NICE")
+    parser.add_argument("--nice", type=int, default=5, help="WORKER_NICE")
     add_output(parser)
     options = parser.parse_args()
     with ExitStack() as stack:

@@ -1,25 +1,20 @@
 """The worker: `python -m src.worker.main`. Its HTTP port has only /metrics and /health."""
 
 import asyncio
-import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 
-import structlog
 from fastapi import FastAPI, Response
 
-from serving_common.queue import JobQueue, QueueUnavailable, Worker, connect
-from serving_common.redis import cancel
+from serving_common.at_work import at_work
+from serving_common.queue import JobQueue, Worker, connect
 from serving_common.service import create_service, serve
 from serving_common.settings import load
-from src import metrics
 from src.configurations import TfServingSettings, WorkerSettings
 from src.tf_serving import open_tf_serving
 from src.worker.consumer import Consumer, Model
 
 OpenModel = Callable[[TfServingSettings], AbstractAsyncContextManager[Model]]
-
-log = structlog.get_logger()
 
 
 def create_app(settings: WorkerSettings, open_model: OpenModel = open_tf_serving) -> FastAPI:
@@ -39,25 +34,11 @@ def create_app(settings: WorkerSettings, open_model: OpenModel = open_tf_serving
                 overdue_s=settings.overdue_s,
             )
             app.state.worker = worker
-            stopping = asyncio.Event()
-            background = [
-                asyncio.create_task(worker.keep_alive()),
-                asyncio.create_task(metrics.watch(JobQueue(redis, settings.keys))),
-            ]
-            tasks = [
-                asyncio.create_task(Consumer(worker, model, stopping, settings.batch_size).run())
-                for _ in range(settings.num_workers)
-            ]
-            for task in (*background, *tasks):
-                task.add_done_callback(_die_with)
-            yield
-            stopping.set()
-            _, late = await asyncio.wait(tasks, timeout=settings.shutdown_grace_s)
-            await cancel(*late, *background)  # a heartbeat after the farewell would be that of a ghost
-            try:
-                await worker.leave()
-            except QueueUnavailable:
-                log.warning("claims_left_behind")  # another worker's reaper finds them
+            queue, stopping = JobQueue(redis, settings.keys), asyncio.Event()
+            consumers = [Consumer(worker, model, stopping, settings.batch_size) for _ in range(settings.num_workers)]
+            runs = [consumer.run() for consumer in consumers]
+            async with at_work(worker, queue, runs, stopping, grace_s=settings.shutdown_grace_s):
+                yield
 
     app = create_service(settings, title="Worker", description="Predicts what is queued.", lifespan=lifespan)
 
@@ -69,13 +50,6 @@ def create_app(settings: WorkerSettings, open_model: OpenModel = open_tf_serving
         return {"status": "healthy" if is_alive else "unhealthy"}
 
     return app
-
-
-def _die_with(task: asyncio.Task[None]) -> None:
-    """A worker without one of its tasks would look healthy: rather be restarted whole, and reaped meanwhile."""
-    if not task.cancelled() and (error := task.exception()):
-        log.critical("worker_crashed", exc_info=error)
-        os._exit(1)
 
 
 def main() -> None:

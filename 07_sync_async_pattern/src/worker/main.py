@@ -1,23 +1,19 @@
 """The worker: `python -m src.worker.main`. Its HTTP port has only /metrics and /health."""
 
 import asyncio
-import os
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
-import structlog
 from fastapi import FastAPI, Response
 
-from serving_common.queue import JobQueue, QueueUnavailable, Worker, connect
+from serving_common.at_work import at_work
+from serving_common.queue import JobQueue, Worker, connect
 from serving_common.service import create_service, serve
 from serving_common.settings import load
 from src import jobs
 from src.configurations import WorkerSettings
-from src.worker import metrics
 from src.worker.consumer import Consumer
 from src.worker.processes import ModelProcesses
-
-log = structlog.get_logger()
 
 
 def create_app(settings: WorkerSettings) -> FastAPI:
@@ -38,28 +34,15 @@ def create_app(settings: WorkerSettings) -> FastAPI:
                 delete_data=True,
             )
             app.state.worker, app.state.processes = worker, processes
-            stopping = asyncio.Event()
-            background = [
-                asyncio.create_task(worker.keep_alive()),
-                asyncio.create_task(metrics.watch(JobQueue(redis, keys, ttl_s=settings.result_ttl_s))),
-            ]
+            queue, stopping = JobQueue(redis, keys, ttl_s=settings.result_ttl_s), asyncio.Event()
             # One more than processes: while they predict it fetches the next job, and no process waits for Redis.
-            tasks = [
-                asyncio.create_task(Consumer(redis, worker, processes, stopping, settings).run())
-                for _ in range(settings.num_workers + 1)
+            consumers = [
+                Consumer(redis, worker, processes, stopping, settings) for _ in range(settings.num_workers + 1)
             ]
-            for task in (*background, *tasks):
-                task.add_done_callback(_die_with)
-            yield
-            stopping.set()
-            processes.close()
-            _, late = await asyncio.wait(tasks, timeout=settings.shutdown_grace_s)
-            await _cancel(late)
-            try:
-                await worker.leave()
-            except QueueUnavailable:
-                log.warning("claims_left_behind")  # another worker's reaper finds them
-            await _cancel(background)
+            runs = [consumer.run() for consumer in consumers]
+            grace_s = settings.shutdown_grace_s
+            async with at_work(worker, queue, runs, stopping, grace_s=grace_s, on_stop=processes.close):
+                yield
 
     app = create_service(settings, title="Worker", description="Predicts what is queued.", lifespan=lifespan)
 
@@ -71,19 +54,6 @@ def create_app(settings: WorkerSettings) -> FastAPI:
         return {"status": "healthy" if is_well else "unhealthy"}
 
     return app
-
-
-def _die_with(task: asyncio.Task[None]) -> None:
-    """A worker without one of its tasks would look healthy: rather be restarted whole, and reaped meanwhile."""
-    if not task.cancelled() and (error := task.exception()):
-        log.critical("worker_crashed", exc_info=error)
-        os._exit(1)
-
-
-async def _cancel(tasks: Iterable[asyncio.Task[None]]) -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def main() -> None:

@@ -9,11 +9,11 @@ import asyncio
 import contextlib
 import os
 import signal
-from collections.abc import AsyncIterator, Iterator, Sequence
-from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
 from multiprocessing import get_context
 from types import TracebackType
-from typing import Self
+from typing import ParamSpec, Self, TypeVar
 
 import structlog
 
@@ -22,6 +22,9 @@ from src.configurations import WorkerSettings
 from src.ml.classifier import Prediction
 from src.worker import child
 from src.worker.metrics import INFERENCE_TIME, REPLACED
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 log = structlog.get_logger()
 
@@ -73,28 +76,13 @@ class ModelProcess:
         self.is_up = False
         await asyncio.to_thread(self._executor.shutdown)
 
-    async def mend(self) -> None:
-        """Start another process if this one has died. Raises NoProcess."""
-        if self.is_up:
-            try:
-                self._executor.submit(int)  # which an executor refuses if its process died while it had nothing to do
-                return
-            except BrokenExecutor:
-                pass
-        await self.stop()
-        try:
-            await self.start()
-        except StartupError as exc:
-            log.error("model_process_not_started", reason=str(exc))
-            raise NoProcess from exc
-        REPLACED.inc()
-        log.warning("model_process_replaced", pid=self._pid)
-
     async def predict(self, jobs: Sequence[bytes]) -> list[Prediction | None]:
-        """See `child.predict`. Raises ProcessDied, and what the model raises."""
+        """See `child.predict`. Raises NoProcess, ProcessDied, and what the model raises."""
         try:
-            async with asyncio.timeout(self._settings.inference_timeout_s):
-                return await asyncio.wrap_future(self._executor.submit(child.predict, jobs))
+            running = await self._submit(child.predict, jobs)
+            with INFERENCE_TIME.time():
+                async with asyncio.timeout(self._settings.inference_timeout_s):
+                    return await asyncio.wrap_future(running)
         except BrokenExecutor as exc:
             self.is_up = False
             raise ProcessDied from exc
@@ -105,11 +93,31 @@ class ModelProcess:
             self._kill()
             raise
 
+    async def mend(self) -> None:
+        """Start another process if this one died while it had nothing to do. Raises NoProcess."""
+        with contextlib.suppress(BrokenExecutor):
+            await self._submit(int)
+
+    async def _submit(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        if self.is_up:
+            with contextlib.suppress(BrokenExecutor):  # an executor whose process is dead refuses at once
+                return self._executor.submit(call, *args, **kwargs)
+        await self.stop()
+        try:
+            await self.start()
+        except StartupError as exc:
+            log.error("model_process_not_started", reason=str(exc))
+            raise NoProcess from exc
+        REPLACED.inc()
+        log.warning("model_process_replaced", pid=self._pid)
+        return self._executor.submit(call, *args, **kwargs)
+
     def _kill(self) -> None:
         # What a process computes can be broken off in no other way.
-        self.is_up = False
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self._pid, signal.SIGKILL)
+        if self.is_up:
+            self.is_up = False
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._pid, signal.SIGKILL)
 
 
 class ModelProcesses:
@@ -144,9 +152,7 @@ class ModelProcesses:
         Raises NoProcess, ProcessDied, and what the model raises.
         """
         async with self._one() as process:
-            await process.mend()
-            with INFERENCE_TIME.time():
-                return await process.predict(jobs)
+            return await process.predict(jobs)
 
     async def mend(self) -> None:
         """Look after one of those that have nothing to do. Raises NoProcess."""

@@ -20,7 +20,7 @@ from serving_common.queue import QueueUnavailable
 from serving_common.testing import Process, answers, free_port, running, wait_until
 from tests.conftest import PATTERN, running_redis
 from tests.worker.conftest import children, environment, is_running, kill
-from tests.worker.model import images
+from tests.worker.model import HANGS, image_of, images
 from tests.worker.test_worker import expected, is_same
 
 IMAGES = int(os.environ.get("FAULT_IMAGES", "200"))
@@ -147,6 +147,15 @@ async def test_sigterm_loses_no_job_and_uses_up_no_try(redis, jobs, start_worker
     with start_worker():
         assert {(await jobs.look(job_id, 30)).status for job_id in ids} == {"completed"}
     assert not [key async for key in redis.scan_iter("queue:jobs:meta:*")]
+
+
+async def test_what_cannot_be_finished_in_time_is_given_back(redis, jobs, start_worker):
+    endless = await jobs.register(image_of(HANGS))
+    with start_worker(SHUTDOWN_GRACE_S="1", NUM_WORKERS="1") as stopped:
+        wait_until(lambda: f"Processing job: {endless}" in stopped.log)
+        assert stopped.stop() == 0
+    assert await redis.lrange("queue:jobs", 0, -1) == [endless.encode()]
+    assert not await redis.exists(f"queue:jobs:meta:{endless}")
 
 
 @pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT])

@@ -4,6 +4,7 @@ import asyncio
 import os
 from contextlib import asynccontextmanager
 from importlib.resources import files
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -51,6 +52,21 @@ def metric(name: str) -> float:
     return REGISTRY.get_sample_value(name) or 0.0
 
 
+def ticks(pid: int) -> int:
+    """The time that a process has had on the processor."""
+    return sum(map(int, Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]))
+
+
+async def busy(pids: list[int]) -> int:
+    """The process that computes at the moment."""
+    before = {pid: ticks(pid) for pid in pids}
+    while True:
+        await asyncio.sleep(0.1)
+        for pid in pids:
+            if ticks(pid) > before[pid] + 10:
+                return pid
+
+
 @pytest.mark.parametrize("batch_size", [1, 4])
 async def test_each_image_gets_its_own_answer(redis, jobs, classifier, settings, batch_size):
     chosen = settings(batch_size=batch_size, num_workers=2)
@@ -94,22 +110,34 @@ async def test_a_model_that_fails_is_asked_three_times_more(redis, jobs, setting
     assert await redis.exists(f"image:{failing}")  # for whoever wants to know why
 
 
-@pytest.mark.parametrize(("num_workers", "batch_size"), [(2, 1), (1, 4)])
-async def test_an_image_that_kills_its_process_three_times_is_poison_and_takes_nobody_along(
-    jobs, settings, num_workers, batch_size
-):
+async def test_an_image_that_takes_for_ever_three_times_is_poison_and_takes_nobody_along(jobs, settings):
     replaced = metric("model_processes_replaced_total")
-    before = [await jobs.register(image) for image in images(4)]
+    before = [await jobs.register(image) for image in images(2)]
     poison = await jobs.register(image_of(HANGS))
     after = [await jobs.register(image) for image in images(6)]
-    async with worker(settings(num_workers=num_workers, batch_size=batch_size, inference_timeout_s=1.0)):
+    async with worker(settings(batch_size=4, inference_timeout_s=1.0)):
         for job_id in before + after:
             assert (await ends(jobs, job_id)).status is JobStatus.COMPLETED
         state = await ends(jobs, poison)
         assert (state.status, state.error) == (JobStatus.FAILED, POISON)
         another = await jobs.register(GOOD)
         assert (await ends(jobs, another)).status is JobStatus.COMPLETED
-    assert metric("model_processes_replaced_total") == replaced + 3
+    # More, where the machine has so much to do that others take a second, too.
+    assert metric("model_processes_replaced_total") >= replaced + 3
+
+
+async def test_an_image_that_kills_its_process_three_times_is_poison_and_takes_nobody_along(redis, jobs, settings):
+    # It does not kill by itself: it holds the process that has it, until that is killed.
+    poison = await jobs.register(image_of(HANGS))
+    async with worker(settings(num_workers=2)):
+        for deaths in (b"1", b"2", b"3"):
+            others = [await jobs.register(image) for image in images(5)]
+            assert [(await ends(jobs, job_id)).status for job_id in others] == [JobStatus.COMPLETED] * 5
+            kill(await busy(children(os.getpid())))
+            while await redis.hget(f"queue:jobs:meta:{poison}", "deaths") != deaths:  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+        assert (await ends(jobs, poison)).error == POISON
+    assert not [key async for key in redis.scan_iter("queue:jobs:meta:*") if poison not in key.decode()]
 
 
 async def test_a_process_that_dies_idle_is_replaced_and_no_job_suspected(redis, jobs, settings):
@@ -131,7 +159,7 @@ async def test_processes_give_way_to_the_proxy(settings):
         assert [os.getpriority(os.PRIO_PROCESS, pid) for pid in children(os.getpid())] == [min(own + 3, 19)] * 2
 
 
-async def test_a_model_that_is_gone_is_waited_for(tmp_path, jobs, settings, model_path):
+async def test_a_model_that_is_gone_is_waited_for(tmp_path, jobs, settings, model_path, capsys):
     model = tmp_path / "model.onnx"
     model.write_bytes(model_path.read_bytes())
     async with worker(settings(async_model_path=model)) as app:
@@ -139,8 +167,9 @@ async def test_a_model_that_is_gone_is_waited_for(tmp_path, jobs, settings, mode
         (pid,) = children(os.getpid())
         kill(pid)
         job_id = await jobs.register(GOOD)
-        while app.state.processes.is_up:
-            await jobs.look(job_id, 0.2)
+        while "model_process_not_started" not in capsys.readouterr().out:  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+        assert not app.state.processes.is_up
         (tmp_path / "elsewhere.onnx").rename(model)
         assert (await ends(jobs, job_id)).status is JobStatus.COMPLETED
         assert app.state.processes.is_up
