@@ -30,9 +30,11 @@ test: setup  ## Run all tests that need no Docker, with coverage
 test-compose: setup  ## Build the images, run the end-to-end tests against docker compose, remove all of it
 	@scripts/test_compose.sh $(PATTERNS)
 
-chaos: setup  ## Kill workers, the model server and Redis under 2,000 jobs of pattern 03, and count what is lost
+chaos: setup  ## Kill workers, models and Redis under 2,000 jobs of patterns 03 and 07, and count what is lost
 	@cd 03_asynchronous_pattern && CHAOS_JOBS=2000 CHAOS_KILLS=30 CHAOS_TF_SERVING_AWAY_S=5 \
 		../$(PYTHON_IN) -m pytest tests/e2e/test_faults.py -s
+	@cd 07_sync_async_pattern && FAULT_IMAGES=2000 FAULT_KILLS=60 \
+		../$(PYTHON_IN) -m pytest tests/worker/test_faults.py -s -k whoever
 
 lint: setup  ## ruff, black --check, mypy, and pip-audit where its data can be reached
 	@scripts/lint.sh
