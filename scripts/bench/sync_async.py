@@ -192,7 +192,7 @@ class Bench:
 
         nice: None is without a worker.
         """
-        await self.fill(int(seconds * 100) if nice is not None else 0)
+        await self.fill(int(seconds * 50) if nice is not None else 0)
         worker = None
         if nice is not None:
             _, worker = self.serve("src.worker.main", {"WORKER_NICE": str(nice)})

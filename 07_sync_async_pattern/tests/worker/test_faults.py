@@ -160,11 +160,12 @@ async def test_what_cannot_be_finished_in_time_is_given_back(redis, jobs, start_
 def test_ctrl_c_while_the_models_load_ends_it_cleanly(tmp_path, redis_server, model_path):
     """It goes to the whole group: to processes as well that are not there yet, half there, or loading."""
     log = tmp_path / "log"
+    env = environment(redis_server.port, model_path) | {"PORT": str(free_port()), "QUEUE_NAME": "queue:empty"}
     with log.open("wb") as output:
         worker = subprocess.Popen(
             [sys.executable, "-m", "src.worker.main"],
             cwd=PATTERN,
-            env=os.environ | environment(redis_server.port, model_path) | {"PORT": str(free_port())},
+            env=os.environ | env,
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
