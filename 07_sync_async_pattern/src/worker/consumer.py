@@ -1,23 +1,19 @@
 """What a worker does: take jobs, have them predicted, store the answers; and what becomes of a job when that fails."""
 
 import asyncio
-import contextlib
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from typing import ParamSpec, TypeVar
+from collections.abc import Sequence
 
 import structlog
 from redis.asyncio import Redis
 
+from serving_common.at_work import insist, pause
 from serving_common.queue import Job, QueueUnavailable, Worker, backoff_s
 from src.configurations import WorkerSettings
 from src.jobs import store
 from src.ml.classifier import Prediction
 from src.worker.metrics import JOBS
 from src.worker.processes import ModelProcesses, NoProcess, ProcessDied
-
-P = ParamSpec("P")
-T = TypeVar("T")
 
 log = structlog.get_logger()
 
@@ -52,7 +48,7 @@ class Consumer:
             except (QueueUnavailable, NoProcess) as exc:
                 if not self._stopping.is_set():
                     log.warning("neighbour_unavailable", neighbour=type(exc).__name__)
-                await self._pause(backoff_s(failures))
+                await pause(self._stopping, backoff_s(failures))
                 failures += 1
 
     async def _process(self, jobs: Sequence[Job]) -> None:
@@ -64,16 +60,16 @@ class Consumer:
         try:
             predictions = await self._processes.predict([job.data for job in jobs])
         except NoProcess:
-            await self._insist(self._worker.give_back, jobs)
+            await insist(self._worker.give_back, jobs)
             raise
         except ProcessDied:
             log.warning("model_process_died", jobs=ids)
             JOBS.labels("suspected").inc(len(jobs))
-            await self._insist(self._worker.suspect, jobs)
+            await insist(self._worker.suspect, jobs)
         except Exception:  # whatever the model raises concerns these jobs, and must not end the worker
             log.exception("prediction_failed", jobs=ids)
             JOBS.labels("retried").inc(len(jobs))
-            await self._insist(self._worker.retry, jobs, "Model inference failed")
+            await insist(self._worker.retry, jobs, "Model inference failed")
         else:
             await self._store(jobs, predictions, started)
 
@@ -84,24 +80,10 @@ class Consumer:
                 known.append((job.id, prediction))
             else:
                 JOBS.labels("failed").inc()
-                await self._insist(self._worker.fail, job.id, "Not an image")
-        ended = await self._insist(store, self._redis, self._worker, known, self._settings.result_ttl_s)
+                await insist(self._worker.fail, job.id, "Not an image")
+        ended = await insist(store, self._redis, self._worker, known, self._settings.result_ttl_s)
         JOBS.labels("completed").inc(len(ended))
         duration_ms = round((time.perf_counter() - started) * 1000, 2)
         for job_id, prediction in known:
             if job_id in ended:  # so that a line about a result is true: Redis has it
                 log.info("Async prediction: %s", prediction.label, job_id=job_id, duration_ms=duration_ms)
-
-    async def _insist(self, call: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Until Redis has it: work that is done is not thrown away because Redis restarts."""
-        failures = 0
-        while True:
-            try:
-                return await call(*args, **kwargs)
-            except QueueUnavailable:
-                await asyncio.sleep(backoff_s(failures))
-                failures += 1
-
-    async def _pause(self, seconds: float) -> None:
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._stopping.wait(), seconds)

@@ -11,8 +11,9 @@ import httpx
 import pytest
 
 from serving_common.testing import Process, free_port, running
+from serving_common.testing_fixtures import running_redis
 from serving_common.testing_redis import RedisServer
-from tests.conftest import PATTERN, running_redis
+from tests.conftest import PATTERN
 
 
 @dataclass

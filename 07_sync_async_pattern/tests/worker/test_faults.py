@@ -17,7 +17,8 @@ from src.jobs import Jobs, answer
 
 from serving_common.queue import QueueUnavailable
 from serving_common.testing import Process, answers, free_port, running, wait_until
-from tests.conftest import PATTERN, running_redis
+from serving_common.testing_fixtures import running_redis
+from tests.conftest import PATTERN
 from tests.worker.conftest import children, environment, is_running, kill
 from tests.worker.model import HANGS, image_of, images
 from tests.worker.test_worker import expected, is_same
