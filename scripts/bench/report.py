@@ -32,7 +32,7 @@ SHORT = {
     "03": ("--seconds", "1.5", "--jobs", "10000"),
     "04": ("--rows", "20000", "--book-rows", "500", "--large", "100000"),
     "06": ("--rounds", "3", "--seconds", "0.5"),
-    "07": ("--rounds", "3", "--seconds", "1", "--jobs", "100", "--sustained", "15"),
+    "07": ("--rounds", "3", "--seconds", "1", "--jobs", "200", "--sustained", "15"),
 }
 SIDE_BY_SIDE = {"short": (3, 1.0), "long": (5, 4.0)}  # rounds, seconds of each
 INTRODUCTION = """\
