@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 COLUMNS = ("pattern", "faults injected", "accepted", "lost", "done twice", "stuck", "failed answers", "worst recovery")
 EXPLAINED = """\
-- **accepted**: requests sent (02, 06), jobs whose id was given out (03, 07), rows whose registration was confirmed (04).
+- **accepted**: requests sent (02, 06), jobs whose id was given out (03, 07), rows whose registration was confirmed
+  (04).
 - **lost**: accepted, and neither done nor refused. **done twice**: a result stored more than once; nothing is stored in
   02 and 06. **stuck**: not done at the end, or a fault after which things were not as before within a minute.
 - **failed answers**: what a client should not have seen. While a process is ill, answers that lay the blame on it are
