@@ -87,5 +87,6 @@ for number in "$@"; do
   unset COMPOSE_PROJECT_NAME COMPOSE_FILE SERVING_RUNTIME
 done
 
+cd "$root"
 printf '\n'
 .venv/bin/python -m scripts.containers table "$notes"
