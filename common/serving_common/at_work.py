@@ -44,15 +44,17 @@ async def at_work(
     tasks = [asyncio.create_task(consumer) for consumer in consumers]
     for task in (*background, *tasks):
         task.add_done_callback(_die_with)
-    yield
-    stopping.set()
-    on_stop()
-    _, late = await asyncio.wait(tasks, timeout=grace_s)
-    await cancel(*late, *background)  # a heartbeat after the farewell would be that of a ghost
     try:
-        await worker.leave()
-    except QueueUnavailable:
-        log.warning("claims_left_behind")  # another worker's reaper finds them
+        yield
+    finally:  # also when the port is taken: what has been claimed meanwhile must not wait for the reaper
+        stopping.set()
+        on_stop()
+        _, late = await asyncio.wait(tasks, timeout=grace_s)
+        await cancel(*late, *background)  # a heartbeat after the farewell would be that of a ghost
+        try:
+            await worker.leave()
+        except QueueUnavailable:
+            log.warning("claims_left_behind")  # another worker's reaper finds them
 
 
 def _die_with(task: asyncio.Task[None]) -> None:

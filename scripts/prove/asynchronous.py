@@ -10,13 +10,13 @@ import asyncio
 import random
 import time
 from collections import Counter
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import httpx
 from redis.asyncio import Redis
 
-from scripts.patterns import PATTERNS, Pattern, Process
-from scripts.prove.faults import RUN_DIR, back, hanging, kill, process, times_written
+from scripts.patterns import PATTERNS
+from scripts.prove.faults import RUN_DIR, back, hanging, kill, process, times_written, with_workers
 from scripts.prove.proof import Problem, Proof
 from scripts.stack import Stack, Supervised, free_ports, private_stack
 
@@ -28,19 +28,6 @@ MODEL_HANGS_S = 2  # less than TF_SERVING_TIMEOUT_S: nobody's try is used up
 ALL_DONE_WITHIN_S = 60
 FLOWER = {"data": [[5.1, 3.5, 1.4, 0.2]]}
 QUEUE = "queue:predict"
-
-
-def pattern_with(workers: int) -> Pattern:
-    """03 with so many workers."""
-    *others, worker = PATTERNS["03"].processes
-    return replace(PATTERNS["03"], processes=(*others, *(_numbered(worker, number) for number in range(workers))))
-
-
-def _numbered(worker: Process, number: int) -> Process:
-    port = f"PORT_03_WORKER_{number}"
-    env = dict(worker.env) | {"PORT": f"{{{port}}}"}
-    ready = f"http://127.0.0.1:{{{port}}}/health"
-    return replace(worker, name=f"worker_{number}", ports={port: 1}, env=env, ready=ready)
 
 
 @dataclass
@@ -100,7 +87,7 @@ async def prove(proof: Proof) -> None:
     """Kills of busy workers, and in between the model server and Redis; in the long form again and again."""
     proof.unit, proof.failure = "jobs", "anything but 200, or 503 with Retry-After while Redis is away"
     proof.twice = 0
-    table = PATTERNS | {"03": pattern_with(WORKERS)}
+    table = PATTERNS | {"03": with_workers(PATTERNS["03"], WORKERS)}
     ports = free_ports(["03"], table)
     async with (
         private_stack(["03"], RUN_DIR, table=table, ports=ports, environ={"HEARTBEAT_S": "1"}) as stack,

@@ -9,6 +9,7 @@ import re
 import signal
 from collections import Counter
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -17,6 +18,7 @@ from scripts.stack import HOST, ROOT
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
+    from scripts.patterns import Pattern, Process
     from scripts.stack import Running, Stack, Supervised
 
 RUN_DIR = ROOT / ".run/prove"
@@ -24,6 +26,20 @@ RUN_DIR = ROOT / ".run/prove"
 POLL_S = 0.02
 GARBAGE_BYTES = 4096
 HANG_UP_AFTER_S = 0.2
+
+
+def with_workers(pattern: Pattern, count: int, **variables: str) -> Pattern:
+    """A pattern with so many of its last process, the worker, each on a port of its own."""
+    *others, worker = pattern.processes
+    (port,) = worker.ports
+
+    def numbered(number: int) -> Process:
+        own = f"{port}_{number}"
+        env = dict(worker.env) | {"PORT": f"{{{own}}}"} | variables
+        ready = f"http://{HOST}:{{{own}}}/health"
+        return replace(worker, name=f"worker_{number}", ports={own: 1}, env=env, ready=ready)
+
+    return replace(pattern, processes=(*others, *map(numbered, range(count))))
 
 
 def process(stack: Stack, id_: str) -> Supervised:

@@ -13,17 +13,17 @@ import signal
 import time
 from collections import Counter
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import httpx
 
-from scripts.patterns import PATTERNS, Pattern, Process
-from scripts.prove.faults import RUN_DIR, back, children, kill, process, times_written
+from scripts.patterns import PATTERNS
+from scripts.prove.faults import RUN_DIR, back, children, kill, process, times_written, with_workers
 from scripts.prove.proof import Problem, Proof
 from scripts.stack import ROOT, Stack, free_ports, private_stack
 
 CLIENTS = 4
-PACE_S = 0.8  # of each client: more than one worker can do, while the other starts again, must not pile up
+PACE_S = 0.8  # of each client: one worker can keep up while the other starts again
 STOPPED_FOR_S = 1
 ALL_DONE_WITHIN_S = 60
 WORKERS = 2
@@ -36,19 +36,6 @@ BAD_BODIES = (
     b'{"image_data": "no base64"}',
     b'{"image_data": "aGVsbG8="}',
 )
-
-
-def pattern_with(workers: int) -> Pattern:
-    """07 with so many workers of one model process each."""
-    *others, worker = PATTERNS["07"].processes
-    return replace(PATTERNS["07"], processes=(*others, *(_numbered(worker, number) for number in range(workers))))
-
-
-def _numbered(worker: Process, number: int) -> Process:
-    port = f"PORT_07_WORKER_{number}"
-    env = dict(worker.env) | {"PORT": f"{{{port}}}", "NUM_WORKERS": "1"}
-    ready = f"http://127.0.0.1:{{{port}}}/health"
-    return replace(worker, name=f"worker_{number}", ports={port: 1}, env=env, ready=ready)
 
 
 @dataclass
@@ -98,7 +85,7 @@ async def prove(proof: Proof) -> None:
     """A model process, a worker, Redis, garbage; in the long form again and again."""
     proof.unit, proof.failure = "images", "anything but 200 with the fast answer; no id, while Redis is there"
     proof.forgiven, proof.twice = "without id", 0
-    table = PATTERNS | {"07": pattern_with(WORKERS)}
+    table = PATTERNS | {"07": with_workers(PATTERNS["07"], WORKERS, NUM_WORKERS="1")}
     photograph = ROOT / "models/artifacts/sample.jpg"
     async with (
         private_stack(
