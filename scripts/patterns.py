@@ -49,6 +49,8 @@ class Pattern:
     """The ports of docker compose, which its README shows, by the name of the port here."""
     vary: frozenset[str] = frozenset()
     """Keys of its answers whose values depend on which weights of its models could be had."""
+    files: Mapping[str, str] = field(default_factory=dict)
+    """Files of the reader's own that its README names, and what stands for them when the README is checked."""
     processes: tuple[Process, ...]
 
 
@@ -214,6 +216,7 @@ PATTERNS = table(
             artifacts=("mobilenet_v2", "resnet50"),
             published={"PORT_07_PROXY": 8000},
             vary=frozenset({"result_sync", "prediction", "label", "probability", "weights"}),
+            files={"photo.jpg": "models/artifacts/sample.jpg"},
             processes=(
                 Process(
                     name="redis",

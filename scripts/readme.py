@@ -3,8 +3,9 @@
     python -m scripts.readme 06_horizontal_microservice_pattern --base http://localhost:9000=http://127.0.0.1:9123
     python -m scripts.readme --write 06_horizontal_microservice_pattern
 
-An example is a ```bash block of curl lines, followed by a ```json block (or ```text) that shows the answers; or, in a
-```console block, a line `$ curl …` and the JSON below it. A settings table stands between
+An example is a ```bash block of curl lines, or one pipe into curl, followed by a ```json block (or ```text) that shows
+the answers; or, in a ```console block, a line `$ curl …` and the JSON below it. With `<!-- within 90 s -->` above,
+it is asked again, for so long, until the answer is as shown. A settings table stands between
 `<!-- settings:src.configurations.ProxySettings -->` and `<!-- /settings -->`.
 """
 
@@ -17,6 +18,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -30,11 +32,14 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[1]
 TIMEOUT_S = 60
+ASK_AGAIN_S = 0.5
 TOLERANCE = 1e-3
 
 FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```[ \t]*$", re.MULTILINE | re.DOTALL)
 PROMPT = re.compile(r"^\$ +((?:.*\\\n)*.*)\n((?:(?!\$ ).*\n)*)", re.MULTILINE)  # a command, and what it prints
-CURL = re.compile(r"^ *(?:\$ +)?curl ", re.MULTILINE)
+CURL = re.compile(r"^ *(?:\$ +)?(?:.*\| *)?curl ", re.MULTILINE)
+PIPED = re.compile(r"\|\s*curl ")
+WITHIN = re.compile(r"<!-- within (\d+) s -->\s*$")
 SETTINGS = re.compile(r"(<!-- settings:([\w.]+) -->\n)(.*?)(<!-- /settings -->)", re.DOTALL)
 NUMBER = re.compile(r"-?\d+(\.\d+)?([eE][-+]?\d+)?")
 # What differs from run to run: hexadecimal ids from six characters up, UUIDs, ISO 8601 times.
@@ -44,12 +49,13 @@ TIME = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d(:\d\d(\.\d+)?)?(Z|[+-]\d\d:?\d\
 
 @dataclass(frozen=True)
 class Example:
-    """A block of curl commands of a README and the block that shows their answers."""
+    """A block of commands of a README, as argument lists, and the block that shows their answers."""
 
     line: int
     commands: list[list[str]]
     language: str
     shown: str
+    within_s: int = 0
 
 
 def examples(text: str) -> Iterator[Example]:
@@ -57,15 +63,21 @@ def examples(text: str) -> Iterator[Example]:
     for fence, after in pairwise([*FENCE.finditer(text), None]):
         if fence is not None and fence[1] == "console":
             yield from _of_console(fence[2], text.count("\n", 0, fence.start()) + 2)
-        if fence is None or fence[1] != "bash" or not fence[2].lstrip().startswith("curl "):
+        if fence is None or fence[1] != "bash":
+            continue
+        if PIPED.search(fence[2]):
+            commands = [["bash", "-c", fence[2]]]
+        elif fence[2].lstrip().startswith("curl "):
+            words = shlex.split(fence[2].replace("\\\n", " "), comments=True)
+            starts = [i for i, word in enumerate(words) if word == "curl"]
+            commands = [words[i:j] for i, j in pairwise([*starts, len(words)])]
+        else:
             continue
         line = text.count("\n", 0, fence.start()) + 2
         if after is None or after[1] not in ("json", "text") or text[fence.end() : after.start()].strip():
             raise ValueError(f"line {line}: no ```json or ```text block follows this curl")
-        words = shlex.split(fence[2].replace("\\\n", " "), comments=True)
-        starts = [i for i, word in enumerate(words) if word == "curl"]
-        commands = [words[i + 1 : j] for i, j in zip(starts, [*starts[1:], len(words)], strict=True)]
-        yield Example(line, commands, after[1], after[2])
+        within = WITHIN.search(text, 0, fence.start())
+        yield Example(line, commands, after[1], after[2], int(within[1]) if within else 0)
 
 
 def _of_console(text: str, first_line: int) -> Iterator[Example]:
@@ -73,7 +85,7 @@ def _of_console(text: str, first_line: int) -> Iterator[Example]:
     for prompt in PROMPT.finditer(text):
         words = shlex.split(prompt[1].replace("\\\n", " "), comments=True)
         if words[:1] == ["curl"]:
-            yield Example(first_line + text.count("\n", 0, prompt.start()), [words[1:]], "json", prompt[2])
+            yield Example(first_line + text.count("\n", 0, prompt.start()), [words], "json", prompt[2])
 
 
 def unchecked(text: str) -> int:
@@ -87,13 +99,13 @@ def check_examples(
     tolerance: float = TOLERANCE,
     *,
     skips_others: bool = False,
-    vary: Set[str] = frozenset(),
+    vary: Mapping[str, Set[str]] | None = None,
 ) -> list[str]:
     """Run the README's curl lines; what is not as shown, each with file, line and difference. Empty: all is well.
 
-    bases: base URL in the README to base URL under test. Ids that an answer gave out replace the shown ones in the
-    commands after it. skips_others: pass over the examples that ask none of the bases. vary: keys whose values may be
-    others than those shown.
+    bases: base URL in the README to base URL under test, or any other name that is another one here. Ids that an answer
+    gave out replace the shown ones in the commands after it. skips_others: pass over the examples that ask none of the
+    bases. vary: keys whose values may be others than those shown, by the base URL that is asked.
     """
     problems = []
     names = dict(bases or {})
@@ -102,36 +114,43 @@ def check_examples(
     except ValueError as exc:
         return [f"{readme}: {exc}"]
     for example in found:
-        if skips_others and not any(
-            base in word for base in bases or {} for words in example.commands for word in words
-        ):
+        asked = " ".join(word for words in example.commands for word in words)
+        if skips_others and not any(base in asked for base in bases or {}):
             continue
-        try:
-            answers = [_curl([_renamed(word, names) for word in words], readme.parent) for words in example.commands]
-            differences = _differences(example, answers, tolerance, names, vary)
-        except (OSError, ValueError, subprocess.SubprocessError, httpx.HTTPError) as exc:
-            differences = [str(exc)]
+        varying = frozenset[str]().union(*(keys for base, keys in (vary or {}).items() if base in asked))
+        end = time.monotonic() + example.within_s
+        while (differences := _check(example, readme.parent, tolerance, names, varying)) and time.monotonic() < end:
+            time.sleep(ASK_AGAIN_S)
         if differences:
-            commands = [shlex.join(["curl", *words]) for words in example.commands]
+            commands = [words[-1].strip() if words[0] == "bash" else shlex.join(words) for words in example.commands]
             problems.append("\n    ".join([f"{readme}:{example.line}:", *commands, *differences]))
     return problems
 
 
+def _check(example: Example, folder: Path, tolerance: float, names: dict[str, str], vary: Set[str]) -> list[str]:
+    try:
+        answers = [_run([_renamed(word, names) for word in words], folder) for words in example.commands]
+        return _differences(example, answers, tolerance, names, vary)
+    except (OSError, ValueError, subprocess.SubprocessError, httpx.HTTPError) as exc:
+        return [str(exc)]
+
+
 def _renamed(word: str, names: Mapping[str, str]) -> str:
-    for shown, actual in names.items():
-        word = word.replace(shown, actual)
-    return word
+    # In one pass: what stands in one's place may itself be the name of another.
+    shown = "|".join(map(re.escape, sorted(names, key=len, reverse=True)))
+    return re.sub(rf"(?:{shown})(?!\w)", lambda found: names[found[0]], word) if names else word
 
 
-def _curl(words: list[str], folder: Path) -> str:
-    """What curl prints. Without the program, httpx sends the request, for the few options that READMEs use."""
-    if curl := shutil.which("curl"):
-        command = [curl, "--silent", "--show-error", "--max-time", str(TIMEOUT_S), *words]
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise ValueError(done.stderr.strip() or f"curl ended with code {done.returncode}")
-        return done.stdout
-    return _send(words)
+def _run(words: list[str], folder: Path) -> str:
+    """What a command prints. Without the program curl, httpx sends its request, for the few options of READMEs."""
+    if words[0] == "curl":
+        if not shutil.which("curl"):
+            return _send(words[1:])
+        words = ["curl", "--silent", "--show-error", "--max-time", str(TIMEOUT_S), *words[1:]]
+    done = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False, timeout=2 * TIMEOUT_S)
+    if done.returncode:
+        raise ValueError(done.stderr.strip() or f"{words[0]} ended with code {done.returncode}")
+    return done.stdout
 
 
 def _send(words: list[str]) -> str:
@@ -196,7 +215,7 @@ def compare(
     """How an answer differs from the one shown: in keys and types, in strings, in numbers by more than the tolerance.
 
     Where both are ids, or both are times, they are equal; ids are noted in `names`, shown to got. So are whole numbers
-    under the key `id`.
+    under the key `id`, for the paths that end in them.
     """
     names = {} if names is None else names
     if isinstance(shown, dict) and isinstance(got, dict):
@@ -233,7 +252,8 @@ def _compare_keys(
         if key in vary and type(value) is type(got[actual]):
             continue
         if key == "id" and isinstance(value, int) and isinstance(got[actual], int):
-            continue  # a database has counted on since
+            names[f"/{value}"] = f"/{got[actual]}"  # a database has counted on since
+            continue
         yield from compare(value, got[actual], tolerance, names, f"{where}.{key}", vary=vary)
     for key in unmatched:
         yield f"{where}.{key}: not shown, got {json.dumps(got[key])}"

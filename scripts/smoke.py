@@ -25,7 +25,7 @@ from scripts.stack import ROOT, Stack, StackError, private_stack, run
 from scripts.terminal import INTERRUPTED, make_console, parsed, parser_of_patterns
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence, Set
+    from collections.abc import Iterator, Mapping, Sequence, Set
     from pathlib import Path
 
 RUN_DIR = ROOT / ".run/smoke"
@@ -66,9 +66,9 @@ async def smoke(numbers: Sequence[str], table: Mapping[str, Pattern], root: Path
                 urls |= {name: url for name, url in started.urls.items() if name.startswith(own)}
                 where |= dict.fromkeys(absent, "started")
             for readme, number in readmes(numbers, table, root):
-                bases = {} if as_shown else shown_bases(table, urls, number)
-                vary = table[number].vary if number else frozenset()
-                checked.append(await asyncio.to_thread(check, readme, bases, where.get(number, "all of them"), vary))
+                names = stand_ins(table, root) | ({} if as_shown else shown_bases(table, urls, number))
+                vary = variable_keys(table, number)
+                checked.append(await asyncio.to_thread(check, readme, names, where.get(number, "all of them"), vary))
     except StackError as exc:
         console.print(f"make smoke: {exc}", markup=False, style="red")
         return 1
@@ -97,16 +97,34 @@ def readmes(numbers: Sequence[str], table: Mapping[str, Pattern], root: Path) ->
 
 def shown_bases(table: Mapping[str, Pattern], urls: Mapping[str, str], number: str) -> dict[str, str]:
     """What READMEs show to where it is: the ports of `make up`, and in a pattern's own README those of compose."""
-    processes = [process for pattern in table.values() for process in pattern.processes]
-    shown = {name: port for process in processes for name, port in process.ports.items()}
-    if number:
-        published = table[number].published
-        shown = {name: port for name, port in shown.items() if port not in published.values()} | dict(published)
     # Without http://, which curl does not need.
-    return {f"localhost:{port}": urls[name].removeprefix("http://") for name, port in shown.items() if name in urls}
+    return {
+        base: urls[name].removeprefix("http://")
+        for base, name, _ in shown_ports(table, number)
+        if name in urls  # of a pattern that runs
+    }
 
 
-def check(readme: Path, bases: Mapping[str, str], where: str, vary: Set[str] = frozenset()) -> Checked:
+def variable_keys(table: Mapping[str, Pattern], number: str) -> dict[str, Set[str]]:
+    """Keys whose values may be others than a README shows, by what it shows to be asked."""
+    return {base: pattern.vary for base, _, pattern in shown_ports(table, number)}
+
+
+def shown_ports(table: Mapping[str, Pattern], number: str) -> Iterator[tuple[str, str, Pattern]]:
+    """Each `localhost:PORT` of the README of this pattern (or of the root), the port's name, and whose it is."""
+    published = table[number].published if number else {}
+    for pattern in table.values():
+        for name, port in ((name, port) for process in pattern.processes for name, port in process.ports.items()):
+            if name in published or port not in published.values():
+                yield f"localhost:{published.get(name, port)}", name, pattern
+
+
+def stand_ins(table: Mapping[str, Pattern], root: Path) -> dict[str, str]:
+    """The reader's own files, which READMEs name, to what stands for them here."""
+    return {name: str(root / file) for pattern in table.values() for name, file in pattern.files.items()}
+
+
+def check(readme: Path, names: Mapping[str, str], where: str, vary: Mapping[str, Set[str]]) -> Checked:
     """Run and compare the examples of one README."""
     text = readme.read_text(encoding="utf-8")
     try:
@@ -114,7 +132,7 @@ def check(readme: Path, bases: Mapping[str, str], where: str, vary: Set[str] = f
         elsewhere = unchecked(text)
     except ValueError:
         lines = elsewhere = 0  # check_examples says why
-    return Checked(readme, where, lines, elsewhere, check_examples(readme, bases, vary=vary))
+    return Checked(readme, where, lines, elsewhere, check_examples(readme, names, vary=vary))
 
 
 def summary(checked: Sequence[Checked], root: Path) -> Table:

@@ -5,7 +5,9 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +44,24 @@ class Stack:
         job = self.job("--once", "--no-wait", *arguments, **variables)
         assert job.wait() == 0, job.log
         return job
+
+    @contextmanager
+    def batches(self, wait_s: int = 1) -> Iterator[None]:
+        """One job after another, as under `restart: always`, each after this time; all of them must succeed."""
+        stopping = threading.Event()
+
+        def restart_always() -> None:
+            while not stopping.is_set():
+                job = self.job(JOB_WAIT_SECONDS=str(wait_s))
+                assert job.wait() == 0, job.log
+
+        with ThreadPoolExecutor(1) as executor:
+            restarting = executor.submit(restart_always)
+            try:
+                yield
+            finally:
+                stopping.set()
+            restarting.result()
 
     @contextmanager
     def api(self) -> Iterator[httpx.Client]:

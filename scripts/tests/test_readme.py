@@ -19,13 +19,20 @@ SHOWN_BASE = "http://localhost:9000"
 class Shop(http.server.BaseHTTPRequestHandler):
     """POST /orders echoes the body under a new id; GET /orders/<id> knows that id only."""
 
+    asked = 0
+
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.answer({"order_id": "beef01", "at": "2026-01-02T03:04:05Z", "total": 0.12345, "body": body})
 
     def do_GET(self):
+        if self.path == "/soon":
+            Shop.asked += 1
+            return self.answer({"open": Shop.asked > 1})
+        if self.path.startswith("/items/"):
+            return self.answer({"id": int(self.path.removeprefix("/items/")) + 1})
         known = {"/orders/beef01": {"beef01": self.headers.get("X-Customer")}, "/plain": None}
-        self.answer(known.get(self.path, {"detail": "not found"}))
+        return self.answer(known.get(self.path, {"detail": "not found"}))
 
     def answer(self, content):
         raw = b"up for 17 s\n" if content is None else json.dumps(content).encode()
@@ -162,7 +169,79 @@ def test_a_curl_without_an_answer_is_named(write):
 def test_commands_may_span_lines_inside_quotes():
     text = "```bash\ncurl -d '{\n  \"a\": 1}' http://x/\n```\n\n```json\n{}\n```\n"
     (example,) = examples(text)
-    assert example.commands == [["-d", '{\n  "a": 1}', "http://x/"]]
+    assert example.commands == [["curl", "-d", '{\n  "a": 1}', "http://x/"]]
+
+
+SOON = """\
+    <!-- within 5 s -->
+    ```bash
+    curl http://localhost:9000/soon
+    ```
+    ```json
+    {"open": true}
+    ```
+    """
+
+
+@pytest.mark.usefixtures("sender")
+def test_what_only_becomes_true_is_asked_again(write, bases, monkeypatch):
+    monkeypatch.setattr(Shop, "asked", 0)
+    assert check_examples(write(SOON), bases) == []
+    monkeypatch.setattr(Shop, "asked", 0)
+    (problem,) = check_examples(write(SOON.replace("5 s", "0 s")), bases)
+    assert "answer.open: shown true, got false" in problem
+
+
+COUNTED = """\
+    ```bash
+    curl http://localhost:9000/items/7
+    curl http://localhost:9000/items/8
+    ```
+    ```json
+    {"id": 1}
+    {"id": 9}
+    ```
+    ```bash
+    curl http://localhost:9000/items/1
+    ```
+    ```json
+    {"id": 2}
+    ```
+    ```bash
+    curl http://localhost:9000/orders/beef01 -H 'X-Customer: /items/2, /items/21'
+    ```
+    ```json
+    {"beef01": "/items/9, /items/21"}
+    ```
+    """
+
+
+@pytest.mark.usefixtures("sender")
+def test_a_counted_id_is_the_one_that_was_given_out(write, bases):
+    assert check_examples(write(COUNTED), bases) == []
+
+
+PIPE = """\
+    ```bash
+    printf '{"image": "%s"}' "$(base64 < photo.jpg)" |
+      curl http://localhost:9000/orders -d @-
+    ```
+    ```json
+    {"order_id": "c0ffee", "at": "2025-11-14T10:00:00+09:00", "total": 0.1235, "body": {"image": "AAEC"}}
+    ```
+    """
+
+
+def test_a_pipe_into_curl_is_run_by_a_shell(write, bases, tmp_path):
+    (tmp_path / "mine.jpg").write_bytes(bytes([0, 1, 2]))
+    path = write(PIPE)
+    assert unchecked(path.read_text()) == 0
+    if not shutil.which("curl"):
+        pytest.skip("no curl on this machine")
+    assert check_examples(path, bases | {"photo.jpg": "mine.jpg"}) == []
+    (problem,) = check_examples(write(PIPE.replace("AAEC", "AAED")), bases | {"photo.jpg": "mine.jpg"})
+    assert "printf" in problem
+    assert 'shown "AAED", got "AAEC"' in problem
 
 
 CONSOLE = """\

@@ -1,7 +1,6 @@
 """The system under test: at BASE_URL_04 if that is set (compose, a remote deployment), else started as processes."""
 
 import os
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import pytest
 from tests.conftest import environment_of
 from tests.processes import Stack
 
-JOB_WAIT_S = "3"
+JOB_WAIT_S = 3
 
 
 @pytest.fixture(scope="package")
@@ -23,16 +22,5 @@ def api(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
         return
     models: Path = request.getfixturevalue("models")
     stack = Stack(environment_of(models, f"sqlite:///{tmp_path_factory.mktemp('e2e')}/items.db"))
-    stopping = threading.Event()
-
-    def restart_always() -> None:
-        while not stopping.is_set():
-            job = stack.job(JOB_WAIT_SECONDS=JOB_WAIT_S)
-            assert job.wait() == 0, job.log
-
-    with stack.api() as client:
-        supervisor = threading.Thread(target=restart_always)
-        supervisor.start()
+    with stack.api() as client, stack.batches(JOB_WAIT_S):
         yield client
-        stopping.set()
-        supervisor.join()

@@ -14,7 +14,8 @@ from tests.processes import PATTERN, Stack
     ("port", "arguments"), [(8000, [str(PATTERN)]), (8400, [str(ROOT), "--skip-others"])], ids=["pattern", "root"]
 )
 def test_the_readmes_are_as_they_say(models, tmp_path, port, arguments):
-    with Stack(environment_of(models, f"sqlite:///{tmp_path}/items.db")).api() as api:
+    stack = Stack(environment_of(models, f"sqlite:///{tmp_path}/items.db"))
+    with stack.api() as api, stack.batches():
         base = f"http://localhost:{port}={str(api.base_url).rstrip('/')}"
         command = [sys.executable, "-m", "scripts.readme", *arguments, "--base", base]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

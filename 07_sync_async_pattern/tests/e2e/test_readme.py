@@ -1,6 +1,6 @@
-"""What the README shows is what happens: its curl lines are run, its settings tables generated anew.
+"""What the READMEs show is what happens: their curl lines are run, the settings tables generated anew.
 
-The labels that it shows are those of MobileNetV2 on both sides, the worker cropping, so it needs a stack of its own.
+The labels that they show are those of MobileNetV2 on both sides, the worker cropping, so they need a stack of its own.
 """
 
 import subprocess
@@ -13,17 +13,19 @@ from tests.conftest import PATTERN, ROOT
 from tests.e2e.conftest import running_system
 
 
-def test_the_readme_is_as_it_says(models, tmp_path):
+def test_the_readmes_are_as_they_say(models, tmp_path):
     model = models / "mobilenet_v2.onnx"
     if weights_of(model) != "pretrained":
         pytest.skip("its labels are those of pretrained weights, and these are random")
     with running_system(models, model, tmp_path, worker={"RESIZE_MODE": "crop", "NUM_WORKERS": "1"}) as system:
-        done = subprocess.run(
-            [sys.executable, "-m", "scripts.readme", PATTERN, "--base", f"http://localhost:8000={system.proxy}"],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-
-    assert done.returncode == 0, done.stdout + done.stderr
+        # The root's READMEs have examples of the other patterns as well, and the ports of `make up`.
+        for port, arguments in ((8000, [PATTERN]), (8700, [ROOT, "--skip-others"])):
+            bases = [f"http://localhost:{port}={system.proxy}", f"photo.jpg={models / 'sample.jpg'}"]
+            done = subprocess.run(
+                [sys.executable, "-m", "scripts.readme", *arguments, *(f"--base={base}" for base in bases)],
+                cwd=ROOT,
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            assert done.returncode == 0, done.stdout + done.stderr
