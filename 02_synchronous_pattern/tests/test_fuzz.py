@@ -67,14 +67,16 @@ def test_random_bytes_as_body(server: Server, body: bytes, verb: str) -> None:
 @FUZZ
 @given(
     model=st.sampled_from(["half_plus_two", "several", "text", "types"]),
+    verb=st.sampled_from(["predict", "classify", "regress"]),
+    signature=st.sampled_from([{}, {"signature_name": "classify"}, {"signature_name": "raw"}]),
     key=st.sampled_from(["instances", "inputs", "examples", "signature_name"]),
-    value=json_values,
+    value=json_values | st.lists(st.dictionaries(st.sampled_from(["x", "tag"]), json_values, max_size=2), max_size=3),
 )
-def test_random_json(server: Server, model: str, key: str, value: Any) -> None:
-    body = json.dumps({key: value}).encode("utf-8", "surrogatepass")
-    response = server.post(f"/v1/models/{model}:predict", data=body)
+def test_random_json(server: Server, model: str, verb: str, signature: dict[str, str], key: str, value: Any) -> None:
+    body = json.dumps(signature | {key: value}).encode("utf-8", "surrogatepass")
+    response = server.post(f"/v1/models/{model}:{verb}", data=body)
     assert response.status_code in (200, 400)
-    assert set(json.loads(response.text)) <= {"predictions", "outputs", "error"}
+    assert set(json.loads(response.text)) <= {"predictions", "outputs", "results", "error"}
 
 
 @FUZZ

@@ -239,6 +239,7 @@ def test_nan_and_infinity_in_and_out(server: Server) -> None:
         ("types", '{"signature_name": "int32", "instances": [1.0]}', "JSON Value: 1.0 Type: Number is not of expected"),
         ("types", '{"signature_name": "float64", "instances": [1' + "0" * 5000 + "]}", "JSON Parse error: "),
         ("text", '{"instances": [{"b64": "!"}]}', "Unable to base64 decode"),
+        ("text", '{"instances": [{"b64": "\u00e9"}]}', "Unable to base64 decode"),
         ("text", '{"instances": [["a", {"c": 1}]]}', "not formatted correctly for base64 data"),
     ],
 )
@@ -309,6 +310,7 @@ def test_context_is_common_to_all_examples(server: Server) -> None:
         ({"signature_name": "classify", "examples": [{"x": [1.0, 1]}]}, "in feature: x expecting type: float"),
         ({"signature_name": "classify", "examples": [{"x": 2**63}]}, "has uint64 element. Only int64 is supported."),
         ({"signature_name": "classify", "examples": [{"x": {"b64": "!"}}]}, "Unable to base64 decode"),
+        ({"signature_name": "classify", "examples": [{"x": {"b64": "é"}}]}, "Unable to base64 decode"),
         ({"signature_name": "classify", "examples": [{"x": 1}]}, "Data types don't match. Data type: int64"),
     ],
 )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 import math
 import re
@@ -264,7 +263,7 @@ def _to_bytes(leaf: JsonValue) -> bytes:
 
 
 def _decode_base64(text: str) -> bytes:
-    """Padding may be missing, white space is skipped. binascii.Error, a ValueError: not base64."""
+    """Padding may be missing, white space is skipped. ValueError: not base64."""
     compact = "".join(text.split()).rstrip("=")
     return base64.b64decode(compact + "=" * (-len(compact) % 4), validate=True)
 
@@ -314,7 +313,7 @@ def _check_values(value: JsonValue, level: int, shape: tuple[int, ...], data_typ
             raise invalid(f"JSON Value: {_text(value)} not formatted correctly for base64 data")
         try:
             _decode_base64(value["b64"])
-        except binascii.Error:
+        except ValueError:
             raise invalid("Unable to base64 decode") from None
     elif _dense_array(value, data_type) is None:
         if element.name in _LOSSLESS and type(value) in (int, float):
@@ -385,7 +384,7 @@ def _add_to_feature(value: JsonValue, name: str, feature: messages.Feature) -> N
     if wanted == "bytes_list":
         try:
             feature.bytes_list.value.append(_to_bytes(value))
-        except binascii.Error:
+        except ValueError:
             raise invalid("Unable to base64 decode") from None
     elif wanted == "float_list":
         feature.float_list.value.append(value)

@@ -37,8 +37,10 @@ log = structlog.get_logger()
 
 # 停止の合図から、処理中の要求を打ち切るまでの時間。コンテナの stop_grace_period より短くする。
 GRACE_S = 20
-# 短い要求はこの数のスレッドで最も速く捌ける。遅い要求で詰まれば、プールが自分で増やす。
-BASE_THREADS = 2
+# 短い要求は、これだけのスレッドで最も速く捌ける (計測による)。それより多いと GIL を奪い合う。REST ではイベントループが
+# 別のスレッドなので、その間に次の要求へ進めるだけ置く。遅い要求で詰まれば、プールが自分で増やす。
+GRPC_THREADS = 1
+REST_THREADS = 3
 
 
 async def serve(flags: Flags, configuration: Configuration) -> None:
@@ -68,10 +70,9 @@ async def serve(flags: Flags, configuration: Configuration) -> None:
     batching = configuration.batching
     batcher = Batcher(batching) if batching else None
     # バッチを待つ要求はスレッドを占有する。1つのバッチが満ち、次が溜まり始めるだけのスレッドを始めから置く。
-    base = BASE_THREADS if batching is None else max(BASE_THREADS, 2 * batching.max_batch_size)
+    batch_threads = 2 * batching.max_batch_size if batching else 0
     max_threads = flags.grpc_max_threads
-    threads = min(base, max_threads)
-    pool = ElasticPool(threads, max_threads)
+    pool = ElasticPool(min(max(REST_THREADS, batch_threads), max_threads), max_threads)
     inference = Inference(manager, batcher.run) if batcher else Inference(manager)
     models, metrics = ModelService(manager), Metrics()
     prometheus = configuration.monitoring.prometheus_config
@@ -90,7 +91,7 @@ async def serve(flags: Flags, configuration: Configuration) -> None:
         models,
         metrics,
         pool,
-        threads=threads,
+        threads=min(max(GRPC_THREADS, batch_threads), max_threads),
         max_threads=max_threads,
         channel_arguments=flags.grpc_channel_arguments,
     )
