@@ -20,11 +20,11 @@ What else the queue keeps below `queue:jobs:` is described in `serving_common.qu
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import orjson
+import pybase64
 from redis.asyncio import Redis
 from typing_extensions import TypedDict  # pydantic takes the one from typing only since Python 3.12
 
@@ -83,7 +83,7 @@ class Jobs:
         """
         # Not decoded pixels, nor those in a format of ours: a 640x480 JPEG has 115 kB, its pixels 920 kB, what
         # the model gets 600 kB. Base64, which the specification wants, makes the 115 kB 153.
-        return await self.queue.enqueue(base64.b64encode(image))
+        return await self.queue.enqueue(pybase64.b64encode(image))
 
     async def note_sync(self, job_id: JobId, prediction: Prediction) -> None:
         """Keep the fast model's answer for `details`."""
@@ -111,7 +111,7 @@ class Jobs:
 
 def read_image(data: bytes) -> bytes:
     """What `register` was given, from a job's data. Raises ValueError if somebody else stored something else."""
-    return base64.b64decode(data, validate=True)
+    return pybase64.b64decode(data, validate=True)
 
 
 async def store(

@@ -1,12 +1,12 @@
 """From what a client sends to what the models take: Base64, image, 224x224 pixels, normalised numbers."""
 
-import binascii
 import contextlib
 import io
 import warnings
 from enum import StrEnum
 
 import numpy as np
+import pybase64
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from serving_common.errors import InvalidInput
@@ -51,10 +51,10 @@ def decode_base64(text: str) -> bytes:
         if not header.lower().endswith(";base64"):
             raise _unreadable("is a data URL without ;base64")
     try:
-        data = binascii.a2b_base64(text, strict_mode=True)
+        data = pybase64.b64decode(text, validate=True)
     except ValueError:  # most have no whitespace, so it is looked for only now
         try:
-            data = binascii.a2b_base64("".join(text.split()), strict_mode=True)
+            data = pybase64.b64decode("".join(text.split()), validate=True)
         except ValueError as exc:
             raise _unreadable("is not valid Base64") from exc
     if not data:
@@ -95,7 +95,7 @@ def _on_white(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # 16 bits of grey, which convert() would cut off at 255 instead of scaling
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
     if not image.has_transparency_data:
-        return image.convert("RGB")
+        return image if image.mode == "RGB" else image.convert("RGB")
     visible = image.convert("RGBA")
     white = Image.new("RGB", image.size, "white")
     white.paste(visible, mask=visible)

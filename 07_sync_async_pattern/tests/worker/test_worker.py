@@ -129,7 +129,7 @@ async def test_an_image_that_takes_for_ever_three_times_is_poison_and_takes_nobo
 async def test_an_image_that_kills_its_process_three_times_is_poison_and_takes_nobody_along(redis, jobs, settings):
     # It does not kill by itself: it holds the process that has it, until that is killed.
     poison = await jobs.register(image_of(HANGS))
-    async with worker(settings(num_workers=2)):
+    async with worker(settings(num_workers=2, batch_size=1)):
         for deaths in (b"1", b"2", b"3"):
             others = [await jobs.register(image) for image in images(5)]
             assert [(await ends(jobs, job_id)).status for job_id in others] == [JobStatus.COMPLETED] * 5
