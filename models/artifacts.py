@@ -12,13 +12,14 @@ from typing import Literal
 
 from models.download import Downloader, DownloadError, Source
 from models.files import BuildError, sha256_of
-from models.manifest import Entry, Facts, Recipe
+from models.manifest import Entry, Facts, Recipe, load
 
 Weights = Literal["auto", "pretrained", "random"]
 
 IRIS_CLASSES = ("setosa", "versicolor", "virginica")
 SAVED_MODEL_BUILDER = Path(__file__).parents[1] / "02_synchronous_pattern/build_model.py"
 IMAGENET_LABELS = Path(__file__).with_name("imagenet_labels.json")
+VISION_NEEDS = ("imagenet_labels", "sample_image")
 
 # From the ONNX Model Zoo, which moved to Hugging Face in July 2025.
 MODEL_ZOO: Mapping[str, Source] = {
@@ -40,6 +41,7 @@ class Options:
     """What the command line says about how to build."""
 
     downloader: Downloader
+    output: Path
     weights: Weights = "auto"
     weights_files: Mapping[str, Path] = field(default_factory=dict)
 
@@ -65,12 +67,14 @@ class Plan:
 class Artifact:
     """plans: given the options and what the manifest records, the ways to make it, best first.
 
-    needs: artifacts that are built along with it.
+    needs: artifacts that are built along with it, and before.
+    is_extra: whether it is only built when it is asked for.
     """
 
     file: str
     plans: Callable[[Options, Entry | None], list[Plan]]
     needs: tuple[str, ...] = ()
+    is_extra: bool = False
 
 
 def iris(class_index: int | None) -> Artifact:
@@ -165,7 +169,31 @@ def vision(name: str, source: Source) -> Artifact:
             make=make,
         )
 
-    return Artifact(file=f"{name}.onnx", plans=plans, needs=("imagenet_labels", "sample_image"))
+    return Artifact(file=f"{name}.onnx", plans=plans, needs=VISION_NEEDS)
+
+
+def quantised(name: str) -> Artifact:
+    """A vision model in 8-bit integers, made from the one in float32."""
+
+    def plans(options: Options, _recorded: Entry | None) -> list[Plan]:
+        source = load(options.output / "manifest.json")[name]
+        calibration = {"images": 48, "seed": 0}
+
+        def make(target: Path) -> Facts:
+            from models.quantization import quantize
+
+            return quantize(options.output / source.file, target, **calibration)
+
+        return [
+            Plan(
+                recipe={"version": 1, "source_sha256": source.sha256, **calibration},
+                libraries=("onnxruntime", "onnx", "numpy", "pillow", "scikit-learn"),
+                weights=source.weights,
+                make=make,
+            )
+        ]
+
+    return Artifact(file=f"{name}_int8.onnx", plans=plans, needs=(name, *VISION_NEEDS), is_extra=True)
 
 
 def sample_image() -> Artifact:
@@ -204,4 +232,6 @@ def table(zoo: Mapping[str, Source] = MODEL_ZOO) -> dict[str, Artifact]:
         "sample_image": sample_image(),
         "mobilenet_v2": vision("mobilenet_v2", zoo["mobilenet_v2"]),
         "resnet50": vision("resnet50", zoo["resnet50"]),
+        "mobilenet_v2_int8": quantised("mobilenet_v2"),
+        "resnet50_int8": quantised("resnet50"),
     }

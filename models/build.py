@@ -13,15 +13,24 @@ from models.files import BuildError, locked, replacing, say, sha256_of, size_of
 from models.manifest import Entry, installed, load, save
 
 HERE = Path(__file__).parent
+PRECISIONS = ("float32", "int8")
 
 
 def main(arguments: Sequence[str] | None = None, artifacts: Mapping[str, Artifact] | None = None) -> int:
     """The exit code: 0 all built or up to date, 1 a failure that one line on stderr explains. Bad arguments exit 2."""
     artifacts = artifacts or table()
     asked = parse(arguments, artifacts)
-    options = Options(downloader=Downloader(asked.cache), weights=asked.weights, weights_files=dict(asked.weights_file))
+    options = Options(
+        downloader=Downloader(asked.cache),
+        output=asked.output,
+        weights=asked.weights,
+        weights_files=dict(asked.weights_file),
+    )
+    names = asked.only or [name for name, artifact in artifacts.items() if not artifact.is_extra]
+    if asked.precision == "int8":
+        names += [extra for name in names if (extra := f"{name}_int8") in artifacts]
     try:
-        build(with_needs(asked.only or artifacts, artifacts), artifacts, options, asked.output, force=asked.force)
+        build(with_needs(names, artifacts), artifacts, options, force=asked.force)
     except (BuildError, OSError) as exc:
         say(f"error: {exc}")
         return 1
@@ -43,7 +52,7 @@ def parse(arguments: Sequence[str] | None, artifacts: Collection[str]) -> argpar
 
     parser = argparse.ArgumentParser(prog="python -m models.build", description="Builds the models that are served.")
     add = parser.add_argument
-    add("--only", nargs="+", choices=list(artifacts), metavar="NAME", help=f"of {', '.join(artifacts)}; default all")
+    add("--only", nargs="+", choices=list(artifacts), metavar="NAME", help=f"of {', '.join(artifacts)}")
     add(
         "--weights",
         choices=["auto", "pretrained", "random"],
@@ -59,6 +68,12 @@ def parse(arguments: Sequence[str] | None, artifacts: Collection[str]) -> argpar
         metavar="NAME=PATH",
         help="take this ONNX file for a vision model",
     )
+    add(
+        "--precision",
+        choices=PRECISIONS,
+        default=os.environ.get("MODEL_PRECISION") or "float32",
+        help="int8: the vision models in 8-bit integers, too; default: MODEL_PRECISION, else float32",
+    )
     add("--force", action="store_true", help="build also what is up to date")
     add("--output", type=Path, default=HERE / "artifacts", metavar="DIR", help="default: models/artifacts")
     add(
@@ -69,6 +84,8 @@ def parse(arguments: Sequence[str] | None, artifacts: Collection[str]) -> argpar
         help="of downloads; default: MODELS_CACHE, else models/cache",
     )
     asked = parser.parse_args(arguments)
+    if asked.precision not in PRECISIONS:
+        parser.error(f"MODEL_PRECISION={asked.precision}: choose from {', '.join(PRECISIONS)}")
     for name, _ in asked.weights_file:
         if asked.only and name not in asked.only:
             parser.error(f"--weights-file names {name}, which --only leaves out")
@@ -81,10 +98,9 @@ def with_needs(names: Collection[str], artifacts: Mapping[str, Artifact]) -> lis
     return [name for name in artifacts if name in names or name in needed]
 
 
-def build(
-    names: Sequence[str], artifacts: Mapping[str, Artifact], options: Options, output: Path, *, force: bool
-) -> None:
+def build(names: Sequence[str], artifacts: Mapping[str, Artifact], options: Options, *, force: bool) -> None:
     """Bring these artifacts and the manifest up to date. Raises BuildError, OSError."""
+    output = options.output
     manifest = output / "manifest.json"
     with locked(output):
         entries = load(manifest)
@@ -93,7 +109,7 @@ def build(
             plans = artifact.plans(options, recorded)
             if recorded and is_current(recorded, artifact, plans, output):
                 report(name, recorded, "up to date")
-                if recorded.weights == "random" and options.weights == "auto":
+                if recorded.weights == "random" and options.weights == "auto" and not artifact.is_extra:
                     say(f"{name}: its weights are random; to try the download again: --weights pretrained")
                 continue
             started = time.monotonic()
@@ -139,6 +155,8 @@ def report(name: str, entry: Entry, state: str) -> None:
     quality = f"accuracy {entry.metrics['accuracy']:.4f}" if "accuracy" in entry.metrics else ""
     if entry.weights and not quality:
         quality = f"weights {entry.weights}"
+    if "agreement" in entry.metrics:
+        quality += f", says what float32 says for {entry.metrics['agreement']:.0%} of the images"
     print(f"{name:<22} {state:<16} {entry.size_bytes / 1000:>10,.1f} kB  {quality}".rstrip(), flush=True)
 
 

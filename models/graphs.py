@@ -1,18 +1,14 @@
 """ONNX graphs: what goes in and out of them, and running them once to see."""
 
-import os
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 
 from models.files import BuildError
 from models.manifest import Tensor
-
-os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # before the import; serving_common/onnx.py says why
-
-import onnxruntime
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

@@ -96,7 +96,8 @@ class Stack:
 
     Entry builds the models that are missing. It raises StackError, with nothing left running, when a port is taken or
     a process does not become ready. `ports` and then the environment win over the table's; `fresh` empties the
-    patterns' state first. on_output gets (label, lines) of what processes print, on_event (label, text) of what
+    patterns' state first. A process that dies again and again is started again after 0.5 s, 1 s, 2 s and so on, at most
+    backoff_max_s. on_output gets (label, lines) of what processes print, on_event (label, text) of what
     happens to them.
     """
 
@@ -109,12 +110,14 @@ class Stack:
         environ: Mapping[str, str] | None = None,
         run_dir: Path = ROOT / ".run",
         fresh: bool = False,
+        backoff_max_s: float | None = None,
         on_output: Callable[[str, list[str]], None] = lambda label, lines: None,
         on_event: Callable[[str, str], None] = lambda label, text: None,
     ) -> None:
         environ = os.environ if environ is None else environ
         self._ports = _resolve_ports(table, environ) | dict(ports or {})
         self._run_dir, self._fresh = run_dir, fresh
+        self._backoff_max_s = BACKOFF_MAX_S if backoff_max_s is None else backoff_max_s
         self._on_output, self._on_event = on_output, on_event
         self._keepers: list[asyncio.Task[None]] = []
         self._exits = contextlib.AsyncExitStack()
@@ -277,7 +280,7 @@ class Stack:
             while running is None:
                 self._on_event(supervised.label, f"{what}\nstarting again in {backoff_s:g} s")
                 await asyncio.sleep(backoff_s)
-                backoff_s = min(2 * backoff_s, BACKOFF_MAX_S)
+                backoff_s = min(2 * backoff_s, self._backoff_max_s)
                 try:
                     running = await self._launch(supervised)
                     ready_at = time.monotonic()
@@ -337,7 +340,10 @@ def private_stack(
     ports: Mapping[str, int] | None = None,
     environ: Mapping[str, str] | None = None,
 ) -> Stack:
-    """A stack beside any other that runs: free ports, empty state in a folder of its own, and open to all clients."""
+    """A stack beside any other that runs: free ports, empty state in a folder of its own, and open to all clients.
+
+    It is for programs, who may kill its processes again and again, and do not wait for them longer each time.
+    """
     numbers = list(numbers)
     inherited = {name: value for name, value in os.environ.items() if name not in ("API_KEY", "RATE_LIMIT")}
     return Stack(
@@ -347,6 +353,7 @@ def private_stack(
         environ=inherited | dict(environ or {}),
         run_dir=run_dir,
         fresh=True,
+        backoff_max_s=BACKOFF_FIRST_S,
     )
 
 

@@ -1,5 +1,6 @@
 """What the proxy and the worker read from their environment; nothing else reads it."""
 
+from enum import StrEnum
 from pathlib import Path
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
@@ -7,6 +8,11 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from serving_common.queue import RedisSettings
 from serving_common.settings import HttpSettings, Settings
 from src.ml.preprocessing import MAX_IMAGE_PIXELS, ResizeMode
+
+
+class Precision(StrEnum):
+    FLOAT32 = "float32"
+    INT8 = "int8"
 
 
 class QueueSettings(RedisSettings):
@@ -17,7 +23,7 @@ class QueueSettings(RedisSettings):
 
 
 class ImageSettings(Settings):
-    """How an image is looked at; as a rule both models see the same pixels."""
+    """How an image is looked at; as a rule it is the same for both models."""
 
     labels_path: Path = Field(Path("/models/imagenet_labels.json"), description="Names of the 1,000 classes.")
     resize_mode: ResizeMode = Field(
@@ -30,6 +36,13 @@ class ImageSettings(Settings):
         le=MAX_IMAGE_PIXELS,
         description="Images with more are refused before they are decoded; each needs 8 bytes of memory.",
     )
+    model_precision: Precision = Field(
+        Precision.FLOAT32, description="`int8` takes the quantised model beside the other: `…_int8.onnx`."
+    )
+
+    def in_precision(self, model: Path) -> Path:
+        """The file of this model in the precision that is wanted."""
+        return model if self.model_precision is Precision.FLOAT32 else model.with_stem(f"{model.stem}_int8")
 
 
 class ProxySettings(HttpSettings, QueueSettings, ImageSettings):

@@ -42,6 +42,14 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def int8_model(models: Path) -> Path:
+    """MobileNetV2 in 8-bit integers, beside the other."""
+    build = [sys.executable, "-m", "models.build", "--only", "mobilenet_v2", "--precision", "int8", "--output"]
+    subprocess.run([*build, models], cwd=ROOT, check=True)
+    return models / "mobilenet_v2_int8.onnx"
+
+
+@pytest.fixture(scope="session")
 def async_model(models: Path) -> Path:
     """ResNet50 where it has been built; else MobileNetV2, which takes and answers the same."""
     resnet = ROOT / "models/artifacts/resnet50.onnx"

@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 import threading
@@ -6,9 +7,12 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import numpy as np
+import onnxruntime
 import pytest
 
 ROOT = Path(__file__).parents[2]
+MODEL_ZOO = Path(os.environ.get("MODEL_ZOO", ROOT.parent / "shared" / "model_zoo"))
 IRIS_MODELS = ("iris_svc", "iris_svc_0_setosa", "iris_svc_0_versicolor", "iris_svc_0_virginica")
 
 Completed = subprocess.CompletedProcess[str]
@@ -21,6 +25,12 @@ def python(*arguments: object) -> Completed:
 
 def run_build(*arguments: object) -> Completed:
     return python("-m", "models.build", *arguments)
+
+
+def scores(model: Path | bytes, images: np.ndarray) -> np.ndarray:
+    """The only output of an ONNX model for one batch."""
+    session = onnxruntime.InferenceSession(model)
+    return np.asarray(session.run(None, {session.get_inputs()[0].name: images})[0])
 
 
 @pytest.fixture(scope="session")

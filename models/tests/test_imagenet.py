@@ -1,5 +1,4 @@
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,9 +14,8 @@ from models.download import Source
 from models.files import BuildError, sha256_of
 from models.imagenet import adopt
 from models.manifest import load
-from models.tests.conftest import ROOT, Site, python, run_build
+from models.tests.conftest import MODEL_ZOO, ROOT, Site, python, run_build, scores
 
-MODEL_ZOO = Path(os.environ.get("MODEL_ZOO", ROOT.parent / "shared" / "model_zoo"))
 IMAGES = np.random.default_rng(7).standard_normal((3, 3, 224, 224), np.float32)
 
 
@@ -80,11 +78,6 @@ def with_weights_as_inputs(model: onnx.ModelProto) -> onnx.ModelProto:
     model.ir_version = 3
     model.graph.input.append(helper.make_tensor_value_info("weight", TensorProto.FLOAT, [3, 1000]))
     return model
-
-
-def scores(model: Path | bytes, images: np.ndarray) -> np.ndarray:
-    session = onnxruntime.InferenceSession(model)
-    return np.asarray(session.run(None, {session.get_inputs()[0].name: images})[0])
 
 
 @pytest.mark.parametrize(

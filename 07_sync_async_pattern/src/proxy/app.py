@@ -28,13 +28,14 @@ def create_app(settings: ProxySettings) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
+            model = settings.in_precision(settings.sync_model_path)
             classifier = await asyncio.to_thread(
-                Classifier.load, settings.sync_model_path, settings.labels_path, threads=settings.model_threads
+                Classifier.load, model, settings.labels_path, threads=settings.model_threads
             )
             app.state.sample = _read_sample(settings.sample_image_path)
             app.state.weights = {
-                "sync": weights_of(settings.sync_model_path),
-                "async": weights_of(settings.async_model_path),
+                "sync": weights_of(model),
+                "async": weights_of(settings.in_precision(settings.async_model_path)),
             }
             redis = await stack.enter_async_context(connect(settings))
             app.state.jobs = Jobs(

@@ -40,7 +40,8 @@ def load(settings: WorkerSettings) -> int:
     global _settings, _classifier
     # More threads than cores in all the processes together would only wait for each other.
     threads = max(1, available_cpus() // settings.num_workers)
-    _classifier = Classifier.load(settings.async_model_path, settings.labels_path, threads=threads)
+    model = settings.in_precision(settings.async_model_path)
+    _classifier = Classifier.load(model, settings.labels_path, threads=threads)
     _settings = settings
     os.nice(settings.worker_nice)
     # Linux may divide processor time by session first; niceness then counts only within one. So it gets its own.

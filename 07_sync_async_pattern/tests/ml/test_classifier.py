@@ -85,6 +85,18 @@ def test_the_specifications_own_example(classifier, mode, probability):
     assert found == pytest.approx(probability, abs=0.01)
 
 
+@pytest.mark.usefixtures("pretrained")
+def test_in_8_bit_integers_it_sees_the_same(int8_model, models, photo):
+    quantised = Classifier.load(int8_model, models / "imagenet_labels.json")
+
+    assert weights_of(int8_model) == "pretrained"
+    assert best(quantised, photo)[0] in {"palace", "castle", "monastery"}
+    if (cat := MODEL_ZOO / "cat.jpg").exists():
+        label, probability = best(quantised, cat.read_bytes(), ResizeMode.CROP)
+        assert label == "Persian cat"
+        assert probability == pytest.approx(0.92, abs=0.1)
+
+
 @given(arrays(np.float32, st.tuples(st.integers(1, 3), st.integers(1, 50)), elements=st.floats(-1e4, 1e4, width=32)))
 def test_softmax_is_a_distribution_with_the_same_winner(scores):
     assume((scores < 0).any() or not np.allclose(scores.sum(axis=1), 1, atol=1e-3))  # these are one already

@@ -10,12 +10,14 @@ import sys
 import threading
 
 import httpx
+import numpy as np
 import pytest
 from PIL import Image
 from src import jobs
 from src.configurations import ProxySettings, WorkerSettings
 from src.jobs import store
 from src.ml.classifier import Classifier, Prediction
+from src.ml.preprocessing import preprocess
 from src.proxy.app import create_app
 
 from serving_common.errors import StartupError
@@ -130,6 +132,18 @@ async def test_bad_queries_are_400(client, query):
 
     assert response.status_code == 400
     assert response.json()["errors"][0]["field"] == query.partition("=")[0]
+
+
+async def test_the_model_in_8_bit_integers(settings, int8_model, models, photo):
+    chosen = settings(model_precision="int8")
+    pixels = preprocess(photo, resize_mode=chosen.resize_mode, max_pixels=chosen.max_image_pixels)
+    [wanted] = Classifier.load(int8_model, models / "imagenet_labels.json").classify(pixels[np.newaxis])
+    async with proxy(chosen) as client:
+        job_id, label = (await client.get("/predict/test")).json().values()
+        assert label == wanted.label
+        top5 = (await client.get(f"/job/{job_id}?detail=true")).json()[job_id]["sync"]["top5"]
+    assert [each["label"] for each in top5] == [label for label, _ in wanted.top5]
+    assert [each["probability"] for each in top5] == pytest.approx([p for _, p in wanted.top5], abs=1e-5)
 
 
 async def test_the_photograph_of_the_proxy(redis, client, photo):
@@ -330,6 +344,15 @@ async def test_a_missing_file_is_told_at_the_start(settings, tmp_path, setting, 
             {"SYNC_MODEL_PATH": "/nowhere.onnx", "LABELS_PATH": str(ROOT / "models/imagenet_labels.json")},
             "/nowhere.onnx",
         ),
+        (
+            {
+                "SYNC_MODEL_PATH": "/nowhere.onnx",
+                "LABELS_PATH": str(ROOT / "models/imagenet_labels.json"),
+                "MODEL_PRECISION": "int8",
+            },
+            "/nowhere_int8.onnx",
+        ),
+        ({"MODEL_PRECISION": "int4"}, "MODEL_PRECISION"),
         ({"RESIZE_MODE": "cut"}, "RESIZE_MODE"),
         ({"MAX_IMAGE_PIXELS": "0"}, "MAX_IMAGE_PIXELS"),
         ({"REDIS_PORT": "redis"}, "REDIS_PORT"),

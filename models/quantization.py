@@ -1,0 +1,97 @@
+"""The vision models in 8-bit integers: a quarter of the size, two to three times as fast, nearly the same answers.
+
+Static quantisation: the range of each activation is known beforehand, from images that the float32 model has seen.
+Source: ONNX Runtime's documentation, "Quantize ONNX models".
+"""
+
+import logging
+import tempfile
+from collections.abc import Iterator
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
+from PIL import Image
+
+from models.files import BuildError
+from models.graphs import Array, run, tensors
+from models.imagenet import PIXELS
+from models.manifest import Facts
+
+PHOTOGRAPHS = ("china.jpg", "flower.jpg")
+MEAN = np.array([0.485, 0.456, 0.406])
+STD = np.array([0.229, 0.224, 0.225])
+AMONG = 5
+
+
+def quantize(source: Path, target: Path, *, images: int, seed: int) -> Facts:
+    """Write the float32 model at `source` with int8 weights and uint8 activations; inputs and outputs stay float32.
+
+    Metrics: on as many images that it was not calibrated with, the share for which both models name the same class
+    (`agreement`), and for which float32's is among int8's best five (`agreement_among_5`).
+
+    Raises:
+        BuildError: there is no such model.
+    """
+    if not source.is_file():
+        raise BuildError(f"{source} does not exist")
+    logging.getLogger().setLevel(logging.ERROR)  # it recommends a step that below has been taken
+    with tempfile.TemporaryDirectory() as folder:
+        # Batch normalisation becomes part of the convolutions, so that it is quantised as well.
+        fused = Path(folder) / "fused.onnx"
+        options = onnxruntime.SessionOptions()
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+        options.optimized_model_filepath = str(fused)
+        onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        quantize_static(
+            fused,
+            target,
+            Calibration(images, seed),
+            per_channel=True,
+            # Seven bits of weights: in eight, products overflow on processors without VNNI instructions.
+            reduce_range=True,
+            weight_type=QuantType.QInt8,
+        )
+    exact, quantised = onnx.load(source), onnx.load(target)
+    unseen = np.concatenate(list(views(images, seed + 1)))
+    best = run(exact, unseen)[0].argmax(axis=1)
+    ranking = np.argsort(run(quantised, unseen)[0], axis=1)[:, ::-1]
+    return Facts(
+        inputs=tensors(quantised.graph.input),
+        outputs=tensors(quantised.graph.output),
+        metrics={
+            "agreement": float((ranking[:, 0] == best).mean()),
+            "agreement_among_5": float((ranking[:, :AMONG] == best[:, None]).any(axis=1).mean()),
+        },
+    )
+
+
+class Calibration(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no types
+    """What the calibration asks for images."""
+
+    def __init__(self, count: int, seed: int) -> None:
+        self._views = views(count, seed)
+
+    def get_next(self) -> dict[str, Array] | None:
+        """One image under the input's name; None after the last."""
+        image = next(self._views, None)
+        return None if image is None else {"input": image}
+
+
+def views(count: int, seed: int) -> Iterator[Array]:
+    """Details of scikit-learn's two photographs, mirrored, darker, brighter; each float32 (1, 3, 224, 224)."""
+    generator = np.random.default_rng(seed)
+    folder = files("sklearn") / "datasets/images"
+    photographs = [Image.open(Path(str(folder / name))).convert("RGB") for name in PHOTOGRAPHS]
+    for number in range(count):
+        photograph = photographs[number % len(photographs)]
+        side = int(generator.integers(PIXELS[1], min(photograph.size), endpoint=True))
+        left, top = (int(generator.integers(0, whole - side, endpoint=True)) for whole in photograph.size)
+        detail = photograph.crop((left, top, left + side, top + side)).resize(PIXELS[1:])
+        values = np.asarray(detail) / 255 * generator.uniform(0.6, 1.3)
+        if generator.random() < 0.5:
+            values = values[:, ::-1]
+        yield ((values.clip(0, 1) - MEAN) / STD).transpose(2, 0, 1)[np.newaxis].astype(np.float32)
