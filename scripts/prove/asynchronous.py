@@ -16,7 +16,7 @@ import httpx
 from redis.asyncio import Redis
 
 from scripts.patterns import PATTERNS
-from scripts.prove.faults import RUN_DIR, back, hanging, kill, process, times_written, with_workers
+from scripts.prove.faults import RUN_DIR, back, hanging, kill, process, times_written, with_whole_log, with_workers
 from scripts.prove.proof import Problem, Proof
 from scripts.stack import Stack, Supervised, free_ports, private_stack
 
@@ -87,7 +87,7 @@ async def prove(proof: Proof) -> None:
     """Kills of busy workers, and in between the model server and Redis; in the long form again and again."""
     proof.unit, proof.failure = "jobs", "anything but 200, or 503 with Retry-After while Redis is away"
     proof.twice = 0
-    table = PATTERNS | {"03": with_workers(PATTERNS["03"], WORKERS)}
+    table = PATTERNS | {"03": with_whole_log(with_workers(PATTERNS["03"], WORKERS))}
     ports = free_ports(["03"], table)
     async with (
         private_stack(["03"], RUN_DIR, table=table, ports=ports, environ={"HEARTBEAT_S": "1"}) as stack,

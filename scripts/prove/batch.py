@@ -117,6 +117,8 @@ async def _prove_on(proof: Proof, pattern: Pattern, *, is_server: bool) -> None:
                     done = await _in_the_middle(engine)
                     incident.started = time.monotonic()
                     job = process(stack, "04-job")
+                    while job.running is None:  # one batch has ended, the next will start at once
+                        await asyncio.sleep(0.01)
                     killed = kill(job)
                     incident.note = f"{where}, {done:,} rows predicted"
                     await back(job, killed)

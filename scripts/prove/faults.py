@@ -87,6 +87,15 @@ async def hanging(victim: Supervised) -> AsyncIterator[None]:
         running.signal_group(signal.SIGCONT)
 
 
+def with_whole_log(pattern: Pattern) -> Pattern:
+    """The same with a Redis whose append-only file keeps every command, for `times_written`."""
+    processes = [
+        replace(each, argv=(*each.argv, "--auto-aof-rewrite-percentage", "0")) if each.name == "redis" else each
+        for each in pattern.processes
+    ]
+    return replace(pattern, processes=tuple(processes))
+
+
 def times_written(folder: Path, key: str, ids: Sequence[str]) -> Counter[str]:
     """How often the key of each of these ids ({} in `key`) was set, by Redis's own account: its append-only files."""
     written = b"".join(path.read_bytes() for path in sorted(folder.rglob("*.aof")))

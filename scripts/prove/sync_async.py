@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 import httpx
 
 from scripts.patterns import PATTERNS
-from scripts.prove.faults import RUN_DIR, back, children, kill, process, times_written, with_workers
+from scripts.prove.faults import RUN_DIR, back, children, kill, process, times_written, with_whole_log, with_workers
 from scripts.prove.proof import Problem, Proof
 from scripts.stack import ROOT, Stack, free_ports, private_stack
 
@@ -85,7 +85,7 @@ async def prove(proof: Proof) -> None:
     """A model process, a worker, Redis, garbage; in the long form again and again."""
     proof.unit, proof.failure = "images", "anything but 200 with the fast answer; no id, while Redis is there"
     proof.forgiven, proof.twice = "without id", 0
-    table = PATTERNS | {"07": with_workers(PATTERNS["07"], WORKERS, NUM_WORKERS="1")}
+    table = PATTERNS | {"07": with_whole_log(with_workers(PATTERNS["07"], WORKERS, NUM_WORKERS="1"))}
     photograph = ROOT / "models/artifacts/sample.jpg"
     async with (
         private_stack(
