@@ -49,9 +49,10 @@ def decode_base64(text: str) -> bytes:
     Raises:
         InvalidInput: it is empty, or not Base64.
     """
+    text = text.lstrip()
     if text[:5].lower() == "data:":
         header, _, text = text.partition(",")
-        if not header.lower().endswith(";base64"):
+        if not header.replace(" ", "").lower().endswith(";base64"):
             raise _unreadable("is a data URL without ;base64")
     try:
         data = pybase64.b64decode(text, validate=True)

@@ -254,7 +254,7 @@ SEEDS = [
         pytest.param(lambda text: f"DATA:;BASE64,{text}", id="shortest data URL"),
         pytest.param(lambda text: "\r\n".join(text[i : i + 76] for i in range(0, len(text), 76)), id="lines"),
         pytest.param(lambda text: f" \t\n{text}\n", id="surrounded by whitespace"),
-        pytest.param(lambda text: f"data:image/jpeg;charset=x;base64, {text[:9]} {text[9:]} ", id="both"),
+        pytest.param(lambda text: f" data:image/jpeg;charset=x; base64, {text[:9]} {text[9:]} ", id="both"),
     ],
 )
 def test_base64(wrap):
