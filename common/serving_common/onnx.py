@@ -31,6 +31,8 @@ class OnnxModel:
     session: ort.InferenceSession
     input_name: str
     output_name: str
+    one_row: bool
+    """It was exported for batches of exactly one row, as PyTorch does unless it is told otherwise."""
 
     @classmethod
     def load(cls, path: Path, *, input_shape: Shape, output_shape: Shape, threads: int = 1) -> Self:
@@ -58,9 +60,9 @@ class OnnxModel:
         except Exception as exc:
             raise StartupError(f"{path} is not a usable ONNX model: {exc}") from exc
 
-        [input_name] = _matching(path, "input", session.get_inputs(), input_shape)
-        output_name = _matching(path, "output", session.get_outputs(), output_shape)[0]
-        model = cls(session, input_name, output_name)
+        [given] = _matching(path, "input", session.get_inputs(), input_shape)
+        output = _matching(path, "output", session.get_outputs(), output_shape)[0]
+        model = cls(session, given.name, output.name, one_row=1 in (given.shape[0], output.shape[0]))
         answer = model.run(np.ones([size or 1 for size in input_shape], np.float32))
         if answer.shape != tuple(size or 1 for size in output_shape):
             raise StartupError(f"{path} answers one row with shape {answer.shape}, wanted {_spelled(output_shape)}")
@@ -68,6 +70,8 @@ class OnnxModel:
 
     def run(self, batch: FloatArray) -> FloatArray:
         """The model's answer to a batch, row by row. Blocks until it is there."""
+        if self.one_row and len(batch) > 1:
+            return np.concatenate([self.run(batch[row : row + 1]) for row in range(len(batch))])
         [output] = self.session.run([self.output_name], {self.input_name: batch})
         return output  # type: ignore[no-any-return]  # onnxruntime has no types
 
@@ -84,22 +88,25 @@ def available_cpus(cpu_max: Path = CGROUP_CPU_MAX) -> int:
     return cpus
 
 
-def _matching(path: Path, kind: str, tensors: Sequence[Any], wanted: Shape) -> list[str]:
-    """Names of the tensors with the wanted shape; all of the inputs must have it."""
+def _matching(path: Path, kind: str, tensors: Sequence[Any], wanted: Shape) -> list[Any]:
+    """The tensors with the wanted shape; all of the inputs must have it. A batch may be of one row only."""
 
     def fits(tensor: Any) -> bool:
         return (
             tensor.type == "tensor(float)"
             and len(tensor.shape) == len(wanted)
             # A dimension of any size has a name, or none, in the model.
-            and all(have == want or not isinstance(have, int) for have, want in zip(tensor.shape, wanted, strict=True))
+            and all(
+                not isinstance(have, int) or have == (want or 1)
+                for have, want in zip(tensor.shape, wanted, strict=True)
+            )
         )
 
-    names = [tensor.name for tensor in tensors if fits(tensor)]
-    if not names or (kind == "input" and len(tensors) != 1):
+    matching = [tensor for tensor in tensors if fits(tensor)]
+    if not matching or (kind == "input" and len(tensors) != 1):
         found = ", ".join(f"{t.name} {t.type}{t.shape}" for t in tensors)
         raise StartupError(f"{path} has the wrong {kind}: wanted one tensor(float){_spelled(wanted)}, found {found}")
-    return names
+    return matching
 
 
 def _spelled(shape: Shape) -> str:

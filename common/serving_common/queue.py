@@ -203,7 +203,10 @@ class JobQueue:
         keys = [self._keys.status.replace("{}", job_id), self._keys.result.replace("{}", job_id)]
         status, result = await or_unavailable(self._redis.mget(keys))
         if status is None:
-            raise JobNotFound("Job not found")
+            # Jobs and results that were put there with plain Redis commands, as the specifications show, have none.
+            if result is None and not await or_unavailable(self._redis.exists(self._keys.data.replace("{}", job_id))):
+                raise JobNotFound("Job not found")
+            status = b"pending" if result is None else b"completed"
         error = None
         if status == b"failed":
             found = await or_unavailable(self._redis.hget(f"{self._keys.queue}:meta:{job_id}", "error"))

@@ -22,6 +22,7 @@ def make_model(tmp_path: Path) -> Callable[..., Path]:
         output_width: int = 2,
         inputs: int = 1,
         declared_output: int | None = None,
+        rows: int | str = "N",
     ) -> Path:
         np_dtype = helper.tensor_dtype_to_np_dtype(dtype)
         weight = np.zeros((width, output_width), np_dtype)
@@ -31,8 +32,8 @@ def make_model(tmp_path: Path) -> Callable[..., Path]:
         graph = helper.make_graph(
             nodes,
             "doubled",
-            [helper.make_tensor_value_info(name, dtype, ["N", width]) for name in names],
-            [helper.make_tensor_value_info("output", dtype, ["N", declared_output or output_width])],
+            [helper.make_tensor_value_info(name, dtype, [rows, width]) for name in names],
+            [helper.make_tensor_value_info("output", dtype, [rows, declared_output or output_width])],
             [numpy_helper.from_array(weight, "weight")],
         )
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)

@@ -14,10 +14,11 @@ def load(path: Path) -> OnnxModel:
     return OnnxModel.load(path, input_shape=(None, 4), output_shape=(None, 2))
 
 
-def test_runs_a_batch_row_by_row(make_model):
+@pytest.mark.parametrize("rows", ["N", 1])
+def test_runs_a_batch_row_by_row(make_model, rows):
     batch = np.array([[1, 2, 3, 4], [5, 6, 7, 8]], np.float32)
 
-    assert load(make_model()).run(batch).tolist() == [[6, 14], [22, 30]]
+    assert load(make_model(rows=rows)).run(batch).tolist() == [[6, 14], [22, 30]]
 
 
 def test_uses_as_many_threads_as_asked(make_model):
@@ -37,6 +38,7 @@ def test_uses_all_that_the_container_has_if_asked_for_none(make_model):
     [
         pytest.param({"width": 5}, "wrong input: wanted one tensor\\(float\\)\\[N, 4\\]", id="another width"),
         pytest.param({"dtype": TensorProto.DOUBLE}, "wrong input", id="another type"),
+        pytest.param({"rows": 2}, "wrong input", id="batches of two"),
         pytest.param({"inputs": 2}, "wrong input", id="two inputs"),
         pytest.param({"output_width": 3}, "wrong output: wanted one tensor\\(float\\)\\[N, 2\\]", id="another output"),
     ],

@@ -193,11 +193,18 @@ class TestClaim:
         await redis.set("job:a%b:data", "1", ex=60)
         await redis.lpush("queue:predict", "a%b")
         assert (await queue.stats()).normal == 1
+        assert await status(queue, JobId("a%b")) is PENDING
 
         jobs = await worker.claim(32)
         await worker.complete([(jobs[0].id, b"done")])
 
         assert await redis.get("job:a%b:result") == b"done"
+
+    async def test_finds_a_result_that_redis_cli_has_set(self, redis, queue):
+        await redis.set("job:a%b:result", "done", ex=60)
+
+        state = await queue.get(JobId("a%b"))
+        assert (state.status, state.result) == (COMPLETED, b"done")
 
     async def test_drops_an_id_without_data(self, redis, worker):
         await redis.lpush("queue:predict", "a1b2c3")

@@ -27,6 +27,9 @@ MAX_RATIO = 255
 """A strip that is longer is cut before its short side is brought to 256, which could make it gigabytes long."""
 MAX_IMAGE_PIXELS = 178_956_970
 """Where Pillow itself refuses."""
+MAX_SEGMENTS = 500
+"""Scans of a JPEG, and pieces of its EXIF data. Ten scans are usual, and 7 MB have room for 90,000, each of which takes
+libjpeg through the whole image again; or for 300,000 pieces, with each of which Pillow copies those before it."""
 
 SCALE = (1 / (255 * STD)).astype(np.float32)
 OFFSET = (-MEAN / STD).astype(np.float32)
@@ -46,9 +49,10 @@ def decode_base64(text: str) -> bytes:
     Raises:
         InvalidInput: it is empty, or not Base64.
     """
+    text = text.lstrip()
     if text[:5].lower() == "data:":
         header, _, text = text.partition(",")
-        if not header.lower().endswith(";base64"):
+        if not header.replace(" ", "").lower().endswith(";base64"):
             raise _unreadable("is a data URL without ;base64")
     try:
         data = pybase64.b64decode(text, validate=True)
@@ -67,8 +71,10 @@ def load_image(data: bytes, *, max_pixels: int) -> Image.Image:
 
     Raises:
         InvalidInput: the format is none of FORMATS, the image is too large (told from its header, before it is
-            decoded), or it is damaged.
+            decoded), would take minutes, or is damaged.
     """
+    if data.startswith(b"\xff\xd8") and max(data.count(b"\xff\xda"), data.count(b"\xff\xe1")) > MAX_SEGMENTS:
+        raise _unreadable(f"has more than {MAX_SEGMENTS} scans, or pieces of EXIF data")
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError as exc:

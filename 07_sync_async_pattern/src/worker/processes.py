@@ -58,7 +58,7 @@ class ModelProcess:
         self.is_up = False
 
     async def start(self) -> None:
-        """Returns when the model is loaded. Raises StartupError."""
+        """Returns when the model is loaded. Raises StartupError, or NoProcess if it died meanwhile."""
         # Spawned, not forked: the copy of a process that has threads may wait for ever for a lock that one of them had.
         self._executor = ProcessPoolExecutor(1, get_context("spawn"), initializer=child.become_child)
         try:
@@ -68,7 +68,9 @@ class ModelProcess:
             self._pid = await asyncio.wrap_future(loading)
         except (StartupError, BrokenExecutor) as exc:
             await self.stop()
-            raise StartupError(str(exc)) from exc
+            if isinstance(exc, BrokenExecutor):
+                raise NoProcess("it died while it loaded the model") from exc
+            raise
         self.is_up = True
 
     async def stop(self) -> None:
@@ -105,7 +107,7 @@ class ModelProcess:
         await self.stop()
         try:
             await self.start()
-        except StartupError as exc:
+        except (StartupError, NoProcess) as exc:
             log.error("model_process_not_started", reason=str(exc))
             raise NoProcess from exc
         REPLACED.inc()
@@ -134,7 +136,8 @@ class ModelProcesses:
 
     async def __aenter__(self) -> Self:
         started = await asyncio.gather(*(process.start() for process in self._all), return_exceptions=True)
-        if failures := [each for each in started if each is not None]:
+        # One that died is replaced as it would be later; what one has told us of its model is true of all.
+        if failures := [each for each in started if each is not None and not isinstance(each, NoProcess)]:
             await self.__aexit__(None, None, None)
             raise failures[0]
         for process in self._all:

@@ -2,13 +2,23 @@
 
 import base64
 import io
+import struct
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
-from src.ml.preprocessing import MAX_SIDE, ResizeMode, decode_base64, load_image, normalise, preprocess, resize
+from src.ml.preprocessing import (
+    MAX_SEGMENTS,
+    MAX_SIDE,
+    ResizeMode,
+    decode_base64,
+    load_image,
+    normalise,
+    preprocess,
+    resize,
+)
 
 from serving_common.errors import InvalidInput
 from tests.images import encode, gif_header, picture, png_header, webp_header
@@ -174,6 +184,17 @@ def test_strips_are_images_too(size, mode):
     assert resize(Image.new("RGB", size), mode).size == (224, 224)
 
 
+def test_a_jpeg_that_would_take_minutes_is_refused():
+    """However small it is: each scan goes through the whole image, each piece of EXIF data copies those before it."""
+    jpeg = encode(picture(), "JPEG", progressive=True)
+    scan = jpeg[jpeg.rindex(b"\xff\xda") : -2]
+    piece = b"\xff\xe1" + struct.pack(">H", 9) + b"Exif\x00\x00x"
+
+    read(jpeg[:2] + 100 * piece + jpeg[2:-2] + 100 * scan + jpeg[-2:])
+    for slow in (jpeg[:-2] + MAX_SEGMENTS * scan + jpeg[-2:], jpeg[:2] + (MAX_SEGMENTS + 1) * piece + jpeg[2:]):
+        assert "more than 500 scans" in reason(slow)
+
+
 def test_as_many_pixels_as_are_allowed():
     data = encode(picture(), "PNG")
 
@@ -233,7 +254,7 @@ SEEDS = [
         pytest.param(lambda text: f"DATA:;BASE64,{text}", id="shortest data URL"),
         pytest.param(lambda text: "\r\n".join(text[i : i + 76] for i in range(0, len(text), 76)), id="lines"),
         pytest.param(lambda text: f" \t\n{text}\n", id="surrounded by whitespace"),
-        pytest.param(lambda text: f"data:image/jpeg;charset=x;base64, {text[:9]} {text[9:]} ", id="both"),
+        pytest.param(lambda text: f" data:image/jpeg;charset=x; base64, {text[:9]} {text[9:]} ", id="both"),
     ],
 )
 def test_base64(wrap):

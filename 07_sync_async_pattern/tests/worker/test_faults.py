@@ -182,6 +182,16 @@ def test_ctrl_c_while_the_models_load_ends_it_cleanly(tmp_path, redis_server, mo
     assert '"service_stopped"' in log.read_text()
 
 
+def test_a_process_that_is_killed_while_it_loads_is_replaced(tmp_path, redis_server, model_path):
+    port = free_port()
+    env = environment(redis_server.port, model_path) | {"PORT": str(port), "NUM_WORKERS": "1"}
+    with running("src.worker.main", cwd=PATTERN, env=env, log=tmp_path / "log") as worker:
+        wait_until(lambda: children(worker.popen.pid))
+        kill(children(worker.popen.pid)[0])
+        wait_until(lambda: "model_process_replaced" in worker.log)
+        wait_until(lambda: answers(f"http://127.0.0.1:{port}/health"))
+
+
 async def test_no_process_outlives_a_worker_that_was_killed(jobs, start_worker):
     ids = [await jobs.register(image) for image in images(60)]
     with start_worker() as killed:
