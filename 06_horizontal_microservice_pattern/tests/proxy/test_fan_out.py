@@ -77,11 +77,11 @@ def test_no_service_is_surer_than_the_one_that_decides(sureness):
 )
 def test_what_is_no_answer_to_the_question_is_refused(rows, content):
     with pytest.raises(ValueError):  # noqa: PT011 - pydantic's own, or ours
-        predict([[5.1, 3.5, 1.4, 0.2]] * rows).parse(content)
+        predict(b"", rows).parse(content)
 
 
 def test_an_answer_is_taken_as_it_is():
-    call = predict([[5.1, 3.5, 1.4, 0.2]])
+    call = predict(b'{"data": [[5.1, 3.5, 1.4, 0.2]]}', 1)
 
-    assert (call.method, call.path, call.body) == ("POST", "/predict", b'{"data":[[5.1,3.5,1.4,0.2]]}')
+    assert (call.method, call.path, call.body) == ("POST", "/predict", b'{"data": [[5.1, 3.5, 1.4, 0.2]]}')
     assert call.parse(b'{"prediction": [0.75, 0.25]}') == {"prediction": [0.75, 0.25]}

@@ -261,6 +261,17 @@ def failures(name: str) -> float:
     return REGISTRY.get_sample_value("service_failures_total", {"service": name}) or 0
 
 
+@pytest.mark.parametrize("path", ["/predict", "/predict/label"])
+async def test_the_question_goes_on_as_it_came(services, path):
+    """Written anew it could be longer, and more than a service takes: 1 would be 1.0."""
+    question = b'{"data": [[1, 2, 3, 4]]}'
+
+    async with proxy(services) as client:
+        await client.post(path, content=question, headers={"Content-Type": "application/json"})
+
+    assert all(service.requests[0].endswith(b"\r\n\r\n" + question) for service in services.values())
+
+
 async def test_bad_input_is_not_passed_on(services):
     async with proxy(services) as client:
         response = await client.post("/predict", json={"data": [[5.1, 3.5, 1.4, 20]]})
