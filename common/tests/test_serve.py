@@ -122,11 +122,14 @@ def test_a_bad_setting_is_one_line_and_exit_code_1(start, tmp_path):
     assert process.log.count("\n") == 1
 
 
-def test_a_port_that_is_taken_is_said_and_no_success(service, start, tmp_path, port):
-    with running("tests.apps.example", cwd=COMMON, env={"PORT": str(port)}, log=tmp_path / "second") as second:
-        assert second.popen.wait(30) != 0
+def test_a_port_that_is_taken_is_one_line_and_exit_code_1(service, start, tmp_path, port):
+    env = {"PORT": str(port), "LOG_FORMAT": "json"}
+    with running("tests.apps.example", cwd=COMMON, env=env, log=tmp_path / "second") as second:
+        assert second.popen.wait(30) == 1
 
-    assert "address already in use" in second.log
+    [line] = events(second)
+    assert (line["level"], line["action"]) == ("CRITICAL", "startup_failed")
+    assert str(line["reason"]).startswith(f"cannot listen on 127.0.0.1 port {port}: Address already in use")
 
 
 def test_runs_under_the_uvicorn_command_too(port, tmp_path):
