@@ -339,7 +339,8 @@ def private_stack(
 ) -> Stack:
     """A stack beside any other that runs: free ports, empty state in a folder of its own, and open to all clients."""
     numbers = list(numbers)
-    inherited = {name: value for name, value in os.environ.items() if name not in ("API_KEY", "RATE_LIMIT")}
+    closing = {"API_KEY", "API_KEY_FILE", "RATE_LIMIT"}
+    inherited = {name: value for name, value in os.environ.items() if name not in closing}
     return Stack(
         numbers,
         table=table,
