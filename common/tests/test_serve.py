@@ -175,5 +175,6 @@ def test_logs_are_readable_on_request(start, port, tmp_path):
 def test_the_health_check_tells_by_its_exit_code(is_up, code, port, tmp_path, request):
     if is_up:
         request.getfixturevalue("service")
-    with running("serving_common.healthcheck", cwd=COMMON, env={"PORT": str(port)}, log=tmp_path / "check") as check:
+    env = {"PORT": str(port), "http_proxy": f"http://127.0.0.1:{free_port()}"}
+    with running("serving_common.healthcheck", cwd=COMMON, env=env, log=tmp_path / "check") as check:
         assert check.popen.wait(30) == code
