@@ -3,6 +3,10 @@ SHELL := /bin/bash
 PYTHON_IN := .venv/bin/python
 # The services see to it themselves; this is for benchmarks and tests that use ONNX Runtime directly.
 export ORT_DISABLE_TELEMETRY ?= 1
+comma := ,
+# A package index may lie behind a proxy; what runs on this machine does not.
+export NO_PROXY := $(addsuffix $(comma),$(or $(no_proxy),$(NO_PROXY)))localhost,127.0.0.1
+export no_proxy := $(NO_PROXY)
 
 # Which patterns `up` and `demo` start, `bench` measures, `prove` breaks and `test-compose` tests.
 PATTERNS ?= 02 03 04 06 07

@@ -70,6 +70,9 @@ def _iris_service(label: str, port: int) -> Process:
             "MODEL_FILEPATH": f"{{root}}/models/artifacts/iris_svc_0_{label}.onnx",
             "HOST": "127.0.0.1",
             "PORT": f"{{{port_name}}}",
+            # As with compose, the caller's key guards the proxy; here it would keep the proxy out.
+            "API_KEY": "",
+            "API_KEY_FILE": "",
         },
         defaults=STOP_IN_TIME,
         ready=f"http://127.0.0.1:{{{port_name}}}/health",

@@ -345,7 +345,8 @@ def private_stack(
     It is for programs, who may kill its processes again and again, and do not wait for them longer each time.
     """
     numbers = list(numbers)
-    inherited = {name: value for name, value in os.environ.items() if name not in ("API_KEY", "RATE_LIMIT")}
+    closing = {"API_KEY", "API_KEY_FILE", "RATE_LIMIT"}
+    inherited = {name: value for name, value in os.environ.items() if name not in closing}
     return Stack(
         numbers,
         table=table,

@@ -4,10 +4,19 @@ import re
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AnyHttpUrl, BeforeValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt, SecretStr
+from pydantic import (
+    AnyHttpUrl,
+    BeforeValidator,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationInfo,
+    field_validator,
+)
 from pydantic_settings import NoDecode
 
-from serving_common.settings import HttpSettings
+from serving_common.settings import ApiKey, HttpSettings
 
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 
@@ -55,9 +64,16 @@ class ProxySettings(HttpSettings):
     service_timeouts: Annotated[dict[str, PositiveFloat], NoDecode, Pairs] = Field(
         {}, description="Other timeouts for some services: `name=seconds,…`."
     )
-    services_api_key: SecretStr | None = Field(None, description="Sent to the services as `X-API-Key`.")
+    services_api_key: ApiKey | None = Field(None, description="Sent to the services as `X-API-Key`.")
     max_connections: PositiveInt = Field(100, description="Open connections to each service.")
     breaker_failures: PositiveInt = Field(
         3, description="After so many failures in a row a service is not asked for a while."
     )
     breaker_open_s: PositiveFloat = Field(1.0, description="How long a while is.")
+
+    @field_validator("service_timeouts")
+    @classmethod
+    def _are_of_services(cls, timeouts: dict[str, float], info: ValidationInfo) -> dict[str, float]:
+        if unknown := timeouts.keys() - info.data.get("services", timeouts).keys():
+            raise ValueError(f"there is no service {', '.join(sorted(unknown))} in SERVICES")
+        return timeouts

@@ -2,13 +2,14 @@
 
 from typing import Annotated, Literal, NotRequired
 
-from pydantic import BaseModel, Field, FiniteFloat
+from pydantic import AllowInfNan, BaseModel, Field, Strict
 from typing_extensions import TypedDict  # pydantic takes the one from typing only since Python 3.12
 
 from serving_common import iris
 
+Probability = Annotated[float, Strict(), AllowInfNan(False), Field(ge=0, le=1)]
 Probabilities = Annotated[
-    list[FiniteFloat], Field(min_length=2, max_length=2, description="[P(the class), P(any other class)]")
+    list[Probability], Field(min_length=2, max_length=2, description="[P(the class), P(any other class)]")
 ]
 
 

@@ -47,7 +47,14 @@ def test_a_service_may_have_a_timeout_of_its_own(monkeypatch):
     assert read(monkeypatch, SERVICE_TIMEOUTS="setosa=2.5").service_timeouts == {"setosa": 2.5}
 
 
-@pytest.mark.parametrize(("name", "value"), [("SERVICE_TIMEOUT_S", "0"), ("SERVICE_TIMEOUTS", "setosa=soon")])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        pytest.param("SERVICE_TIMEOUT_S", "0", id="none at all"),
+        pytest.param("SERVICE_TIMEOUTS", "setosa=soon", id="no number"),
+        pytest.param("SERVICE_TIMEOUTS", "setoza=2.5", id="of no service"),
+    ],
+)
 def test_a_bad_timeout_is_refused(monkeypatch, name, value):
     with pytest.raises(SystemExit, match=f"configuration error: {name}"):
         read(monkeypatch, **{name: value})

@@ -9,8 +9,10 @@ import urllib.request
 def main() -> None:
     """Exit 0 if GET /health on this container's PORT answers 200, else 1."""
     url = f"http://127.0.0.1:{os.environ.get('PORT', '8000')}/health"
+    # Docker hands the proxy of its configuration to every container; it does not know what 127.0.0.1 is in here.
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        urllib.request.urlopen(url, timeout=3).close()
+        opener.open(url, timeout=3).close()
     except (urllib.error.URLError, TimeoutError) as exc:
         sys.exit(f"{url}: {exc}")
 

@@ -4,6 +4,7 @@ import asyncio
 import gc
 import hmac
 import signal
+import socket
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -22,6 +23,8 @@ from serving_common.middleware import ServiceMiddleware
 from serving_common.settings import HttpSettings
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
+
+BACKLOG = 2048  # connections that wait to be accepted; uvicorn's own number
 
 log = structlog.get_logger()
 
@@ -97,12 +100,13 @@ def serve(app: FastAPI, component: str, settings: HttpSettings) -> None:
 
     async def run() -> None:
         async with app.router.lifespan_context(app):
+            listening = _listen(settings.host, settings.port)
             # What stands now stands to the end. Each full collection would look through all of it, and all requests
             # would wait: for more than 100 ms on a slow machine.
             gc.collect()
             gc.freeze()
             log.info("service_started", host=settings.host, port=settings.port)
-            await server.serve()
+            await server.serve(sockets=[listening])
 
     # uvicorn takes signals once it serves, and raises them again when it is done: a stop that was asked for is no
     # failure. One that comes while the lifespan still loads a model must not be lost.
@@ -115,6 +119,15 @@ def serve(app: FastAPI, component: str, settings: HttpSettings) -> None:
         log.critical("startup_failed", reason=str(exc))
         sys.exit(1)
     log.info("service_stopped")
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """Raises StartupError where uvicorn, left to bind by itself, would log a bare message and exit with code 3."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=BACKLOG)
+    except OSError as exc:
+        raise StartupError(f"cannot listen on {host} port {port}: {exc.strerror or exc}") from exc
 
 
 def lazy_app(create: Callable[[], FastAPI]) -> Callable[[str], FastAPI]:

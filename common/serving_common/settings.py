@@ -7,9 +7,9 @@ import os
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Annotated, Any, TypeVar, get_args
 
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import AfterValidator, Field, SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
@@ -83,13 +83,23 @@ class Settings(BaseSettings):
         return init_settings, env_settings, SecretFiles(settings_cls)
 
 
+def _fit_for_a_header(key: SecretStr) -> SecretStr:
+    text = key.get_secret_value()
+    if not (text.isascii() and text.isprintable() and text == text.strip()):
+        raise ValueError("must be of printable ASCII characters, as it travels in a header")
+    return key
+
+
+ApiKey = Annotated[SecretStr, AfterValidator(_fit_for_a_header)]
+
+
 class HttpSettings(Settings):
     """What every HTTP service reads."""
 
     host: str = Field("127.0.0.1", description="Address to listen on; the images set 0.0.0.0.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on.")
     max_body_bytes: int = Field(1024 * 1024, gt=0, description="Larger request bodies are refused with 413, unread.")
-    api_key: SecretStr | None = Field(
+    api_key: ApiKey | None = Field(
         None, description="If set, requests need it as `X-API-Key`; /health, /metrics and /docs stay open."
     )
     shutdown_grace_s: int = Field(10, gt=0, description="After SIGTERM, requests in hand have so many seconds.")

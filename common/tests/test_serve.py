@@ -122,11 +122,14 @@ def test_a_bad_setting_is_one_line_and_exit_code_1(start, tmp_path):
     assert process.log.count("\n") == 1
 
 
-def test_a_port_that_is_taken_is_said_and_no_success(service, start, tmp_path, port):
-    with running("tests.apps.example", cwd=COMMON, env={"PORT": str(port)}, log=tmp_path / "second") as second:
-        assert second.popen.wait(30) != 0
+def test_a_port_that_is_taken_is_one_line_and_exit_code_1(service, start, tmp_path, port):
+    env = {"PORT": str(port), "LOG_FORMAT": "json"}
+    with running("tests.apps.example", cwd=COMMON, env=env, log=tmp_path / "second") as second:
+        assert second.popen.wait(30) == 1
 
-    assert "address already in use" in second.log
+    [line] = events(second)
+    assert (line["level"], line["action"]) == ("CRITICAL", "startup_failed")
+    assert str(line["reason"]).startswith(f"cannot listen on 127.0.0.1 port {port}: Address already in use")
 
 
 def test_runs_under_the_uvicorn_command_too(port, tmp_path):
@@ -172,5 +175,6 @@ def test_logs_are_readable_on_request(start, port, tmp_path):
 def test_the_health_check_tells_by_its_exit_code(is_up, code, port, tmp_path, request):
     if is_up:
         request.getfixturevalue("service")
-    with running("serving_common.healthcheck", cwd=COMMON, env={"PORT": str(port)}, log=tmp_path / "check") as check:
+    env = {"PORT": str(port), "http_proxy": f"http://127.0.0.1:{free_port()}"}
+    with running("serving_common.healthcheck", cwd=COMMON, env=env, log=tmp_path / "check") as check:
         assert check.popen.wait(30) == code

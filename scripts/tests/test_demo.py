@@ -21,11 +21,15 @@ def test_every_pattern_has_a_demo():
 NOT_FOR_CLIENTS = {"PORT_03_REDIS", "PORT_03_WORKER", "PORT_07_REDIS", "PORT_07_WORKER"}
 
 
-@pytest.mark.parametrize("number", DEMOS)
-def test_the_real_pattern_answers_as_it_should(number):
+@pytest.mark.parametrize(
+    ("number", "environ"),
+    [*((number, {}) for number in DEMOS), pytest.param("06", {"API_KEY": "secret"}, id="06 with a key")],
+)
+def test_the_real_pattern_answers_as_it_should(number, environ):
     ports = {name: str(port) for name, port in free_ports([number]).items()}
     command = [sys.executable, "-m", "scripts.demo", number]
-    done = subprocess.run(command, cwd=ROOT, env=os.environ | ports, capture_output=True, text=True, check=False)
+    env = os.environ | ports | environ
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "requests, 0 wrong. All stopped." in done.stdout
     asked = {name for name, port in ports.items() if f"127.0.0.1:{port}" in done.stdout}

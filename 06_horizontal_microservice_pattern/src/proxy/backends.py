@@ -21,6 +21,8 @@ T = TypeVar("T", bound=Mapping[str, object])
 # Less than the 5 s after which uvicorn closes an idle connection: else, now and then, a request would go out on a
 # connection that the service is just closing.
 KEEP_ALIVE_S = 2
+# Less than the 10 s for which aiohttp remembers an address: a container that is made anew may have another one.
+DNS_S = 2
 
 FAILURES = Counter("service_failures", "Calls to a service without a usable answer.", ["service"])
 
@@ -116,7 +118,7 @@ async def open_backends(settings: ProxySettings) -> AsyncIterator[Mapping[str, B
 
     def session() -> aiohttp.ClientSession:
         connector = aiohttp.TCPConnector(
-            limit=0, limit_per_host=settings.max_connections, keepalive_timeout=KEEP_ALIVE_S
+            limit=0, limit_per_host=settings.max_connections, keepalive_timeout=KEEP_ALIVE_S, ttl_dns_cache=DNS_S
         )
         return aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
 

@@ -13,6 +13,7 @@ from typing import TypeVar, cast
 import orjson
 from pydantic import TypeAdapter
 
+from serving_common import iris
 from serving_common.errors import Unavailable
 from src.models import Health, LabelResponse, Prediction
 from src.proxy.backends import Backend, Call, Failure, Origin
@@ -32,13 +33,14 @@ _health = TypeAdapter(Health)
 _prediction = TypeAdapter(Prediction)
 
 
-def predict(rows: list[list[float]]) -> Call[Prediction]:
-    """The call that asks for these rows, shape (N, 4)."""
-    return Call("POST", "/predict", partial(_parse_prediction, count=len(rows)), orjson.dumps({"data": rows}))
+def predict(body: bytes, count: int) -> Call[Prediction]:
+    """The call that asks for the `count` rows of this body, `{"data": […]}`."""
+    return Call("POST", "/predict", partial(_parse_prediction, count=count), body)
 
 
 HEALTH = Call("GET", "/health", _health.validate_json)
 PREDICT_TEST = Call("GET", "/predict/test", partial(_parse_prediction, count=1))
+PREDICT_SAMPLE = predict(orjson.dumps({"data": iris.SAMPLE}), len(iris.SAMPLE))
 
 
 async def ask_all(backends: Mapping[str, Backend], call: Call[T], origin: Origin) -> Answers[T]:

@@ -67,7 +67,9 @@ def test_no_service_is_surer_than_the_one_that_decides(sureness):
         pytest.param(1, b'{"prediction": []}', id="no numbers"),
         pytest.param(1, b'{"prediction": [0.5]}', id="one number"),
         pytest.param(1, b'{"prediction": [0.5, "x"]}', id="no number"),
+        pytest.param(1, b'{"prediction": ["0.5", "0.5"]}', id="numbers in text"),
         pytest.param(1, b'{"prediction": [0.5, NaN]}', id="not a number"),
+        pytest.param(1, b'{"prediction": [5, -4]}', id="no probabilities"),
         pytest.param(1, b'{"prediction": [[0.5, 0.5], [0.5, 0.5]]}', id="two rows for one"),
         pytest.param(2, b'{"prediction": [0.5, 0.5]}', id="one row for two"),
         pytest.param(2, b'{"prediction": [[0.5, 0.5], [0.5]]}', id="half a row"),
@@ -75,11 +77,11 @@ def test_no_service_is_surer_than_the_one_that_decides(sureness):
 )
 def test_what_is_no_answer_to_the_question_is_refused(rows, content):
     with pytest.raises(ValueError):  # noqa: PT011 - pydantic's own, or ours
-        predict([[5.1, 3.5, 1.4, 0.2]] * rows).parse(content)
+        predict(b"", rows).parse(content)
 
 
 def test_an_answer_is_taken_as_it_is():
-    call = predict([[5.1, 3.5, 1.4, 0.2]])
+    call = predict(b'{"data": [[5.1, 3.5, 1.4, 0.2]]}', 1)
 
-    assert (call.method, call.path, call.body) == ("POST", "/predict", b'{"data":[[5.1,3.5,1.4,0.2]]}')
+    assert (call.method, call.path, call.body) == ("POST", "/predict", b'{"data": [[5.1, 3.5, 1.4, 0.2]]}')
     assert call.parse(b'{"prediction": [0.75, 0.25]}') == {"prediction": [0.75, 0.25]}

@@ -1,6 +1,7 @@
 """The proxy in front of services that do what services do at their worst. Real servers on real sockets."""
 
 import asyncio
+import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -24,6 +25,7 @@ class Service:
     """A server whose every answer is what `answer` makes of the connection; it notes the requests it gets."""
 
     port: int = field(default_factory=free_port)
+    host: str = "127.0.0.1"
     requests: list[bytes] = field(default_factory=list)
     entered: asyncio.Event = field(default_factory=asyncio.Event)
     answer: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]] | None = None
@@ -96,7 +98,7 @@ async def services() -> AsyncIterator[dict[str, Service]]:
 
 @asynccontextmanager
 async def proxy(services: dict[str, Service], path: str = "", **settings: object) -> AsyncIterator[httpx.AsyncClient]:
-    urls = {name: f"http://127.0.0.1:{service.port}{path}" for name, service in services.items()}
+    urls = {name: f"http://{service.host}:{service.port}{path}" for name, service in services.items()}
     app = create_app(ProxySettings.model_validate({"services": urls} | settings))
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with app.router.lifespan_context(app), httpx.AsyncClient(transport=transport, base_url="http://p") as client:
@@ -247,6 +249,24 @@ async def test_a_service_that_hangs_is_soon_not_asked_any_more_and_asked_again_l
             await asyncio.sleep(0.05)
 
 
+async def test_a_service_that_comes_back_at_another_address_is_found_within_5_s(services, monkeypatch):
+    """As a container does that is made anew."""
+    addresses = ["127.0.0.1"]
+    resolve = socket.getaddrinfo
+    monkeypatch.setattr(
+        socket, "getaddrinfo", lambda host, *rest, **more: resolve(addresses[0] if host == "s" else host, *rest, **more)
+    )
+    moving = services["setosa"] = Service(host="s")
+
+    async with proxy(services) as client:
+        for addresses[0] in ("127.0.0.1", "127.0.0.2"):
+            async with await asyncio.start_server(moving.serve, addresses[0], moving.port):
+                deadline = time.monotonic() + 5
+                while "error" in (await client.post("/predict", json=ONE_ROW)).json()["setosa"]:
+                    assert time.monotonic() < deadline
+                    await asyncio.sleep(0.05)
+
+
 async def test_failures_are_counted_by_service(services):
     services["setosa"].answer = says(500, b"")
     before = {name: failures(name) for name in NAMES}
@@ -259,6 +279,17 @@ async def test_failures_are_counted_by_service(services):
 
 def failures(name: str) -> float:
     return REGISTRY.get_sample_value("service_failures_total", {"service": name}) or 0
+
+
+@pytest.mark.parametrize("path", ["/predict", "/predict/label"])
+async def test_the_question_goes_on_as_it_came(services, path):
+    """Written anew it could be longer, and more than a service takes: 1 would be 1.0."""
+    question = b'{"data": [[1, 2, 3, 4]]}'
+
+    async with proxy(services) as client:
+        await client.post(path, content=question, headers={"Content-Type": "application/json"})
+
+    assert all(service.requests[0].endswith(b"\r\n\r\n" + question) for service in services.values())
 
 
 async def test_bad_input_is_not_passed_on(services):
