@@ -299,7 +299,7 @@ def test_context_is_common_to_all_examples(server: Server) -> None:
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        ({"examples": [{"x": 1.0}]}, "signature method_name to be tensorflow/serving/classify. Was: tensorflow/serv"),
+        ({"examples": [{"x": 1.0}]}, "No classification inputs found in SignatureDef: serving_default"),
         ({"signature_name": "no", "examples": [{"x": 1.0}]}, "No signature was found with the name: no"),
         ({"signature_name": "classify"}, "key 'examples' is expected and was not found"),
         ({"signature_name": "classify", "examples": {}}, "Expecting 'examples' value to be an list/array"),
