@@ -197,6 +197,8 @@ def tensor(**fields) -> messages.TensorProto:
         pytest.param(
             bad(tensor=tensor(shape=[1 << 40], float_val=[1])), "INVALID_ARGUMENT", "cannot stand for", id="bomb"
         ),
+        pytest.param(bad(tensor=tensor(shape=[1] * 70)), "INVALID_ARGUMENT", "tensor parsing error: x", id="rank"),
+        pytest.param(bad(tensor=tensor(shape=[0, 1 << 62])), "INVALID_ARGUMENT", "tensor parsing error: x", id="size"),
         pytest.param(
             bad(tensor=tensor(shape=[], dtype=messages.DT_RESOURCE)), "INVALID_ARGUMENT", "unsupported", id="resource"
         ),

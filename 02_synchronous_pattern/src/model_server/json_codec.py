@@ -283,7 +283,7 @@ MAX_RANK = 254
 
 def _shape(value: JsonValue) -> tuple[int, ...]:
     """The shape that the first elements suggest."""
-    shape = []
+    shape: list[int] = []
     while isinstance(value, list):
         if len(shape) == MAX_RANK:
             raise invalid(f"Encountered list at unexpected level: {MAX_RANK} expected < {MAX_RANK}")
