@@ -6,6 +6,7 @@ import base64
 import gzip
 import json
 import math
+import socket
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -346,6 +347,16 @@ def test_gzip_bodies_are_accepted(server: Server) -> None:
     assert response.json() == {"predictions": [2.5]}
     broken = server.post(HALF + ":predict", data=b"plain", headers={"Content-Encoding": "gzip"})
     assert "Cannot decompress the body" in error_of(broken)
+
+
+def test_ipv6_is_served_too(server: Server) -> None:
+    """As on the gRPC port, and as TensorFlow Serving does it: for some clients, localhost is ::1 only."""
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError as error:
+        pytest.skip(f"no IPv6 here: {error}")
+    port = server.rest_url.rsplit(":", 1)[1]
+    assert server.session.get(f"http://[::1]:{port}{HALF}", timeout=30).status_code == 200
 
 
 def test_cors(server: Server) -> None:
