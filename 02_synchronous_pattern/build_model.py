@@ -93,6 +93,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=DEFAULT_OUTPUT, help="base path (default: saved_model/iris)")
     parser.add_argument("--version", type=int, default=1, help="number of the version to write (default: 1)")
     arguments = parser.parse_args()
+    if arguments.version < 0:
+        parser.error("--version must not be negative: no server would see it")
     metrics = build(arguments.output, arguments.version)
     print(f"accuracy on {metrics.test_rows} held-out rows: {metrics.accuracy:.1%}")  # noqa: T201 結果は標準出力に示す
     print(f"wrote {arguments.output / str(arguments.version)}")  # noqa: T201

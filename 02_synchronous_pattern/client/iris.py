@@ -7,6 +7,7 @@ import csv
 import json
 import sys
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 CLASSES = ("setosa", "versicolor", "virginica")
 FEATURES = 4
+FLOAT32_MAX = 3.4028234663852886e38
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,10 +69,14 @@ def run(
         rows = [*_group(options.values), *(_read_csv(options.file) if options.file else [])]
         if not rows:
             parser.error("give four numbers for each flower, or --file")
+        for value in chain.from_iterable(rows):
+            # NaN はどの比較も成り立たないので、これで除かれる。
+            if not abs(value) <= FLOAT32_MAX:
+                raise ValueError(f"{value:g} is not a finite 32-bit number")
         with connect(options) as client:
             predictions = client.predict(rows)
     except (PredictionError, OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {' '.join(str(error).split())}")
     for row, prediction in zip(rows, predictions, strict=True):
         if options.json:
             print(json.dumps({"input": row, **asdict(prediction)}))  # noqa: T201 コマンドの出力
@@ -88,12 +94,13 @@ def _group(values: Sequence[float]) -> list[tuple[float, ...]]:
 def _read_csv(path: Path) -> list[tuple[float, ...]]:
     """The first four columns of each line. Further columns, as in the usual iris.csv, are ignored."""
     rows = []
-    with path.open(newline="") as file:
+    # 表計算ソフトは先頭に BOM を付ける。
+    with path.open(newline="", encoding="utf-8-sig") as file:
         for number, line in enumerate(csv.reader(file), start=1):
             try:
                 row = tuple(float(cell) for cell in line[:FEATURES])
             except ValueError:
-                if number == 1:
+                if number == 1 and not any(map(_is_number, line[:FEATURES])):
                     continue
                 raise ValueError(f"{path}: line {number} does not start with {FEATURES} numbers") from None
             if row and len(row) < FEATURES:
@@ -101,3 +108,11 @@ def _read_csv(path: Path) -> list[tuple[float, ...]]:
             if row:
                 rows.append(row)
     return rows
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True

@@ -52,12 +52,19 @@ def half_plus(offset: float) -> Callable[[], Signatures]:
         classes = tf.tile(tf.constant([["low", "high"]]), [tf.shape(y)[0], 1])
         scores = tf.concat([y, y + 1], axis=1)
         regress, classify = "tensorflow/serving/regress", "tensorflow/serving/classify"
+        more = v1.placeholder(tf.string, [None], name="more_examples")
+        of_more = v1.parse_example(more, {"x": tf.io.FixedLenFeature([], tf.float32)})
         return {
             "serving_default": signature({"x": x}, {"y": x * scale + offset}),
             regress: signature({"inputs": examples}, {"outputs": y}, regress),
             "classify": signature({"inputs": examples}, {"classes": classes, "scores": scores}, classify),
             "scores_only": signature({"inputs": examples}, {"scores": scores}, classify),
             "odd_method": signature({"x": x}, {"y": x + 1}, "something/else"),
+            # TensorFlow Serving の文書の half_plus_two では、x は [-1, 1] の形をしている。
+            "column": signature({"x": parsed["x"]}, {"y": y}),
+            # TensorFlow 2 で保存したモデルでは、どのシグネチャの method_name も predict である。
+            "tf2_classify": signature({"inputs": examples}, {"classes": classes, "scores": scores}),
+            "tf2_regress": signature({"inputs": more}, {"outputs": of_more["x"] * scale + offset}),
         }
 
     return build

@@ -134,6 +134,8 @@ def test_command_line_reads_csv_and_prints_json(
     ("arguments", "message"),
     [
         pytest.param(["1", "2", "3"], "error: 3 numbers are not a multiple of 4", id="wrong count"),
+        pytest.param(["nan", "2", "3", "4"], "error: nan is not a finite 32-bit number", id="not a number"),
+        pytest.param(["1", "1e39", "3", "4"], "error: 1e+39 is not a finite 32-bit number", id="too large"),
         pytest.param(["--file", "/nowhere.csv"], "error: [Errno 2] No such file", id="missing file"),
         pytest.param(["1", "2", "3", "4", "--retries", "0"], "error: UNAVAILABLE: ", id="no server"),
         pytest.param(["1", "2", "3", "4", "--ca", "/nowhere.pem"], "error: [Errno 2] No such file", id="no CA"),
@@ -152,8 +154,18 @@ def test_command_line_errors_are_one_line(arguments: list[str], message: str) ->
     assert done.stderr.count("\n") == 1
 
 
-def test_a_malformed_csv_line_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("content", "number"), [("1,2,3,4\n1,2,x,4\n", 2), ("1,2,x,4\n1,2,3,4\n", 1)])
+def test_a_malformed_csv_line_is_named(tmp_path: Path, content: str, number: int) -> None:
     file = tmp_path / "rows.csv"
-    file.write_text("1,2,3,4\n1,2,x,4\n")
-    with pytest.raises(SystemExit, match=r"line 2 does not start with 4 numbers"):
+    file.write_text(content)
+    with pytest.raises(SystemExit, match=rf"line {number} does not start with 4 numbers"):
         grpc_client.main(["--file", str(file)])
+
+
+def test_a_byte_order_mark_does_not_cost_the_first_row(
+    iris_server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "rows.csv"
+    file.write_text("5.1,3.5,1.4,0.2\n6.3,3.3,6.0,2.5\n", encoding="utf-8-sig")
+    grpc_client.main(["--file", str(file), "--address", iris_server.grpc_address])
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["setosa", "virginica"]

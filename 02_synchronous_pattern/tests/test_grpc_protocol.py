@@ -76,6 +76,14 @@ def test_every_type_in_both_forms(server: Server, dtype: tf.DType, form: str) ->
     np.testing.assert_array_equal(to_numpy(answer), value)
 
 
+@pytest.mark.parametrize("shape", [(1,), (3,), (3, 1), (2, 2)])
+def test_a_size_of_one_in_the_signature_binds_nobody(server: Server, shape: tuple[int, ...]) -> None:
+    """As in TensorFlow Serving, which leaves shapes to the model: its half_plus_two takes any, though x is [-1,1]."""
+    request = predict_request("half_plus_two", "column", x=np.full(shape, 2, np.float32))
+    answer = server.predictions.Predict(request, timeout=30).outputs["y"]
+    np.testing.assert_array_equal(to_numpy(answer), np.full(shape, 3, np.float32))
+
+
 def test_the_last_value_stands_for_those_left_out(server: Server) -> None:
     request = predict_request("types", "float32", x=np.zeros((2, 3), np.float32))
     del request.inputs["x"].float_val[:]
@@ -156,7 +164,6 @@ def tensor(**fields) -> messages.TensorProto:
         pytest.param(
             bad(signature_name="x"), "FAILED_PRECONDITION", 'Serving signature key "x" not found.', id="signature"
         ),
-        pytest.param(bad(signature_name="odd_method"), "INTERNAL", "Was: something/else", id="method name"),
         pytest.param(
             predict_request("half_plus_two", x=[1.0], z=[1.0]),
             "INVALID_ARGUMENT",
@@ -190,6 +197,8 @@ def tensor(**fields) -> messages.TensorProto:
         pytest.param(
             bad(tensor=tensor(shape=[1 << 40], float_val=[1])), "INVALID_ARGUMENT", "cannot stand for", id="bomb"
         ),
+        pytest.param(bad(tensor=tensor(shape=[1] * 70)), "INVALID_ARGUMENT", "tensor parsing error: x", id="rank"),
+        pytest.param(bad(tensor=tensor(shape=[0, 1 << 62])), "INVALID_ARGUMENT", "tensor parsing error: x", id="size"),
         pytest.param(
             bad(tensor=tensor(shape=[], dtype=messages.DT_RESOURCE)), "INVALID_ARGUMENT", "unsupported", id="resource"
         ),
@@ -229,6 +238,22 @@ def test_classify_and_regress(server: Server) -> None:
     assert [one.value for one in response.result.regressions] == [2.5, 3.0]
 
 
+def test_method_names_are_not_checked(server: Server) -> None:
+    """As in TensorFlow Serving by default: TensorFlow 2 gives every signature the method of Predict."""
+    odd = predict_request("half_plus_two", "odd_method", x=[1.0])
+    assert server.predictions.Predict(odd, timeout=30).outputs["y"].float_val == [2.0]
+    classified = server.predictions.Classify(
+        messages.ClassificationRequest(model_spec=spec("tf2_classify"), input=examples(1)), timeout=30
+    )
+    assert [entry.label for entry in classified.result.classifications[0].classes] == ["low", "high"]
+    both = messages.MultiInferenceRequest(
+        tasks=[task("tf2_regress", "regress"), task("tf2_classify", "classify")], input=examples(1)
+    )
+    regression, classification = server.predictions.MultiInference(both, timeout=30).results
+    assert regression.regression_result.regressions[0].value == 2.5
+    assert classification.classification_result.classifications[0].classes[0].score == 2.5
+
+
 def test_a_context_is_added_to_every_example(server: Server) -> None:
     given = messages.Input()
     given.example_list_with_context.context.CopyFrom(examples(6).example_list.examples[0])
@@ -242,7 +267,7 @@ def test_a_context_is_added_to_every_example(server: Server) -> None:
     [
         ("classify", messages.Input(), "Input is empty."),
         ("no", examples(1), "No signature was found with the name: no"),
-        ("serving_default", examples(1), "Expected classification signature method_name to be"),
+        ("serving_default", examples(1), "No classification inputs found in SignatureDef: serving_default"),
     ],
 )
 def test_classify_errors(server: Server, signature: str, given: messages.Input, message: str) -> None:
@@ -276,7 +301,7 @@ def test_multi_inference(server: Server) -> None:
         ([task("no", "classify")], "INVALID_ARGUMENT", "Requested signature not found in model graph: no"),
         ([task("classify", "predict")], "UNIMPLEMENTED", "Unsupported signature method_name"),
         ([task("classify", "classify"), task("x", "regress", "other")], "INVALID_ARGUMENT", "the same model name"),
-        ([task("classify", "regress")], "INVALID_ARGUMENT", "Expected regression signature method_name"),
+        ([task("classify", "regress")], "INVALID_ARGUMENT", "Expected one output Tensor."),
     ],
 )
 def test_multi_inference_errors(server: Server, tasks: list[messages.InferenceTask], code: str, message: str) -> None:

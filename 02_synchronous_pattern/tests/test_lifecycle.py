@@ -236,6 +236,9 @@ def failure(*flags: str) -> tuple[int, str]:
         pytest.param(["--model_config_file=/nowhere"], 1, "Cannot read '/nowhere'", id="no config file"),
         pytest.param(["--unknown_flag=1"], 2, "unrecognized arguments: --unknown_flag=1", id="unknown flag"),
         pytest.param(["--enable_batching=maybe"], 2, "expected true or false, got 'maybe'", id="not a boolean"),
+        pytest.param(["--port=99999"], 2, "expected 0 to 65535, got '99999'", id="port"),
+        pytest.param(["--rest_api_port=x"], 2, "argument --rest_api_port: invalid", id="not a port"),
+        pytest.param(["--grpc_max_threads=0"], 2, "expected 1 or more, got '0'", id="threads"),
         pytest.param(["--grpc_channel_arguments=a"], 2, "expected name=value, got 'a'", id="channel argument"),
         pytest.param(
             ["--model_base_path=/m", "--batching_parameters_file=/b"], 1, "without setting", id="batching is off"
@@ -252,7 +255,10 @@ def test_wrong_command_lines(flags: list[str], code: int, message: str) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("model_config_list { oops }", "Invalid protobuf file: '{file}'"),
+        (
+            "model_config_list { oops }",
+            "Invalid protobuf file: '{file}': Error parsing text-format tensorflow.serving.ModelServerConfig: ",
+        ),
         (
             "model_config_list {{ config {{ name: 'a' base_path: '/a' model_platform: 'pytorch' }} }}",
             "unsupported plat",

@@ -58,12 +58,12 @@ def parse(arguments: Sequence[str] | None = None) -> Flags:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--port", type=int, default=8500, help="gRPC port; 0: none")
+    add("--port", type=_port, default=8500, help="gRPC port; 0: none")
     add("--grpc_socket_path", default="", help="also serve gRPC on this UNIX socket")
-    add("--grpc_max_threads", type=int, default=64, help="at most so many requests run at the same time")
+    add("--grpc_max_threads", type=_positive, default=64, help="at most so many requests run at the same time")
     add("--grpc_channel_arguments", type=_channel_arguments, default=(), help="name=value,name=value")
     add("--ssl_config_file", type=Path, help="SSLConfig as text: serve gRPC with TLS")
-    add("--rest_api_port", type=int, default=0, help="HTTP port; 0: no REST API")
+    add("--rest_api_port", type=_port, default=0, help="HTTP port; 0: no REST API")
     add("--rest_api_timeout_in_ms", type=int, default=30_000, help="answer 504 after so long")
     _add_bool(parser, "--rest_api_enable_cors_support", default=False, text="send CORS headers")
     add("--model_name", default="default", help="name of the one model (ignored with --model_config_file)")
@@ -107,7 +107,8 @@ def read_text_proto(path: Path, message: M) -> M:
     except OSError as error:
         raise invalid(f"Cannot read '{path}': {error.strerror}") from None
     except (text_format.ParseError, UnicodeDecodeError) as error:
-        raise invalid(f"Invalid protobuf file: '{path}': {error}") from None
+        kind = message.DESCRIPTOR.full_name
+        raise invalid(f"Invalid protobuf file: '{path}': Error parsing text-format {kind}: {error}") from None
     return message
 
 
@@ -176,6 +177,18 @@ def _boolean(text: str) -> bool:
     if text.lower() in ("false", "0"):
         return False
     raise argparse.ArgumentTypeError(f"expected true or false, got {text!r}")
+
+
+def _port(text: str) -> int:
+    if not 0 <= int(text) <= 65_535:
+        raise argparse.ArgumentTypeError(f"expected 0 to 65535, got {text!r}")
+    return int(text)
+
+
+def _positive(text: str) -> int:
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected 1 or more, got {text!r}")
+    return int(text)
 
 
 def _channel_arguments(text: str) -> tuple[tuple[str, int | str], ...]:

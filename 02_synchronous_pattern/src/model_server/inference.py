@@ -8,7 +8,7 @@ import numpy as np
 
 from tfserving_protos import messages
 
-from .model import CLASSIFY_METHOD, DEFAULT_SIGNATURE, PREDICT_METHOD, REGRESS_METHOD, Servable, Signature
+from .model import CLASSIFY_METHOD, DEFAULT_SIGNATURE, REGRESS_METHOD, Servable, Signature
 from .status import Code, StatusError, invalid
 from .tensors import ELEMENT_TYPES, Array, decode, encode, shape_text, type_name
 
@@ -65,7 +65,7 @@ class Inference:
     def classify(self, request: messages.ClassificationRequest) -> messages.ClassificationResponse:
         """PredictionService.Classify."""
         servable = self._find(request)
-        signature = _example_signature(servable, request.model_spec.signature_name, CLASSIFY_METHOD, "classification")
+        signature = _example_signature(servable, request.model_spec.signature_name)
         _check_classify(signature)
         examples = _examples(request.input)
         outputs = self._run(signature, {"inputs": examples}, ())
@@ -77,7 +77,7 @@ class Inference:
     def regress(self, request: messages.RegressionRequest) -> messages.RegressionResponse:
         """PredictionService.Regress."""
         servable = self._find(request)
-        signature = _example_signature(servable, request.model_spec.signature_name, REGRESS_METHOD, "regression")
+        signature = _example_signature(servable, request.model_spec.signature_name)
         _check_regress(signature)
         examples = _examples(request.input)
         outputs = self._run(signature, {"inputs": examples}, ())
@@ -194,12 +194,6 @@ def predict_signature(servable: Servable, name: str) -> Signature:
     signature = servable.signatures.get(name)
     if signature is None:
         raise StatusError(Code.FAILED_PRECONDITION, f'Serving signature key "{name}" not found.')
-    if signature.method not in (PREDICT_METHOD, CLASSIFY_METHOD, REGRESS_METHOD):
-        raise StatusError(
-            Code.INTERNAL,
-            f"Expected prediction signature method_name to be one of {{{PREDICT_METHOD}, {CLASSIFY_METHOD}, "
-            f"{REGRESS_METHOD}}}. Was: {signature.method}",
-        )
     return signature
 
 
@@ -221,50 +215,45 @@ def _check_names(signature: Signature, inputs: Mapping[str, Array]) -> None:
         )
 
 
-def _example_signature(servable: Servable, name: str, method: str, kind: str) -> Signature:
+def _example_signature(servable: Servable, name: str) -> Signature:
+    # TensorFlow 2 はどのシグネチャの method_name にも predict と書くので、TensorFlow Serving と同じく、それは調べない。
+    # Classify や Regress に使えるかどうかは、入出力の名前で決まる。
     name = name or DEFAULT_SIGNATURE
     signature = servable.signatures.get(name)
     if signature is None:
         raise invalid(f"No signature was found with the name: {name}")
-    if signature.method != method:
-        raise invalid(f"Expected {kind} signature method_name to be {method}. Was: {signature.method}")
     return signature
 
 
 def _check_classify(signature: Signature) -> None:
-    if signature.method != CLASSIFY_METHOD:
-        raise invalid(f"Expected classification signature method_name to be {CLASSIFY_METHOD}. Was: {signature.method}")
     if len(signature.inputs) != 1:
         raise invalid("Expected one input Tensor.")
     if len(signature.outputs) not in (1, 2):
         raise invalid(f"Expected one or two output Tensors, found {len(signature.outputs)}")
     if "inputs" not in signature.inputs:
-        raise StatusError(Code.FAILED_PRECONDITION, f"No classification inputs found in SignatureDef: {signature.name}")
+        raise invalid(f"No classification inputs found in SignatureDef: {signature.name}")
     if not {"classes", "scores"} & signature.outputs.keys():
-        raise StatusError(
-            Code.FAILED_PRECONDITION,
+        raise invalid(
             'Expected classification signature outputs to contain at least one of "classes" or "scores". '
-            f"Signature was: {signature.name}",
+            f"Signature was: {signature.name}"
         )
 
 
 def _check_regress(signature: Signature) -> None:
-    if signature.method != REGRESS_METHOD:
-        raise invalid(f"Expected regression signature method_name to be {REGRESS_METHOD}. Was: {signature.method}")
     if len(signature.inputs) != 1:
         raise invalid("Expected one input Tensor.")
     if len(signature.outputs) != 1:
         raise invalid("Expected one output Tensor.")
     if "inputs" not in signature.inputs:
-        raise StatusError(Code.FAILED_PRECONDITION, f"No regression inputs found in SignatureDef: {signature.name}")
+        raise invalid(f"No regression inputs found in SignatureDef: {signature.name}")
     if "outputs" not in signature.outputs:
-        raise StatusError(Code.FAILED_PRECONDITION, f"No regression outputs found in SignatureDef: {signature.name}")
+        raise invalid(f"No regression outputs found in SignatureDef: {signature.name}")
 
 
 def _tasks(
     servable: Servable, tasks: Sequence[messages.InferenceTask]
 ) -> list[tuple[messages.InferenceTask, Signature]]:
-    """Each task with its signature, checked that one run of the examples can serve them all."""
+    """Each task with its signature, checked that it can run on examples."""
     found: list[tuple[messages.InferenceTask, Signature]] = []
     for task in tasks:
         if not task.model_spec.name:
@@ -283,8 +272,6 @@ def _tasks(
             _check_regress(signature)
         else:
             raise StatusError(Code.UNIMPLEMENTED, f"Unsupported signature method_name: {task.method_name}")
-        if found and signature.inputs["inputs"].name != found[0][1].inputs["inputs"].name:
-            raise invalid("Input tensor must be the same for all Signatures.")
         found.append((task, signature))
     return found
 

@@ -64,12 +64,18 @@ def parse_body(body: bytes) -> JsonObject:
 def _parse_leniently(body: bytes) -> JsonValue:
     """The slow parser, for NaN and Infinity and for telling what is wrong."""
     try:
-        return json.loads(body.decode())
+        document = json.loads(body.decode("utf-8-sig"))
+        if rb"\u" in body:
+            # 片方だけのサロゲートは文字ではなく、応答にもメッセージにも書けない。
+            json.dumps(document, ensure_ascii=False).encode()
+        return document
     except json.JSONDecodeError as error:
         reason = _PARSE_ERRORS.get(error.msg, error.msg)
         raise invalid(f"JSON Parse error: {reason} at offset: {len(error.doc[: error.pos].encode())}") from None
     except UnicodeDecodeError as error:
         raise invalid(f"JSON Parse error: Invalid encoding in string. at offset: {error.start}") from None
+    except UnicodeEncodeError:
+        raise invalid("JSON Parse error: The surrogate pair in string is invalid.") from None
     except RecursionError:
         raise invalid("JSON Parse error: the document is nested too deeply") from None
     except ValueError as error:
@@ -210,9 +216,9 @@ def _dense_array(value: JsonValue, data_type: int) -> Array | None:
         shape.append(size)
         level = list(chain.from_iterable(level))
         if not level:
-            return np.zeros(shape, element.dtype)
+            break
     try:
-        return _leaves_to_array(level, element, shape)
+        return _leaves_to_array(level, element, shape) if level else np.zeros(shape, element.dtype)
     except (OverflowError, ValueError, TypeError):
         return None
 
@@ -233,24 +239,19 @@ def _leaves_to_array(leaves: list[Any], element: ElementType, shape: list[int]) 
         return None
     with np.errstate(over="ignore"):
         flat: Array = np.array(leaves, element.dtype)
-    limits = _LOSSLESS.get(element.name)
-    # 絶対値が小さければ精度は失われない。そうでないときだけ、1つずつ調べる。
-    if limits and (np.abs(flat) > limits[0]).any() and not all(_is_lossless(leaf, *limits) for leaf in leaves):
+    largest = LARGEST.get(element.name)
+    # 値が小さければ範囲に収まっている。そうでないときだけ、1つずつ調べる。
+    if largest and not np.isfinite(flat).all() and not all(_is_in_range(leaf, largest) for leaf in leaves):
         return None
     return flat.reshape(shape)
 
 
-# TensorFlow Serving が受け入れる、整数と実数それぞれの絶対値の上限。
-_LOSSLESS = {
-    "float": (2**24 - 1, float(np.finfo(np.float32).max)),
-    "double": (2**53 - 1, float(np.finfo(np.float64).max)),
-}
+# 実数の型の、絶対値の上限。桁が多いだけの数は、TensorFlow Serving の文書のとおり、黙って丸める。
+LARGEST = {"float": float(np.finfo(np.float32).max), "double": float(np.finfo(np.float64).max)}
 
 
-def _is_lossless(value: float, max_integer: int, max_real: float) -> bool:
-    if isinstance(value, int):
-        return abs(value) <= max_integer
-    return not math.isfinite(value) or abs(value) <= max_real
+def _is_in_range(value: float, largest: float) -> bool:
+    return not math.isfinite(value) or abs(value) <= largest
 
 
 def _to_bytes(leaf: JsonValue) -> bytes:
@@ -276,10 +277,16 @@ def _is_object(value: JsonValue) -> bool:
     return isinstance(value, dict) and not _is_base64(value)
 
 
+# テンソルの次元の数の上限 (TensorFlow の値)。
+MAX_RANK = 254
+
+
 def _shape(value: JsonValue) -> tuple[int, ...]:
     """The shape that the first elements suggest."""
-    shape = []
+    shape: list[int] = []
     while isinstance(value, list):
+        if len(shape) == MAX_RANK:
+            raise invalid(f"Encountered list at unexpected level: {MAX_RANK} expected < {MAX_RANK}")
         shape.append(len(value))
         if not value:
             break
@@ -316,7 +323,7 @@ def _check_values(value: JsonValue, level: int, shape: tuple[int, ...], data_typ
         except ValueError:
             raise invalid("Unable to base64 decode") from None
     elif _dense_array(value, data_type) is None:
-        if element.name in _LOSSLESS and type(value) in (int, float):
+        if element.name in LARGEST and type(value) in (int, float):
             raise invalid(f"Cannot convert JSON value: {_text(value)} to {element.name} without loss of precision.")
         raise invalid(f"JSON Value: {_text(value)} Type: {_type_text(value)} is not of expected type: {element.name}")
     return 1
@@ -387,6 +394,8 @@ def _add_to_feature(value: JsonValue, name: str, feature: messages.Feature) -> N
         except ValueError:
             raise invalid("Unable to base64 decode") from None
     elif wanted == "float_list":
+        if not _is_in_range(value, LARGEST["float"]):
+            raise invalid(f"Cannot convert JSON value: {_text(value)} to float without loss of precision.")
         feature.float_list.value.append(value)
     elif not -(2**63) <= value < 2**63:
         raise invalid(f"Feature: {name} has uint64 element. Only int64 is supported.")

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 SERVING_TAG = "serve"
 DEFAULT_SIGNATURE = "serving_default"
-PREDICT_METHOD = "tensorflow/serving/predict"
 CLASSIFY_METHOD = "tensorflow/serving/classify"
 REGRESS_METHOD = "tensorflow/serving/regress"
 
@@ -44,13 +43,20 @@ class TensorSpec:
                 f'Expects input "{alias}" to be {element.name} {shape_text(self.shape)} '
                 f"but {given} {shape_text(array.shape)} is provided"
             )
-        if self.shape is not None and (
-            len(self.shape) != array.ndim
-            or any(want not in (None, got) for want, got in zip(self.shape, array.shape, strict=True))
-        ):
+        if not self._takes(array.shape):
             raise invalid(
                 f'Expects input "{alias}" to have shape {shape_text(self.shape)} but got {shape_text(array.shape)}'
             )
+
+    def _takes(self, given: tuple[int, ...]) -> bool:
+        # 大きさ 1 の次元は縛らない。TensorFlow Serving は形をモデルの演算に任せ、公式の half_plus_two の例も、
+        # [-1,1] の入力に [1.0, 2.0, 5.0] を送る。
+        wanted = self.shape
+        return wanted is None or (
+            len(given) <= len(wanted)
+            and all(size == 1 for size in wanted[len(given) :])
+            and all(size in (None, 1, got) for size, got in zip(wanted, given, strict=False))
+        )
 
 
 class Signature:
@@ -58,7 +64,6 @@ class Signature:
 
     def __init__(self, name: str, definition: messages.SignatureDef, session: Session) -> None:
         self.name = name
-        self.method = definition.method_name
         self.inputs = {alias: _spec(info) for alias, info in sorted(definition.inputs.items())}
         self.outputs = {alias: _spec(info) for alias, info in sorted(definition.outputs.items())}
         self.defaults = {alias: decode(alias, proto) for alias, proto in definition.defaults.items()}

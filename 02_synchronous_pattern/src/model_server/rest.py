@@ -131,11 +131,11 @@ class RestApi:
     def _infer(self, match: re.Match[str], body: bytes) -> Answer:
         verb = match["verb"].lower()
         started = time.perf_counter()
-        name, status = "", "OK"
+        name, status = "", Code.INTERNAL.name
         try:
             spec = _model_spec(match)
             content = getattr(self, f"_{verb}")(spec, body)
-            name = spec.name
+            name, status = spec.name, Code.OK.name
             return Answer(200, _JSON, content)
         except StatusError as error:
             status = error.code.name

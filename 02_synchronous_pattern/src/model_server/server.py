@@ -148,8 +148,12 @@ class _HttpServer(uvicorn.Server):
 
 
 def _listen(port: int) -> socket.socket:
+    # gRPC のポートと同じく、IPv6 があれば IPv4 と両方で待つ。localhost が ::1 にしか向かないクライアントもある。
+    family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
     # プロトコルを明示しないと、asyncio は TCP_NODELAY を設定せず、応答のたびに 40 ms 待つことになる。
-    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    if family == socket.AF_INET6:
+        listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind(("", port))

@@ -85,7 +85,10 @@ def decode(name: str, proto: messages.TensorProto) -> Array:
         flat = _from_content(name, proto.tensor_content, element, count)
     else:
         flat = _from_field(name, proto, element, count)
-    return flat.reshape(shape)
+    try:
+        return flat.reshape(shape)
+    except ValueError as error:
+        raise invalid(f"tensor parsing error: {name}: {error}") from None
 
 
 def _from_content(name: str, content: bytes, element: ElementType, count: int) -> Array:
