@@ -173,6 +173,7 @@ class JobQueue:
         self._keys = keys
         self._max_length = max_length
         self._ends = Notices(redis, f"{keys.queue}:ended")
+        self._is_stopping = False
         self._commands = _Commands(redis, keys, ttl_s)
 
     async def enqueue(
@@ -219,11 +220,17 @@ class JobQueue:
                     await self._ends.listen()
                 ended.clear()
                 state = await self.get(job_id)
-                if state.status.is_final or (left := deadline - time.monotonic()) <= 0:
+                left = deadline - time.monotonic()
+                if state.status.is_final or left <= 0 or self._is_stopping:
                     return state
                 # Notices are lost while Redis is away, so there is a look every second in any case.
                 with suppress(TimeoutError):
                     await asyncio.wait_for(ended.wait(), min(left, 1))
+
+    def stop_waiting(self) -> None:
+        """Whoever waits is answered now, with the state as it is: a service that stops does not hold them up."""
+        self._is_stopping = True
+        self._ends.wake()
 
     async def close(self) -> None:
         """Stop listening for the ends of jobs; to be called before the client is closed."""

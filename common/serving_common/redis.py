@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, TypeVar
 
 import structlog
@@ -135,6 +136,11 @@ class Notices:
             events.remove(event)
             if not events:
                 del self._waiting[name]
+
+    def wake(self) -> None:
+        """Set everybody's event."""
+        for event in chain.from_iterable(self._waiting.values()):
+            event.set()
 
     async def listen(self) -> None:
         """Returns once what is published would be heard. Raises QueueUnavailable."""

@@ -4,6 +4,7 @@ import asyncio
 import gc
 import hmac
 import signal
+import socket
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -47,6 +48,7 @@ def create_service(
     """
     app = FastAPI(title=title, description=description, version="1.0.0", lifespan=lifespan, redoc_url=None)
     app.add_middleware(cast(Any, ServiceMiddleware), max_body_bytes=settings.max_body_bytes)
+    app.state.on_stop = list[Callable[[], None]]()  # called when requests that only wait should be answered
     problems.install(app, invalid_input, invalid_detail)
 
     @app.get("/metrics", include_in_schema=False)
@@ -71,6 +73,14 @@ def api_key_required(settings: HttpSettings) -> Sequence[DependsParam]:
     return [Depends(check)]
 
 
+class _Server(uvicorn.Server):
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        # Here and not when the lifespan ends: that is only after the last answer.
+        for let_go in cast(FastAPI, self.config.app).state.on_stop:
+            let_go()
+        await super().shutdown(sockets)
+
+
 def serve(app: FastAPI, component: str, settings: HttpSettings) -> None:
     """Run the app until SIGTERM or SIGINT, then finish the requests in hand and return.
 
@@ -80,7 +90,7 @@ def serve(app: FastAPI, component: str, settings: HttpSettings) -> None:
         SystemExit: with code 1 and one line in the log, if the service cannot start.
     """
     logs.configure(component, settings)
-    server = uvicorn.Server(
+    server = _Server(
         uvicorn.Config(
             app,
             host=settings.host,

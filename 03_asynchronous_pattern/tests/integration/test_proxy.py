@@ -214,6 +214,22 @@ async def test_without_redis(redis, settings, rate_limit):
         }
 
 
+async def test_a_stopping_proxy_answers_whoever_waits(redis, redis_server, tmp_path):
+    port = free_port()
+    env = {"REDIS_HOST": "127.0.0.1", "REDIS_PORT": str(redis_server.port), "PORT": str(port)}
+    url = f"http://127.0.0.1:{port}"
+    with running("src.proxy.app", cwd=PATTERN, env=env, log=tmp_path / "log", ready=f"{url}/health") as process:
+        async with httpx.AsyncClient(base_url=url, timeout=60, trust_env=False) as client:
+            job_id = await submit(client)
+            polling = asyncio.create_task(client.get(f"/job/{job_id}?wait=30"))
+            while not await redis.pubsub_channels():  # noqa: ASYNC110 - Redis has no event for it
+                await asyncio.sleep(0.01)
+            assert await asyncio.to_thread(process.stop) == 0
+
+            # A request that is still there when the grace is over, is cut off and becomes a 500.
+            assert (await polling).json() == {"job_id": job_id, "status": "pending"}
+
+
 @pytest.mark.parametrize("module", ["src.proxy.app", "src.worker.main", "src.worker.failed list"])
 async def test_a_wrong_password_is_one_line_at_the_start(redis, redis_server, tmp_path, module):
     env = {"REDIS_HOST": "127.0.0.1", "REDIS_PORT": str(redis_server.port), "PORT": str(free_port())}
