@@ -108,7 +108,7 @@ class TfServing:
             return False
         return True
 
-    async def is_ready(self, timeout_s: float = 1) -> bool:
+    async def is_ready(self, timeout_s: float) -> bool:
         """Whether a version of the model is being served."""
         request = messages.GetModelStatusRequest(model_spec=self._spec)
         try:

@@ -7,6 +7,7 @@ import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
+import structlog
 from redis.asyncio import Redis
 
 from serving_common.errors import Conflict, InvalidInput, Overloaded, StartupError
@@ -25,6 +26,7 @@ from serving_common.queue import (
     backoff_s,
     connect,
 )
+from serving_common.testing import free_port
 from serving_common.testing_fixtures import redis as redis
 from serving_common.testing_fixtures import redis_server as redis_server
 
@@ -541,6 +543,30 @@ def test_backoff_grows_and_is_random():
 
     assert max(waits[0]) < min(waits[1]) < max(waits[2]) <= 2
     assert all(len(each) > 1 for each in waits)
+
+
+async def test_a_silent_redis_is_not_waited_for_again():
+    connections = []
+    server = await asyncio.start_server(lambda _, writer: connections.append(writer), "127.0.0.1", 0)
+    settings = RedisSettings(redis_host="127.0.0.1", redis_port=server.sockets[0].getsockname()[1])
+    async with server, connect(settings) as silent:
+        at_start = len(connections)
+        with pytest.raises(QueueUnavailable):
+            await JobQueue(silent, KEYS).get(JobId("a1b2c3"))
+        assert len(connections) == at_start + 1
+        for writer in connections:
+            writer.close()
+
+
+async def test_who_waits_without_redis_fails_together(redis):
+    async with connect(RedisSettings(redis_host="127.0.0.1", redis_port=free_port())) as nowhere:
+        queue = JobQueue(nowhere, KEYS)
+        with structlog.testing.capture_logs() as logs:
+            waits = [queue.wait(JobId("a1b2c3"), 30) for _ in range(20)]
+            outcomes = await asyncio.gather(*waits, return_exceptions=True)
+
+    assert {type(each) for each in outcomes} == {QueueUnavailable}
+    assert [line["event"] for line in logs] == ["redis_failed"]
 
 
 async def test_a_refused_password_is_an_error_at_the_start(redis, redis_server):

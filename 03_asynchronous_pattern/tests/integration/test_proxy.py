@@ -198,6 +198,21 @@ async def test_an_api_key_where_one_is_set(redis, settings):
         assert (await client.get("/health")).status_code == 200
 
 
+async def test_a_silent_redis_does_not_hold_up_health(settings):
+    connections = []
+    server = await asyncio.start_server(lambda _, writer: connections.append(writer), "127.0.0.1", 0)
+    async with server, proxy(settings(redis_port=server.sockets[0].getsockname()[1])) as client:
+        predicting = asyncio.create_task(client.post("/predict", json=SAMPLE))
+        health = await client.get("/health")
+        assert not predicting.done()
+        assert (await predicting).status_code == 503
+        for writer in connections:
+            writer.close()
+
+    assert health.status_code == 503
+    assert health.json()["components"] == {"redis": "unavailable", "tensorflow_serving": "ok"}
+
+
 @pytest.mark.parametrize("rate_limit", [None, "100/minute"])
 async def test_without_redis(redis, settings, rate_limit):
     async with proxy(settings(redis_port=free_port(), rate_limit=rate_limit)) as client:
