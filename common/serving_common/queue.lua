@@ -74,8 +74,8 @@ end
 function commands.enqueue(id, body, priority, max_length, once)
   local key, digest = Q .. ':once:' .. once, once ~= '' and redis.sha1hex(priority .. body)
   local known = digest and call('GET', key)
-  if known then
-    local first, same = known:match('^(%S+) (%S+)$')
+  local first, same = (known or ''):match('^(%S+) (%S+)$')
+  if first and call('EXISTS', status(first)) == 1 then -- else it has been purged
     return {same == digest and 'queued' or 'conflict', first}
   end
   if call('LLEN', Q) + call('LLEN', HIGH) >= tonumber(max_length) then return {'full', ''} end

@@ -150,6 +150,15 @@ class TestEnqueue:
             await queue.enqueue(b"2", idempotency_key="k")
         assert refused.value.errors[0]["field"] == "Idempotency-Key"
 
+    async def test_the_idempotency_key_of_a_purged_job_is_free_again(self, queue, worker):
+        purged = await queue.enqueue(b"1", idempotency_key="k")
+        await worker.claim(1)
+        await worker.fail(purged, "no")
+        await queue.purge(purged)
+
+        again = await queue.enqueue(b"2", idempotency_key="k")
+        assert await status(queue, again) is PENDING
+
     async def test_one_idempotency_key_many_times_at_once_is_one_job(self, queue):
         ids = await asyncio.gather(*(queue.enqueue(b"1", idempotency_key="k") for _ in range(50)))
 
