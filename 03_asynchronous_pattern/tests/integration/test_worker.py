@@ -209,8 +209,16 @@ async def test_a_job_cancelled_in_hand_stays_cancelled(queue, model, settings):
     assert (await queue.stats()).processing == 0
 
 
-async def test_an_answer_that_we_do_not_understand_fails_the_job_and_not_the_worker(queue, model, settings):
-    model.answer = [0.1, 0.1, 0.1, 0.7]
+@pytest.mark.parametrize(
+    "answer",
+    [
+        pytest.param([0.1, 0.1, 0.1, 0.7], id="four classes"),
+        pytest.param([0.3, 0.7], id="two classes"),
+        pytest.param([0.3, float("nan"), 0.7], id="not a number"),
+    ],
+)
+async def test_an_answer_that_we_do_not_understand_fails_the_job_and_not_the_worker(queue, model, settings, answer):
+    model.answer = answer
     (job_id,) = await submit(queue, GOOD_ROWS)
     async with worker(settings(max_retries=1)):
         assert (await ends(queue, job_id)).error == "Internal error"
