@@ -199,14 +199,15 @@ function commands.purge(id)
 end
 
 function commands.stats()
-  local held, oldest = 0, now()
+  local held, at = 0, now()
+  local oldest = at
   for _, worker in ipairs(call('LRANGE', WORKERS, 0, -1)) do held = held + call('LLEN', processing(worker)) end
   for _, from in ipairs({Q, HIGH, SUSPECTS}) do
     local id = call('LINDEX', from, -1)
     oldest = math.min(oldest, id and tonumber(call('ZSCORE', JOBS, id)) or oldest)
   end
   local normal = call('LLEN', Q) + call('LLEN', SUSPECTS)
-  return {normal, call('LLEN', HIGH), held, call('LLEN', DEAD), call('LLEN', WORKERS), now() - oldest}
+  return {normal, call('LLEN', HIGH), held, call('LLEN', DEAD), call('LLEN', WORKERS), at - oldest}
 end
 
 -- Redis, when full, refuses what needs memory, but not to a script that has begun to write. So that the jobs that were

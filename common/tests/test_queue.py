@@ -534,6 +534,7 @@ class TestOverview:
         assert await queue.page(1, cursor, CANCELLED) == ([], None)
 
     async def test_stats_and_info(self, queue, worker):
+        assert (await queue.stats()).oldest_age_s == 0
         await enqueue(queue, "1", "2", "3")
         await enqueue(queue, "4", priority=Priority.HIGH)
         taken = await worker.claim(2)
