@@ -160,6 +160,7 @@ end
 function commands.give_back(worker, field, limit, error, to_the_back, ...)
   local ids = {...}
   for i = #ids, 1, -1 do give_back(worker, ids[i], field, tonumber(limit), error, to_the_back == '1') end
+  return ended
 end
 
 -- Of a dead worker (limit > 0), or of one that leaves: its list begins with the newest, and the last pushed is in front.

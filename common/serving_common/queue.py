@@ -390,26 +390,31 @@ class Worker:
         """Back to the front, in order: nothing was wrong with these jobs."""
         await self._give_back(jobs, "")
 
-    async def retry(self, jobs: Sequence[Job], error: str) -> None:
+    async def retry(self, jobs: Sequence[Job], error: str) -> set[JobId]:
         """An inference failed. A job alone has used up a try and goes to the back, so that it holds up nobody.
 
         Of several it is not known whose fault it was: they go to the front, each to be run alone.
+
+        Returns: the job whose last try it was, which has failed, or nothing.
         """
         if len(jobs) == 1:
-            await self._give_back(jobs, "attempts", self._max_attempts, error, to_the_back=True)
-        else:
-            await self._give_back(jobs, "attempts")
+            return await self._give_back(jobs, "attempts", self._max_attempts, error, to_the_back=True)
+        return await self._give_back(jobs, "attempts")
 
-    async def suspect(self, jobs: Sequence[Job]) -> None:
-        """The model server died of these jobs, or near them, as if this worker had: they go first, one at a time."""
-        await self._give_back(jobs, "deaths", self._max_deaths, POISON)
+    async def suspect(self, jobs: Sequence[Job]) -> set[JobId]:
+        """The model server died of these jobs, or near them, as if this worker had: they go first, one at a time.
+
+        Returns: those that have failed, since it was once too often.
+        """
+        return await self._give_back(jobs, "deaths", self._max_deaths, POISON)
 
     async def _give_back(
         self, jobs: Sequence[Job], field: str, limit: int = 0, error: str = "", *, to_the_back: bool = False
-    ) -> None:
+    ) -> set[JobId]:
         ids = [job.id for job in jobs]
-        await self._commands.run("give_back", self.id, field, limit, error, str(int(to_the_back)), *ids)
+        failed = await self._commands.run("give_back", self.id, field, limit, error, str(int(to_the_back)), *ids)
         self._held.difference_update(ids)
+        return {JobId(job_id.decode()) for job_id in failed}
 
     async def keep_alive(self) -> None:
         """Beat, and bring back the jobs of workers that do not, until cancelled."""

@@ -6,6 +6,7 @@ from contextlib import ExitStack, asynccontextmanager
 import grpc
 import pytest
 import structlog
+from prometheus_client import REGISTRY
 from src import jobs
 from src.configurations import WorkerSettings
 from src.constants import TIMEOUT_ERROR
@@ -48,6 +49,10 @@ async def submit(queue, *many):
     return [await jobs.submit(queue, rows, Priority.NORMAL, None) for rows in many]
 
 
+def processed(outcome) -> float:
+    return REGISTRY.get_sample_value("jobs_processed_total", {"outcome": outcome}) or 0
+
+
 async def ends(queue, job_id):
     state = await queue.wait(job_id, 20)
     assert state.status.is_final, state
@@ -83,6 +88,7 @@ async def test_rows_of_one_job_stay_together(queue, settings):
 )
 async def test_a_poison_job_fails_after_three_retries_and_holds_up_nobody(queue, model, settings, failure, error):
     model.failure = failure
+    counted = processed("completed"), processed("retried"), processed("failed")
     poison, *others = await submit(queue, BAD_ROWS, *[GOOD_ROWS] * 5)
     async with worker(settings(num_workers=1)):
         assert [(await ends(queue, job_id)).status for job_id in others] == ["completed"] * 5
@@ -90,6 +96,11 @@ async def test_a_poison_job_fails_after_three_retries_and_holds_up_nobody(queue,
 
     assert (failed.status, failed.error) == (JobStatus.FAILED, error)
     assert await queue.dead() == [poison]
+    assert (processed("completed"), processed("retried"), processed("failed")) == (
+        counted[0] + 5,
+        counted[1] + 6 + 3,
+        counted[2] + 1,
+    )
     # All together once; then everybody alone, the poison job with three retries.
     assert model.batches == [6] + [1] * (1 + 5 + 3)
 
