@@ -1,6 +1,7 @@
 """An HTTP service: FastAPI with ids, logs, metrics, errors and limits in place, and a server that stops gracefully."""
 
 import asyncio
+import errno
 import gc
 import hmac
 import signal
@@ -81,10 +82,16 @@ class _Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-def serve(app: FastAPI, component: str, settings: HttpSettings) -> None:
+def serve(app: FastAPI, component: str, settings: HttpSettings, *, any_port: bool = False) -> None:
     """Run the app until SIGTERM or SIGINT, then finish the requests in hand and return.
 
     What the lifespan opens is ready before the port is bound, so that the first request already finds a warm service.
+
+    Args:
+        app: made by `create_service`.
+        component: the process's name in the logs.
+        settings: address, port, grace.
+        any_port: whether another port will do if PORT is not set and its default is taken.
 
     Raises:
         SystemExit: with code 1 and one line in the log, if the service cannot start.
@@ -93,8 +100,6 @@ def serve(app: FastAPI, component: str, settings: HttpSettings) -> None:
     server = _Server(
         uvicorn.Config(
             app,
-            host=settings.host,
-            port=settings.port,
             http="httptools",
             loop="uvloop" if sys.platform != "win32" else "asyncio",
             lifespan="off",  # entered below: uvicorn would print a traceback and not our one line
@@ -111,8 +116,9 @@ def serve(app: FastAPI, component: str, settings: HttpSettings) -> None:
             # would wait: for more than 100 ms on a slow machine.
             gc.collect()
             gc.freeze()
-            log.info("service_started", host=settings.host, port=settings.port)
-            await server.serve()
+            listener = _listen(settings, any_port and "port" not in settings.model_fields_set)
+            log.info("service_started", host=settings.host, port=listener.getsockname()[1])
+            await server.serve([listener])
 
     # uvicorn takes signals once it serves, and raises them again when it is done: a stop that was asked for is no
     # failure. One that comes while the lifespan still loads a model must not be lost.
@@ -125,6 +131,19 @@ def serve(app: FastAPI, component: str, settings: HttpSettings) -> None:
         log.critical("startup_failed", reason=str(exc))
         sys.exit(1)
     log.info("service_stopped")
+
+
+def _listen(settings: HttpSettings, any_port: bool) -> socket.socket:
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    try:
+        try:
+            return socket.create_server((settings.host, settings.port), family=family)
+        except OSError as exc:
+            if exc.errno != errno.EADDRINUSE or not any_port:
+                raise
+            return socket.create_server((settings.host, 0), family=family)
+    except OSError as exc:
+        raise StartupError(f"cannot listen on {settings.host}, port {settings.port}: {exc.strerror}") from exc
 
 
 def lazy_app(create: Callable[[], FastAPI]) -> Callable[[str], FastAPI]:

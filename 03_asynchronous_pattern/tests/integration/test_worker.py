@@ -4,6 +4,7 @@ import asyncio
 from contextlib import ExitStack, asynccontextmanager
 
 import grpc
+import orjson
 import pytest
 import structlog
 from prometheus_client import REGISTRY
@@ -13,7 +14,7 @@ from src.constants import TIMEOUT_ERROR
 from src.worker.main import create_app
 
 from serving_common.queue import POISON, JobStatus, Priority
-from serving_common.testing import Process, free_port, running, wait_until
+from serving_common.testing import Process, answers, free_port, running, wait_until
 from tests.conftest import PATTERN
 from tests.integration.model import BAD
 
@@ -236,6 +237,19 @@ async def test_an_answer_that_we_do_not_understand_fails_the_job_and_not_the_wor
         model.answer = [0.1, 0.7, 0.2]
         (good,) = await submit(queue, GOOD_ROWS)
         assert (await ends(queue, good)).status is JobStatus.COMPLETED
+
+
+async def test_workers_on_one_machine_need_no_ports_of_their_own(redis, redis_server, tmp_path):
+    env = {"REDIS_HOST": "127.0.0.1", "REDIS_PORT": str(redis_server.port)}
+    with ExitStack() as stack:
+        logs = [tmp_path / "one", tmp_path / "other"]
+        workers = [stack.enter_context(running("src.worker.main", cwd=PATTERN, env=env, log=log)) for log in logs]
+        await asyncio.to_thread(wait_until, lambda: all("service_started" in worker.log for worker in workers))
+
+        lines = [orjson.loads(line) for worker in workers for line in worker.log.splitlines() if "started" in line]
+        urls = {f"http://127.0.0.1:{line['port']}/health" for line in lines}
+        assert len(urls) == 2
+        await asyncio.to_thread(wait_until, lambda: all(map(answers, urls)))
 
 
 async def test_a_worker_that_loses_one_of_its_tasks_ends_whole(redis, redis_server, tmp_path):
