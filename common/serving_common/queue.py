@@ -286,9 +286,15 @@ class JobQueue:
         return await RedisInfo.ask(self._redis)
 
     async def dead(self) -> list[JobId]:
-        """The jobs that failed for good, the newest first."""
-        ids = await or_unavailable(self._redis.lrange(f"{self._keys.queue}:dead", 0, -1))
-        return [JobId(job_id.decode()) for job_id in ids]
+        """The jobs that failed for good, the newest first. Those that have expired leave the list."""
+        found = await or_unavailable(self._redis.lrange(f"{self._keys.queue}:dead", 0, -1))
+        ids = [JobId(job_id.decode()) for job_id in found]
+        keys = [self._keys.status.replace("{}", job_id) for job_id in ids]
+        statuses = await or_unavailable(self._redis.mget(keys)) if keys else []
+        expired = {job_id for job_id, status in zip(ids, statuses, strict=True) if status is None}
+        for job_id in expired:
+            await self.purge(job_id)
+        return [job_id for job_id in ids if job_id not in expired]
 
     async def data(self, job_id: JobId) -> bytes | None:
         """What was enqueued, if it has not expired."""

@@ -440,6 +440,15 @@ class TestTrouble:
             await queue.get(second)
         assert await queue.dead() == []
 
+    async def test_a_failed_job_that_has_expired_leaves_the_list(self, redis, queue, worker):
+        expired, kept = await enqueue(queue, "1", "2")
+        for job in await worker.claim(2):
+            await worker.fail(job.id, "no")
+        await redis.delete(f"job:{expired}:status")
+
+        assert await queue.dead() == [kept]
+        assert (await queue.stats()).dead == 1
+
     async def test_a_dead_workers_jobs_come_back_to_the_front_in_order(self, redis, queue, worker):
         dead = Worker(redis, KEYS, heartbeat_s=1)
         await enqueue(queue, "1", "2", "3")
