@@ -1,6 +1,7 @@
 """The worker between a real Redis and a gRPC server that misbehaves on demand."""
 
 import asyncio
+from collections import Counter
 from contextlib import ExitStack, asynccontextmanager
 
 import grpc
@@ -126,6 +127,19 @@ async def test_a_model_server_that_is_away_uses_up_no_try(redis, queue, model, s
 
     assert not await redis.exists(f"queue:predict:meta:{first}")
     assert model.batches[-1] == 2
+
+
+async def test_jobs_wait_in_the_queue_and_not_in_hand_while_the_model_server_is_gone(queue, settings):
+    (job_id,) = await submit(queue, GOOD_ROWS)
+    seen = Counter[JobStatus]()
+    with structlog.testing.capture_logs() as logs:
+        async with worker(settings(tf_serving_grpc_port=free_port())):
+            await asyncio.to_thread(wait_until, lambda: len(logs) > 5)
+            for _ in range(50):
+                seen[(await queue.get(job_id)).status] += 1
+                await asyncio.sleep(0.02)
+
+    assert seen[JobStatus.PENDING] > seen[JobStatus.PROCESSING]
 
 
 async def test_a_job_that_kills_the_model_server_three_times_is_poison(queue, settings, tmp_path):
