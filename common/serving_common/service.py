@@ -68,7 +68,7 @@ def api_key_required(settings: HttpSettings) -> Sequence[DependsParam]:
 
     async def check(given: Annotated[str | None, Security(header)]) -> None:
         # Compared in constant time, so that the answer's delay does not tell how much of a guess was right.
-        if not hmac.compare_digest((given or "").encode(), expected):
+        if not hmac.compare_digest((given or "").encode("latin-1"), expected):  # as headers are decoded
             raise Unauthorized("The X-API-Key header is missing or wrong")
 
     return [Depends(check)]

@@ -204,9 +204,10 @@ async def test_a_wrong_key_is_refused(key):
         assert (await client.post("/flowers", json=ONE, headers=headers)).status_code == 401
 
 
-async def test_with_the_key_and_for_health_and_metrics_all_is_open():
-    async with connect(api_key="secret") as client:
-        assert (await client.post("/flowers", json=ONE, headers={"X-API-Key": "secret"})).status_code == 200
+@pytest.mark.parametrize("key", ["secret", "sécret €"])
+async def test_with_the_key_and_for_health_and_metrics_all_is_open(key):
+    async with connect(api_key=key) as client:
+        assert (await client.post("/flowers", json=ONE, headers={"X-API-Key": key.encode()})).status_code == 200
         for path in ("/health", "/metrics", "/docs"):
             assert (await client.get(path)).status_code == 200
 
