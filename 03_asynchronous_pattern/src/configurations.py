@@ -40,7 +40,9 @@ class ProxySettings(HttpSettings, QueueSettings, TfServingSettings):
 class WorkerSettings(HttpSettings, QueueSettings, TfServingSettings):
     """The worker: how it takes jobs, and when it gives up on one."""
 
-    port: int = Field(9100, ge=0, le=65535, description="Port of its /metrics and /health.")
+    port: int = Field(
+        9100, ge=0, le=65535, description="Port of its /metrics and /health. Not set, and taken: another one."
+    )
     num_workers: PositiveInt = Field(2, description="Batches that one process has in hand at the same time.")
     batch_size: int = Field(
         32, ge=1, le=1024, description="Jobs in one Predict call, at most; there is no waiting for more."

@@ -7,6 +7,9 @@ SIGNATURE_OUTPUT = "output"
 MAX_WAIT_S = 30
 """GET /job/{job_id}?wait=… holds the answer back no longer than this."""
 
+HEALTH_WITHIN_S = 1
+"""GET /health: a neighbour that is silent for so long is unavailable."""
+
 MAX_ROWS = 4096
 """Jobs share one Predict call up to so many rows; a larger job has a call of its own."""
 

@@ -1,5 +1,6 @@
 """The pattern itself: a prediction is promised with an id, made by somebody else, and fetched later."""
 
+import math
 from collections.abc import Iterator, Sequence
 
 import orjson
@@ -44,7 +45,10 @@ def read_rows(job: Job) -> Rows:
 
 
 def classify(probabilities: Sequence[list[float]]) -> Classification:
-    """The classification of a job's rows from their probabilities, shape (N, 3)."""
+    """The classification of a job's rows from their probabilities, shape (N, 3). Raises ValueError if they are none."""
+    for row in probabilities:
+        if len(row) != len(iris.LABELS) or not all(map(math.isfinite, row)):
+            raise ValueError(f"no probabilities of {len(iris.LABELS)} classes: {row}")
     predictions = [row.index(max(row)) for row in probabilities]
     names = [iris.LABELS[prediction] for prediction in predictions]
     if len(predictions) == 1:

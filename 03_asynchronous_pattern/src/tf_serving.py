@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import grpc
@@ -79,11 +79,8 @@ class TfServing:
         for row in rows:
             tensor.float_val.extend(row)
 
-        try:
-            async with asyncio.timeout(CONNECT_WITHIN_S):
-                await self._channel.channel_ready()
-        except TimeoutError as exc:
-            raise ModelUnavailable(UNAVAILABLE) from exc
+        if not await self._is_connected():
+            raise ModelUnavailable(UNAVAILABLE)
         try:
             reply = await self._predictions.Predict(request, timeout=self._timeout_s)
         except grpc.aio.AioRpcError as exc:
@@ -99,6 +96,17 @@ class TfServing:
             raise InferenceFailed(f"Model inference failed: {len(values)} values for {len(rows)} rows")
         return [values[start : start + width] for start in range(0, len(values), width)]
 
+    async def _is_connected(self) -> bool:
+        """Whether the connection stands, or comes up soon. After a failure gRPC itself tries again, and again."""
+        # Not channel_ready(): until the server is back, the jobs would be in hand and not in the queue.
+        state = self._channel.get_state(try_to_connect=True)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(CONNECT_WITHIN_S):
+                while state in (ChannelConnectivity.IDLE, ChannelConnectivity.CONNECTING):
+                    await self._channel.wait_for_state_change(state)
+                    state = self._channel.get_state(try_to_connect=True)
+        return state is ChannelConnectivity.READY
+
     async def _is_broken(self) -> bool:
         """Whether the connection, which stood when the call began, goes down with the call."""
         try:
@@ -108,7 +116,7 @@ class TfServing:
             return False
         return True
 
-    async def is_ready(self, timeout_s: float = 1) -> bool:
+    async def is_ready(self, timeout_s: float) -> bool:
         """Whether a version of the model is being served."""
         request = messages.GetModelStatusRequest(model_spec=self._spec)
         try:

@@ -69,7 +69,9 @@ class ProxySettings(HttpSettings, QueueSettings, ImageSettings):
 class WorkerSettings(HttpSettings, QueueSettings, ImageSettings):
     """The worker: the better model, and how it takes jobs."""
 
-    port: int = Field(9100, ge=0, le=65535, description="Port of its /metrics and /health.")
+    port: int = Field(
+        9100, ge=0, le=65535, description="Port of its /metrics and /health. Not set, and taken: another one."
+    )
     async_model_path: Path = Field(Path("/models/resnet50.onnx"), description="The better model.")
     num_workers: PositiveInt = Field(2, description="Processes, each with a model of its own.")
     worker_nice: int = Field(

@@ -74,8 +74,8 @@ end
 function commands.enqueue(id, body, priority, max_length, once)
   local key, digest = Q .. ':once:' .. once, once ~= '' and redis.sha1hex(priority .. body)
   local known = digest and call('GET', key)
-  if known then
-    local first, same = known:match('^(%S+) (%S+)$')
+  local first, same = (known or ''):match('^(%S+) (%S+)$')
+  if first and call('EXISTS', status(first)) == 1 then -- else it has been purged
     return {same == digest and 'queued' or 'conflict', first}
   end
   if call('LLEN', Q) + call('LLEN', HIGH) >= tonumber(max_length) then return {'full', ''} end
@@ -160,6 +160,7 @@ end
 function commands.give_back(worker, field, limit, error, to_the_back, ...)
   local ids = {...}
   for i = #ids, 1, -1 do give_back(worker, ids[i], field, tonumber(limit), error, to_the_back == '1') end
+  return ended
 end
 
 -- Of a dead worker (limit > 0), or of one that leaves: its list begins with the newest, and the last pushed is in front.
@@ -199,14 +200,15 @@ function commands.purge(id)
 end
 
 function commands.stats()
-  local held, oldest = 0, now()
+  local held, at = 0, now()
+  local oldest = at
   for _, worker in ipairs(call('LRANGE', WORKERS, 0, -1)) do held = held + call('LLEN', processing(worker)) end
   for _, from in ipairs({Q, HIGH, SUSPECTS}) do
     local id = call('LINDEX', from, -1)
     oldest = math.min(oldest, id and tonumber(call('ZSCORE', JOBS, id)) or oldest)
   end
   local normal = call('LLEN', Q) + call('LLEN', SUSPECTS)
-  return {normal, call('LLEN', HIGH), held, call('LLEN', DEAD), call('LLEN', WORKERS), now() - oldest}
+  return {normal, call('LLEN', HIGH), held, call('LLEN', DEAD), call('LLEN', WORKERS), at - oldest}
 end
 
 -- Redis, when full, refuses what needs memory, but not to a script that has begun to write. So that the jobs that were

@@ -173,6 +173,7 @@ class JobQueue:
         self._keys = keys
         self._max_length = max_length
         self._ends = Notices(redis, f"{keys.queue}:ended")
+        self._is_stopping = False
         self._commands = _Commands(redis, keys, ttl_s)
 
     async def enqueue(
@@ -222,11 +223,17 @@ class JobQueue:
                     await self._ends.listen()
                 ended.clear()
                 state = await self.get(job_id)
-                if state.status.is_final or (left := deadline - time.monotonic()) <= 0:
+                left = deadline - time.monotonic()
+                if state.status.is_final or left <= 0 or self._is_stopping:
                     return state
                 # Notices are lost while Redis is away, so there is a look every second in any case.
                 with suppress(TimeoutError):
                     await asyncio.wait_for(ended.wait(), min(left, 1))
+
+    def stop_waiting(self) -> None:
+        """Whoever waits is answered now, with the state as it is: a service that stops does not hold them up."""
+        self._is_stopping = True
+        self._ends.wake()
 
     async def close(self) -> None:
         """Stop listening for the ends of jobs; to be called before the client is closed."""
@@ -282,9 +289,15 @@ class JobQueue:
         return await RedisInfo.ask(self._redis)
 
     async def dead(self) -> list[JobId]:
-        """The jobs that failed for good, the newest first."""
-        ids = await or_unavailable(self._redis.lrange(f"{self._keys.queue}:dead", 0, -1))
-        return [JobId(job_id.decode()) for job_id in ids]
+        """The jobs that failed for good, the newest first. Those that have expired leave the list."""
+        found = await or_unavailable(self._redis.lrange(f"{self._keys.queue}:dead", 0, -1))
+        ids = [JobId(job_id.decode()) for job_id in found]
+        keys = [self._keys.status.replace("{}", job_id) for job_id in ids]
+        statuses = await or_unavailable(self._redis.mget(keys)) if keys else []
+        expired = {job_id for job_id, status in zip(ids, statuses, strict=True) if status is None}
+        for job_id in expired:
+            await self.purge(job_id)
+        return [job_id for job_id in ids if job_id not in expired]
 
     async def data(self, job_id: JobId) -> bytes | None:
         """What was enqueued, if it has not expired."""
@@ -386,26 +399,31 @@ class Worker:
         """Back to the front, in order: nothing was wrong with these jobs."""
         await self._give_back(jobs, "")
 
-    async def retry(self, jobs: Sequence[Job], error: str) -> None:
+    async def retry(self, jobs: Sequence[Job], error: str) -> set[JobId]:
         """An inference failed. A job alone has used up a try and goes to the back, so that it holds up nobody.
 
         Of several it is not known whose fault it was: they go to the front, each to be run alone.
+
+        Returns: the job whose last try it was, which has failed, or nothing.
         """
         if len(jobs) == 1:
-            await self._give_back(jobs, "attempts", self._max_attempts, error, to_the_back=True)
-        else:
-            await self._give_back(jobs, "attempts")
+            return await self._give_back(jobs, "attempts", self._max_attempts, error, to_the_back=True)
+        return await self._give_back(jobs, "attempts")
 
-    async def suspect(self, jobs: Sequence[Job]) -> None:
-        """The model server died of these jobs, or near them, as if this worker had: they go first, one at a time."""
-        await self._give_back(jobs, "deaths", self._max_deaths, POISON)
+    async def suspect(self, jobs: Sequence[Job]) -> set[JobId]:
+        """The model server died of these jobs, or near them, as if this worker had: they go first, one at a time.
+
+        Returns: those that have failed, since it was once too often.
+        """
+        return await self._give_back(jobs, "deaths", self._max_deaths, POISON)
 
     async def _give_back(
         self, jobs: Sequence[Job], field: str, limit: int = 0, error: str = "", *, to_the_back: bool = False
-    ) -> None:
+    ) -> set[JobId]:
         ids = [job.id for job in jobs]
-        await self._commands.run("give_back", self.id, field, limit, error, str(int(to_the_back)), *ids)
+        failed = await self._commands.run("give_back", self.id, field, limit, error, str(int(to_the_back)), *ids)
         self._held.difference_update(ids)
+        return {JobId(job_id.decode()) for job_id in failed}
 
     async def keep_alive(self) -> None:
         """Beat, and bring back the jobs of workers that do not, until cancelled."""

@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, TypeVar
 
 import structlog
@@ -16,6 +17,7 @@ from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialWithJitterBackoff
 from redis.exceptions import AuthenticationError, RedisError
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from serving_common.errors import StartupError, Unavailable
 from serving_common.settings import Settings
@@ -59,7 +61,10 @@ async def connect(settings: RedisSettings) -> AsyncIterator[Redis]:
         password=password.get_secret_value() if password else None,
         socket_connect_timeout=1,
         socket_timeout=5,  # longer than any blocking command waits
-        retry=Retry(ExponentialWithJitterBackoff(cap=0.2, base=0.02), retries=2),
+        # Not after a timeout: a Redis that is silent for 5 s would be waited for three times.
+        retry=Retry(
+            ExponentialWithJitterBackoff(cap=0.2, base=0.02), retries=2, supported_errors=(RedisConnectionError,)
+        ),
     )
     async with Redis.from_pool(pool) as redis:
         try:
@@ -118,7 +123,7 @@ class Notices:
         self._redis: Any = redis
         self._channel = channel
         self._waiting: dict[str, list[asyncio.Event]] = {}
-        self._starting = asyncio.Lock()
+        self._starting: asyncio.Task[None] | None = None
         self._listener: asyncio.Task[None] | None = None
         self._is_listening = False
         self._listen_until = 0.0
@@ -136,19 +141,36 @@ class Notices:
             if not events:
                 del self._waiting[name]
 
+    def wake(self) -> None:
+        """Set everybody's event."""
+        for event in chain.from_iterable(self._waiting.values()):
+            event.set()
+
     async def listen(self) -> None:
         """Returns once what is published would be heard. Raises QueueUnavailable."""
         self._listen_until = time.monotonic() + LISTEN_S
-        async with self._starting, AsyncExitStack() as stack:
-            if not self._is_listening:
+        if self._is_listening:
+            return
+        # One start for all who come meanwhile, and one failure: else each would begin to wait after the other.
+        if self._starting is None:
+            self._starting = asyncio.create_task(self._start())
+        await asyncio.shield(self._starting)
+
+    async def _start(self) -> None:
+        try:
+            async with AsyncExitStack() as stack:
                 messages = await stack.enter_async_context(self._redis.pubsub())
                 await or_unavailable(messages.subscribe(self._channel))
                 await or_unavailable(messages.get_message(timeout=1))  # confirms the subscription
                 self._is_listening = True
                 self._listener = asyncio.create_task(self._hear(messages, stack.pop_all()))
+        finally:
+            self._starting = None
 
     async def close(self) -> None:
         """Listen no longer; to be called before the client is closed."""
+        if self._starting is not None:
+            await cancel(self._starting)
         if self._listener is not None:
             await cancel(self._listener)
 

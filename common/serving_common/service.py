@@ -1,6 +1,7 @@
 """An HTTP service: FastAPI with ids, logs, metrics, errors and limits in place, and a server that stops gracefully."""
 
 import asyncio
+import errno
 import gc
 import hmac
 import signal
@@ -23,8 +24,6 @@ from serving_common.middleware import ServiceMiddleware
 from serving_common.settings import HttpSettings
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
-
-BACKLOG = 2048  # connections that wait to be accepted; uvicorn's own number
 
 log = structlog.get_logger()
 
@@ -50,6 +49,7 @@ def create_service(
     """
     app = FastAPI(title=title, description=description, version="1.0.0", lifespan=lifespan, redoc_url=None)
     app.add_middleware(cast(Any, ServiceMiddleware), max_body_bytes=settings.max_body_bytes)
+    app.state.on_stop = list[Callable[[], None]]()  # called when requests that only wait should be answered
     problems.install(app, invalid_input, invalid_detail)
 
     @app.get("/metrics", include_in_schema=False)
@@ -74,20 +74,32 @@ def api_key_required(settings: HttpSettings) -> Sequence[DependsParam]:
     return [Depends(check)]
 
 
-def serve(app: FastAPI, component: str, settings: HttpSettings) -> None:
+class _Server(uvicorn.Server):
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        # Here and not when the lifespan ends: that is only after the last answer.
+        for let_go in cast(FastAPI, self.config.app).state.on_stop:
+            let_go()
+        await super().shutdown(sockets)
+
+
+def serve(app: FastAPI, component: str, settings: HttpSettings, *, any_port: bool = False) -> None:
     """Run the app until SIGTERM or SIGINT, then finish the requests in hand and return.
 
     What the lifespan opens is ready before the port is bound, so that the first request already finds a warm service.
+
+    Args:
+        app: made by `create_service`.
+        component: the process's name in the logs.
+        settings: address, port, grace.
+        any_port: whether another port will do if PORT is not set and its default is taken.
 
     Raises:
         SystemExit: with code 1 and one line in the log, if the service cannot start.
     """
     logs.configure(component, settings)
-    server = uvicorn.Server(
+    server = _Server(
         uvicorn.Config(
             app,
-            host=settings.host,
-            port=settings.port,
             http="httptools",
             loop="uvloop" if sys.platform != "win32" else "asyncio",
             lifespan="off",  # entered below: uvicorn would print a traceback and not our one line
@@ -100,13 +112,13 @@ def serve(app: FastAPI, component: str, settings: HttpSettings) -> None:
 
     async def run() -> None:
         async with app.router.lifespan_context(app):
-            listening = _listen(settings.host, settings.port)
             # What stands now stands to the end. Each full collection would look through all of it, and all requests
             # would wait: for more than 100 ms on a slow machine.
             gc.collect()
             gc.freeze()
-            log.info("service_started", host=settings.host, port=settings.port)
-            await server.serve(sockets=[listening])
+            listener = _listen(settings, any_port and "port" not in settings.model_fields_set)
+            log.info("service_started", host=settings.host, port=listener.getsockname()[1])
+            await server.serve([listener])
 
     # uvicorn takes signals once it serves, and raises them again when it is done: a stop that was asked for is no
     # failure. One that comes while the lifespan still loads a model must not be lost.
@@ -121,13 +133,18 @@ def serve(app: FastAPI, component: str, settings: HttpSettings) -> None:
     log.info("service_stopped")
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def _listen(settings: HttpSettings, any_port: bool) -> socket.socket:
     """Raises StartupError where uvicorn, left to bind by itself, would log a bare message and exit with code 3."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=family, backlog=BACKLOG)
+        try:
+            return socket.create_server((settings.host, settings.port), family=family)
+        except OSError as exc:
+            if exc.errno != errno.EADDRINUSE or not any_port:
+                raise
+            return socket.create_server((settings.host, 0), family=family)
     except OSError as exc:
-        raise StartupError(f"cannot listen on {host} port {port}: {exc.strerror or exc}") from exc
+        raise StartupError(f"cannot listen on {settings.host} port {settings.port}: {exc.strerror or exc}") from exc
 
 
 def lazy_app(create: Callable[[], FastAPI]) -> Callable[[str], FastAPI]:

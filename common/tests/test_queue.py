@@ -7,6 +7,7 @@ import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
+import structlog
 from redis.asyncio import Redis
 
 from serving_common.errors import Conflict, InvalidInput, Overloaded, StartupError
@@ -25,6 +26,7 @@ from serving_common.queue import (
     backoff_s,
     connect,
 )
+from serving_common.testing import free_port
 from serving_common.testing_fixtures import redis as redis
 from serving_common.testing_fixtures import redis_server as redis_server
 
@@ -147,6 +149,15 @@ class TestEnqueue:
         with pytest.raises(InvalidInput) as refused:
             await queue.enqueue(b"2", idempotency_key="k")
         assert refused.value.errors[0]["field"] == "Idempotency-Key"
+
+    async def test_the_idempotency_key_of_a_purged_job_is_free_again(self, queue, worker):
+        purged = await queue.enqueue(b"1", idempotency_key="k")
+        await worker.claim(1)
+        await worker.fail(purged, "no")
+        await queue.purge(purged)
+
+        again = await queue.enqueue(b"2", idempotency_key="k")
+        assert await status(queue, again) is PENDING
 
     async def test_one_idempotency_key_many_times_at_once_is_one_job(self, queue):
         ids = await asyncio.gather(*(queue.enqueue(b"1", idempotency_key="k") for _ in range(50)))
@@ -436,6 +447,15 @@ class TestTrouble:
             await queue.get(second)
         assert await queue.dead() == []
 
+    async def test_a_failed_job_that_has_expired_leaves_the_list(self, redis, queue, worker):
+        expired, kept = await enqueue(queue, "1", "2")
+        for job in await worker.claim(2):
+            await worker.fail(job.id, "no")
+        await redis.delete(f"job:{expired}:status")
+
+        assert await queue.dead() == [kept]
+        assert (await queue.stats()).dead == 1
+
     async def test_a_dead_workers_jobs_come_back_to_the_front_in_order(self, redis, queue, worker):
         dead = Worker(redis, KEYS, heartbeat_s=1)
         await enqueue(queue, "1", "2", "3")
@@ -530,6 +550,7 @@ class TestOverview:
         assert await queue.page(1, cursor, CANCELLED) == ([], None)
 
     async def test_stats_and_info(self, queue, worker):
+        assert (await queue.stats()).oldest_age_s == 0
         await enqueue(queue, "1", "2", "3")
         await enqueue(queue, "4", priority=Priority.HIGH)
         taken = await worker.claim(2)
@@ -548,6 +569,30 @@ def test_backoff_grows_and_is_random():
 
     assert max(waits[0]) < min(waits[1]) < max(waits[2]) <= 2
     assert all(len(each) > 1 for each in waits)
+
+
+async def test_a_silent_redis_is_not_waited_for_again():
+    connections = []
+    server = await asyncio.start_server(lambda _, writer: connections.append(writer), "127.0.0.1", 0)
+    settings = RedisSettings(redis_host="127.0.0.1", redis_port=server.sockets[0].getsockname()[1])
+    async with server, connect(settings) as silent:
+        at_start = len(connections)
+        with pytest.raises(QueueUnavailable):
+            await JobQueue(silent, KEYS).get(JobId("a1b2c3"))
+        assert len(connections) == at_start + 1
+        for writer in connections:
+            writer.close()
+
+
+async def test_who_waits_without_redis_fails_together(redis):
+    async with connect(RedisSettings(redis_host="127.0.0.1", redis_port=free_port())) as nowhere:
+        queue = JobQueue(nowhere, KEYS)
+        with structlog.testing.capture_logs() as logs:
+            waits = [queue.wait(JobId("a1b2c3"), 30) for _ in range(20)]
+            outcomes = await asyncio.gather(*waits, return_exceptions=True)
+
+    assert {type(each) for each in outcomes} == {QueueUnavailable}
+    assert [line["event"] for line in logs] == ["redis_failed"]
 
 
 async def test_a_refused_password_is_an_error_at_the_start(redis, redis_server):

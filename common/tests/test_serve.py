@@ -130,6 +130,7 @@ def test_a_port_that_is_taken_is_one_line_and_exit_code_1(service, start, tmp_pa
     [line] = events(second)
     assert (line["level"], line["action"]) == ("CRITICAL", "startup_failed")
     assert str(line["reason"]).startswith(f"cannot listen on 127.0.0.1 port {port}: Address already in use")
+    assert "service_started" not in second.log
 
 
 def test_runs_under_the_uvicorn_command_too(port, tmp_path):

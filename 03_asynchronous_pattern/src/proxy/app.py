@@ -29,6 +29,7 @@ def create_app(settings: ProxySettings) -> FastAPI:
                 redis, settings.keys, ttl_s=settings.result_ttl_s, max_length=settings.max_queue_length
             )
             stack.push_async_callback(app.state.queue.close)
+            app.state.on_stop.append(app.state.queue.stop_waiting)
             app.state.check_rate = create_check(redis, settings.rate_limit) if settings.rate_limit else None
             watching = asyncio.create_task(queue_metrics.watch(app.state.queue))
             yield

@@ -11,7 +11,7 @@ from serving_common import iris
 from serving_common.problems import documented
 from serving_common.queue import JobId, JobQueue, JobStatus, Priority, QueueUnavailable
 from src import jobs
-from src.constants import MAX_WAIT_S
+from src.constants import HEALTH_WITHIN_S, MAX_WAIT_S
 from src.schemas import Health, JobPage, JobResult, Metadata, PredictRequest, PredictResponse
 from src.tf_serving import TfServing
 
@@ -47,7 +47,7 @@ IdempotencyKey = Annotated[str | None, Header(min_length=1, max_length=255, incl
 @health_router.get("/health", responses={503: {"model": Health, "description": "Redis does not answer"}})
 async def health(queue: QueueDep, model: ModelDep, response: Response) -> Health:
     """Whether jobs are accepted (200), and whether they are being worked on (`healthy`)."""
-    redis_answers, model_is_ready = await asyncio.gather(_answers(queue), model.is_ready())
+    redis_answers, model_is_ready = await asyncio.gather(_answers(queue), model.is_ready(HEALTH_WITHIN_S))
     if not redis_answers:
         response.status_code = 503
     return {
@@ -61,8 +61,9 @@ async def health(queue: QueueDep, model: ModelDep, response: Response) -> Health
 
 async def _answers(queue: JobQueue) -> bool:
     try:
-        await queue.stats()
-    except QueueUnavailable:
+        async with asyncio.timeout(HEALTH_WITHIN_S):
+            await queue.stats()
+    except (QueueUnavailable, TimeoutError):
         return False
     return True
 

@@ -54,7 +54,8 @@ class Consumer:
             raise
         except Exception:  # a job that meets a bug of ours must not end the worker
             log.exception("processing_crashed", jobs=[job.id for job in jobs])
-            await insist(self._worker.retry, jobs, "Internal error")
+            failed = await insist(self._worker.retry, jobs, "Internal error")
+            JOBS.labels("failed").inc(len(failed))
 
     async def process(self, jobs: Sequence[Job]) -> None:
         """Bring these jobs to an end, or back into the queue. Raises ModelUnavailable once they are back."""
@@ -83,12 +84,14 @@ class Consumer:
         except InferenceFailed as exc:
             error = str(exc)
             log.warning("prediction_failed", jobs=[job.id for job in jobs], error=error)
-            await insist(self._worker.retry, jobs, error)
-            JOBS.labels("retried").inc(len(jobs))
+            failed = await insist(self._worker.retry, jobs, error)
+            JOBS.labels("failed").inc(len(failed))
+            JOBS.labels("retried").inc(len(jobs) - len(failed))
             return
         except ModelCrashed:
             log.warning("model_server_crashed", jobs=[job.id for job in jobs])
-            await insist(self._worker.suspect, jobs)
+            failed = await insist(self._worker.suspect, jobs)
+            JOBS.labels("failed").inc(len(failed))
             raise
         except ModelUnavailable:
             await insist(self._worker.give_back, jobs)

@@ -198,6 +198,21 @@ async def test_an_api_key_where_one_is_set(redis, settings):
         assert (await client.get("/health")).status_code == 200
 
 
+async def test_a_silent_redis_does_not_hold_up_health(settings):
+    connections = []
+    server = await asyncio.start_server(lambda _, writer: connections.append(writer), "127.0.0.1", 0)
+    async with server, proxy(settings(redis_port=server.sockets[0].getsockname()[1])) as client:
+        predicting = asyncio.create_task(client.post("/predict", json=SAMPLE))
+        health = await client.get("/health")
+        assert not predicting.done()
+        assert (await predicting).status_code == 503
+        for writer in connections:
+            writer.close()
+
+    assert health.status_code == 503
+    assert health.json()["components"] == {"redis": "unavailable", "tensorflow_serving": "ok"}
+
+
 @pytest.mark.parametrize("rate_limit", [None, "100/minute"])
 async def test_without_redis(redis, settings, rate_limit):
     async with proxy(settings(redis_port=free_port(), rate_limit=rate_limit)) as client:
@@ -212,6 +227,22 @@ async def test_without_redis(redis, settings, rate_limit):
             "status": "unhealthy",
             "components": {"redis": "unavailable", "tensorflow_serving": "ok"},
         }
+
+
+async def test_a_stopping_proxy_answers_whoever_waits(redis, redis_server, tmp_path):
+    port = free_port()
+    env = {"REDIS_HOST": "127.0.0.1", "REDIS_PORT": str(redis_server.port), "PORT": str(port)}
+    url = f"http://127.0.0.1:{port}"
+    with running("src.proxy.app", cwd=PATTERN, env=env, log=tmp_path / "log", ready=f"{url}/health") as process:
+        async with httpx.AsyncClient(base_url=url, timeout=60, trust_env=False) as client:
+            job_id = await submit(client)
+            polling = asyncio.create_task(client.get(f"/job/{job_id}?wait=30"))
+            while not await redis.pubsub_channels():  # noqa: ASYNC110 - Redis has no event for it
+                await asyncio.sleep(0.01)
+            assert await asyncio.to_thread(process.stop) == 0
+
+            # A request that is still there when the grace is over, is cut off and becomes a 500.
+            assert (await polling).json() == {"job_id": job_id, "status": "pending"}
 
 
 @pytest.mark.parametrize("module", ["src.proxy.app", "src.worker.main", "src.worker.failed list"])

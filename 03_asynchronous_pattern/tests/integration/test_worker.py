@@ -1,18 +1,21 @@
 """The worker between a real Redis and a gRPC server that misbehaves on demand."""
 
 import asyncio
+from collections import Counter
 from contextlib import ExitStack, asynccontextmanager
 
 import grpc
+import orjson
 import pytest
 import structlog
+from prometheus_client import REGISTRY
 from src import jobs
 from src.configurations import WorkerSettings
 from src.constants import TIMEOUT_ERROR
 from src.worker.main import create_app
 
 from serving_common.queue import POISON, JobStatus, Priority
-from serving_common.testing import Process, free_port, running, wait_until
+from serving_common.testing import Process, answers, free_port, running, wait_until
 from tests.conftest import PATTERN
 from tests.integration.model import BAD
 
@@ -46,6 +49,10 @@ async def worker(settings: WorkerSettings):
 
 async def submit(queue, *many):
     return [await jobs.submit(queue, rows, Priority.NORMAL, None) for rows in many]
+
+
+def processed(outcome) -> float:
+    return REGISTRY.get_sample_value("jobs_processed_total", {"outcome": outcome}) or 0
 
 
 async def ends(queue, job_id):
@@ -83,6 +90,7 @@ async def test_rows_of_one_job_stay_together(queue, settings):
 )
 async def test_a_poison_job_fails_after_three_retries_and_holds_up_nobody(queue, model, settings, failure, error):
     model.failure = failure
+    counted = processed("completed"), processed("retried"), processed("failed")
     poison, *others = await submit(queue, BAD_ROWS, *[GOOD_ROWS] * 5)
     async with worker(settings(num_workers=1)):
         assert [(await ends(queue, job_id)).status for job_id in others] == ["completed"] * 5
@@ -90,6 +98,11 @@ async def test_a_poison_job_fails_after_three_retries_and_holds_up_nobody(queue,
 
     assert (failed.status, failed.error) == (JobStatus.FAILED, error)
     assert await queue.dead() == [poison]
+    assert (processed("completed"), processed("retried"), processed("failed")) == (
+        counted[0] + 5,
+        counted[1] + 6 + 3,
+        counted[2] + 1,
+    )
     # All together once; then everybody alone, the poison job with three retries.
     assert model.batches == [6] + [1] * (1 + 5 + 3)
 
@@ -114,6 +127,19 @@ async def test_a_model_server_that_is_away_uses_up_no_try(redis, queue, model, s
 
     assert not await redis.exists(f"queue:predict:meta:{first}")
     assert model.batches[-1] == 2
+
+
+async def test_jobs_wait_in_the_queue_and_not_in_hand_while_the_model_server_is_gone(queue, settings):
+    (job_id,) = await submit(queue, GOOD_ROWS)
+    seen = Counter[JobStatus]()
+    with structlog.testing.capture_logs() as logs:
+        async with worker(settings(tf_serving_grpc_port=free_port())):
+            await asyncio.to_thread(wait_until, lambda: len(logs) > 5)
+            for _ in range(50):
+                seen[(await queue.get(job_id)).status] += 1
+                await asyncio.sleep(0.02)
+
+    assert seen[JobStatus.PENDING] > seen[JobStatus.PROCESSING]
 
 
 async def test_a_job_that_kills_the_model_server_three_times_is_poison(queue, settings, tmp_path):
@@ -209,14 +235,35 @@ async def test_a_job_cancelled_in_hand_stays_cancelled(queue, model, settings):
     assert (await queue.stats()).processing == 0
 
 
-async def test_an_answer_that_we_do_not_understand_fails_the_job_and_not_the_worker(queue, model, settings):
-    model.answer = [0.1, 0.1, 0.1, 0.7]
+@pytest.mark.parametrize(
+    "answer",
+    [
+        pytest.param([0.1, 0.1, 0.1, 0.7], id="four classes"),
+        pytest.param([0.3, 0.7], id="two classes"),
+        pytest.param([0.3, float("nan"), 0.7], id="not a number"),
+    ],
+)
+async def test_an_answer_that_we_do_not_understand_fails_the_job_and_not_the_worker(queue, model, settings, answer):
+    model.answer = answer
     (job_id,) = await submit(queue, GOOD_ROWS)
     async with worker(settings(max_retries=1)):
         assert (await ends(queue, job_id)).error == "Internal error"
         model.answer = [0.1, 0.7, 0.2]
         (good,) = await submit(queue, GOOD_ROWS)
         assert (await ends(queue, good)).status is JobStatus.COMPLETED
+
+
+async def test_workers_on_one_machine_need_no_ports_of_their_own(redis, redis_server, tmp_path):
+    env = {"REDIS_HOST": "127.0.0.1", "REDIS_PORT": str(redis_server.port)}
+    with ExitStack() as stack:
+        logs = [tmp_path / "one", tmp_path / "other"]
+        workers = [stack.enter_context(running("src.worker.main", cwd=PATTERN, env=env, log=log)) for log in logs]
+        await asyncio.to_thread(wait_until, lambda: all("service_started" in worker.log for worker in workers))
+
+        lines = [orjson.loads(line) for worker in workers for line in worker.log.splitlines() if "started" in line]
+        urls = {f"http://127.0.0.1:{line['port']}/health" for line in lines}
+        assert len(urls) == 2
+        await asyncio.to_thread(wait_until, lambda: all(map(answers, urls)))
 
 
 async def test_a_worker_that_loses_one_of_its_tasks_ends_whole(redis, redis_server, tmp_path):

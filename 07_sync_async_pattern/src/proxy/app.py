@@ -42,6 +42,7 @@ def create_app(settings: ProxySettings) -> FastAPI:
                 redis, settings.queue_name, ttl_s=settings.result_ttl_s, max_length=settings.max_queue_length
             )
             stack.push_async_callback(app.state.jobs.queue.close)
+            app.state.on_stop.append(app.state.jobs.queue.stop_waiting)
             app.state.predictor = await stack.enter_async_context(Predictor(classifier, app.state.jobs, settings))
             yield
 

@@ -58,7 +58,7 @@ def create_app(settings: WorkerSettings) -> FastAPI:
 
 def main() -> None:
     settings = load(WorkerSettings)
-    serve(create_app(settings), "worker", settings)
+    serve(create_app(settings), "worker", settings, any_port=True)
 
 
 if __name__ == "__main__":
