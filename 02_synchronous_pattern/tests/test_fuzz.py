@@ -83,7 +83,8 @@ def test_random_json(server: Server, model: str, verb: str, signature: dict[str,
 @given(path=st.text(st.characters(codec="latin-1", exclude_characters="\r\n #?"), max_size=40))
 def test_random_paths(server: Server, path: str) -> None:
     with socket.create_connection(endpoint(server.rest_url), timeout=30) as raw:
-        raw.sendall(b"GET /v1/models/" + path.encode("latin-1") + b" HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        # 生成される文字列には、ソースコードから採られたモデルの名前もあるので、名前にならない文字を前に置く。
+        raw.sendall(b"GET /v1/models/~" + path.encode("latin-1") + b" HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
         assert raw.recv(20).split(b" ")[1] in (b"400", b"404")
 
 
