@@ -11,7 +11,7 @@ from src.api.listing import json_array
 from src.constants import MAX_ID
 from src.db import cruds
 from src.db.database import Database
-from src.db.schemas import Health, Item, ItemBase, ItemList, ModelMetadata
+from src.db.schemas import Health, Item, ItemBase, ItemList, ModelMetadata, to_json
 
 JSON = "application/json"
 
@@ -46,7 +46,7 @@ def register(item: Annotated[ItemBase, Body()], database: DatabaseDep) -> Respon
     """Store one flower. It is predicted by the next batch."""
     with database.transaction() as db:
         [stored] = cruds.register_items(db, [item["values"]])
-    return Response(stored.to_json(), media_type=JSON)
+    return Response(to_json(stored), media_type=JSON)
 
 
 @router.post("/data/list", response_model=list[Item], responses=documented(400, 413, 503))
@@ -54,7 +54,7 @@ def register_list(items: Annotated[ItemList, Body()], database: DatabaseDep) -> 
     """Store many flowers: all of them, or none."""
     with database.transaction() as db:
         stored = cruds.register_items(db, [item["values"] for item in items])
-    return Response(b"[" + b",".join([item.to_json() for item in stored]) + b"]", media_type=JSON)
+    return Response(to_json(stored), media_type=JSON)
 
 
 @router.get("/data/all", response_model=list[Item], responses=documented(400, 503))
@@ -94,4 +94,4 @@ def get_item(item_id: Annotated[int, Path(alias="id")], database: DatabaseDep) -
         stored = cruds.select_by_id(db, item_id)
     if stored is None:
         raise NotFound("Item not found")
-    return Response(stored.to_json(), media_type=JSON)
+    return Response(to_json(stored), media_type=JSON)

@@ -8,6 +8,7 @@ from src.constants import READ_PAGE_ROWS
 from src.db import cruds
 
 from tests.conftest import serving
+from tests.processes import peak_memory_mb
 
 ROW = [5.1, 3.5, 1.4, 0.2]
 OUT_OF_RANGE = "must be a number greater than 0.0 and less than 10.0"
@@ -175,6 +176,15 @@ def test_an_error_in_the_middle_is_no_complete_answer(api, database):
         with pytest.raises(httpx.RemoteProtocolError, match="incomplete"):
             for _ in parts:
                 pass
+
+
+def test_a_long_list_costs_no_more_than_a_few_times_its_size(stack):
+    body = b"[" + b",".join([b'{"values":[1,1,1,1]}'] * 100_000) + b"]"
+    with stack.api_process() as (api, pid):
+        before = peak_memory_mb(pid)
+        answer = api.post("/data/list", content=body, headers={"Content-Type": "application/json"})
+        assert len(answer.json()) == 100_000
+        assert peak_memory_mb(pid) - before < 200
 
 
 def test_a_large_body_is_413(settings):

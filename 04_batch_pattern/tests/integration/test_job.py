@@ -6,7 +6,6 @@ import threading
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, HTTPServer
-from pathlib import Path
 
 import pytest
 from sqlalchemy import select, text
@@ -15,7 +14,7 @@ from src.db.models import BatchRun
 
 from serving_common.testing import wait_until
 from tests.conftest import environment_of
-from tests.processes import Stack
+from tests.processes import Stack, peak_memory_mb
 
 ROW = [5.1, 3.5, 1.4, 0.2]
 
@@ -216,7 +215,6 @@ def test_metrics_that_cannot_be_pushed_are_no_failure(database, stack):
     assert len(read(database, cruds.PREDICTED)) == 1
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
 def test_memory_does_not_grow_with_the_rows(database, stack):
     """While a job works on, the peak of its memory stays where it was after the first chunks."""
     register(database, [ROW] * 60_000)
@@ -224,8 +222,7 @@ def test_memory_does_not_grow_with_the_rows(database, stack):
 
     def peak_mb_after(count):
         wait_until(lambda: len(read(database, cruds.UNPREDICTED)) <= 60_000 - count)
-        status = Path(f"/proc/{job.process.pid}/status").read_text()
-        return next(int(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith("VmHWM"))
+        return peak_memory_mb(job.process.pid)
 
     early, late = peak_mb_after(5_000), peak_mb_after(50_000)
     assert job.wait() == 0
