@@ -18,7 +18,6 @@ from sqlalchemy import (
     literal_column,
     select,
     text,
-    type_coerce,
     update,
 )
 from sqlalchemy.orm import Session
@@ -30,9 +29,10 @@ from src.db.schemas import Features, StoredItem
 
 items = cast(Table, Item.__table__)
 
-# JSON as the text that it is: it is sent or parsed elsewhere, without SQLAlchemy parsing each row's before.
-VALUES = type_coerce(items.c["values"], Text).label("values")
-PREDICTION = type_coerce(items.c.prediction, Text).label("prediction")
+# JSON as the text that it is: it is sent or parsed elsewhere, without SQLAlchemy parsing each row's before. (SQLite
+# keeps JSON that is just a number as a number.)
+VALUES = items.c["values"].cast(Text).label("values")
+PREDICTION = items.c.prediction.cast(Text).label("prediction")
 SELECT_ITEMS = select(items.c.id, VALUES, PREDICTION, items.c.created_datetime, items.c.error)
 
 Statement = TypeVar("Statement", bound=Select[*tuple[Any, ...]])

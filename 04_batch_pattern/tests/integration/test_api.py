@@ -125,10 +125,12 @@ def test_lists_are_whole_beyond_a_page(api, database):
 
 def test_rows_of_other_software_are_shown_as_they_are(api, database):
     with database.transaction() as db:
-        for values in ("[1, 2, 3]", '"text"', "null", '{"a": [true]}'):
-            db.execute(text("INSERT INTO items (`values`) VALUES (:values)"), {"values": values})
+        for values in ("[1, 2, 3]", '"text"', "null", '{"a": [true]}', "5", "0.5"):
+            statement = "INSERT INTO items (`values`, prediction, created_datetime) VALUES (:values, '1', :created)"
+            db.execute(text(statement), {"values": values, "created": "2025-11-13 10:00:00.250000"})
     items = api.get("/data/all").json()
-    assert [item["values"] for item in items] == [[1, 2, 3], "text", None, {"a": [True]}]
+    assert [item["values"] for item in items] == [[1, 2, 3], "text", None, {"a": [True]}, 5, 0.5]
+    assert {(item["prediction"], item["created_datetime"]) for item in items} == {(1, "2025-11-13T10:00:00")}
     assert [api.get(f"/data/{item['id']}").json() for item in items] == items
 
 
