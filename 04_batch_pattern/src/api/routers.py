@@ -1,9 +1,11 @@
 """Endpoints. Those that use the database are plain functions: FastAPI runs them in threads."""
 
+import re
 from typing import Annotated, cast
 
 from fastapi import APIRouter, Body, Depends, HTTPException, Path, Query, Request, Response
 from fastapi.responses import StreamingResponse
+from pydantic import BeforeValidator, Field
 
 from serving_common.errors import NotFound
 from serving_common.problems import documented
@@ -20,9 +22,20 @@ async def _database(request: Request) -> Database:
     return cast(Database, request.app.state.database)
 
 
+def _digits(text: str) -> str:
+    """Nothing else that Python takes for an integer, such as 1.0, 1_000 and +1."""
+    if re.fullmatch("-?[0-9]+", text) is None:
+        raise ValueError("must be a valid integer")
+    return text
+
+
+Id = Annotated[int, BeforeValidator(_digits)]
 DatabaseDep = Annotated[Database, Depends(_database)]
-AfterId = Annotated[int, Query(ge=0, le=MAX_ID, description="Only items with greater ids.")]
-Limit = Annotated[int | None, Query(ge=1, description="At most so many items; the rest with after_id.")]
+# The bounds come before the validator: behind it, the OpenAPI document would not know them.
+AtLeast0 = Annotated[int, Field(ge=0, le=MAX_ID), BeforeValidator(_digits)]
+AtLeast1 = Annotated[int, Field(ge=1), BeforeValidator(_digits)]
+AfterId = Annotated[AtLeast0, Query(description="Only items with greater ids.")]
+Limit = Annotated[AtLeast1 | None, Query(description="At most so many items; the rest with after_id.")]
 
 health_router = APIRouter(tags=["health"])
 router = APIRouter(tags=["data"], responses=documented(401))
@@ -88,7 +101,7 @@ async def list_is_no_id() -> None:
 
 
 @router.get("/data/{id}", response_model=Item, responses=documented(400, 404, 503))
-def get_item(item_id: Annotated[int, Path(alias="id")], database: DatabaseDep) -> Response:
+def get_item(item_id: Annotated[Id, Path(alias="id")], database: DatabaseDep) -> Response:
     """One item."""
     with database.transaction() as db:
         stored = cruds.select_by_id(db, item_id)
