@@ -86,6 +86,15 @@ def test_what_is_no_json_is_400(api, body):
     assert answer.json()["detail"] == "Invalid data format"
 
 
+@pytest.mark.parametrize("path", ["/data", "/data/list"])
+def test_a_body_that_is_not_said_to_be_json_is_told_so(api, path):
+    answer = api.post(path, content=b'{"values": [5.1, 3.5, 1.4, 0.2]}')
+    assert answer.status_code == 400
+    [error] = answer.json()["errors"]
+    assert error["field"] == "body"
+    assert error["reason"].endswith("sent with Content-Type: application/json")
+
+
 @pytest.mark.parametrize("item_id", ["0", "-1", "1", "2147483648", "9223372036854775808", "9" * 100])
 def test_an_unknown_id_is_404(api, item_id):
     answer = api.get(f"/data/{item_id}")
