@@ -2,6 +2,7 @@
 
 import json
 import signal
+import socket
 import threading
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -208,9 +209,22 @@ def test_metrics_are_written_and_pushed(database, stack, tmp_path):
     assert content == written
 
 
-def test_metrics_that_cannot_be_pushed_are_no_failure(database, stack):
+@pytest.mark.parametrize("kind", ["nobody there", "no gateway", "no URL"])
+def test_metrics_that_cannot_be_pushed_are_no_failure(database, stack, kind):
     register(database, [ROW])
-    job = stack.run_job(PUSHGATEWAY_URL="http://127.0.0.1:1")
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        there = f"http://127.0.0.1:{other.getsockname()[1]}"
+        url = {"nobody there": "http://127.0.0.1:1", "no gateway": there, "no URL": "http://host:port"}[kind]
+
+        def answer() -> None:
+            connection, _ = other.accept()
+            with connection:
+                connection.recv(65536)
+                connection.sendall(b"no HTTP\r\n")
+
+        if kind == "no gateway":
+            threading.Thread(target=answer).start()
+        job = stack.run_job(PUSHGATEWAY_URL=url)
     assert "metrics not published" in job.actions
     assert len(read(database, cruds.PREDICTED)) == 1
 
