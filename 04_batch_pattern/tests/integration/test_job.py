@@ -70,6 +70,15 @@ def test_predictions_equal_scikit_learn_after_the_whole_trip(database, stack, ap
     assert api.get("/data/unpredicted").json() == []
 
 
+def test_the_log_tells_how_far_a_long_batch_is(database, stack):
+    register(database, [ROW] * 30)
+    job = stack.run_job(BATCH_CHUNK_SIZE="10")
+    [progress] = [line for line in job.log if line["action"] == "batch in progress"]  # the next one after 10 s
+    assert (progress["rows"], progress["errors"], progress["percent"]) == (10, 0, 33)
+    assert progress["rows_per_s"] > 0
+    assert progress["eta_s"] >= 0
+
+
 @pytest.mark.parametrize("sizes", [(1, 1), (7, 3), (10_000, 500)], ids=["one at a time", "small", "large"])
 def test_all_rows_are_predicted_whatever_the_sizes(database, stack, sizes):
     ids = register(database, [ROW] * 23)
