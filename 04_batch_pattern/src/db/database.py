@@ -68,7 +68,7 @@ def open_database(settings: DatabaseSettings) -> Iterator[Database]:
     """The database with its tables, which are made where they are missing.
 
     Raises:
-        StartupError: it does not answer in time, or has tables of these names with other columns.
+        StartupError: it does not answer in time, is no database, or has tables of these names with other columns.
     """
     engine = _create_engine(settings)
     try:
@@ -88,7 +88,7 @@ def _create_engine(settings: DatabaseSettings) -> Engine:
         "pool_timeout": POOL_WAIT_S,
     }
     if url.get_backend_name() == "sqlite":
-        Path(str(url.database)).parent.mkdir(parents=True, exist_ok=True)
+        _make_folder(Path(str(url.database)).parent)
         # Statements are not kept prepared: each bulk UPDATE is another one, with thousands of ids, and a megabyte.
         connect_args = {"timeout": settings.database_timeout_s, "cached_statements": 0}
         engine = create_engine(url, **common, connect_args=connect_args)
@@ -109,6 +109,13 @@ def _create_engine(settings: DatabaseSettings) -> Engine:
             "init_command": "SET time_zone = '+00:00'",
         },
     )
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StartupError(f"the database's folder {folder} cannot be made: {error.strerror}") from error
 
 
 def _set_up_sqlite(connection: Any, _record: object) -> None:
@@ -134,6 +141,9 @@ def _wait_for_tables(engine: Engine, wait_s: float) -> None:
                 raise StartupError(f"the database at {where} does not answer: {error.orig}") from error
             log.info("waiting for the database", reason=str(error.orig))
             time.sleep(RETRY_EVERY_S)
+        except exc.DatabaseError as error:  # waiting makes no database of another file
+            where = engine.url.render_as_string(hide_password=True)
+            raise StartupError(f"the database at {where} cannot be used: {error.orig}") from error
 
 
 def _create_tables(engine: Engine) -> None:

@@ -173,6 +173,8 @@ def test_a_killed_job_loses_nothing_and_the_next_one_goes_on(database, stack):
         ("MODEL_FILEPATH", "/nowhere/iris_svc.onnx", "there is no model at"),
         ("LABEL_FILEPATH", "/nowhere/label.json", "there are no labels at"),
         ("DATABASE_URL", "mysql://root:secret@127.0.0.1:1/x", "does not answer"),
+        ("DATABASE_URL", f"sqlite:///{__file__}", "cannot be used: file is not a database"),
+        ("DATABASE_URL", f"sqlite:///{__file__}/items.db", "cannot be made"),
     ],
 )
 def test_what_is_missing_ends_the_job_with_1(models, tmp_path, variable, value, reason):
