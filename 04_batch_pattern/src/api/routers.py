@@ -57,7 +57,7 @@ async def metadata(request: Request) -> ModelMetadata:
 @router.post("/data", response_model=Item, responses=documented(400, 413, 503))
 def register(item: Annotated[ItemBase, Body()], database: DatabaseDep) -> Response:
     """Store one flower. It is predicted by the next batch."""
-    with database.transaction() as db:
+    with database.transaction(locks=True) as db:
         [stored] = cruds.register_items(db, [item["values"]])
     return Response(to_json(stored), media_type=JSON)
 
@@ -65,7 +65,7 @@ def register(item: Annotated[ItemBase, Body()], database: DatabaseDep) -> Respon
 @router.post("/data/list", response_model=list[Item], responses=documented(400, 413, 503))
 def register_list(items: Annotated[ItemList, Body()], database: DatabaseDep) -> Response:
     """Store many flowers: all of them, or none."""
-    with database.transaction() as db:
+    with database.transaction(locks=True) as db:
         stored = cruds.register_items(db, [item["values"] for item in items])
     return Response(to_json(stored), media_type=JSON)
 

@@ -1,6 +1,7 @@
 """The one module that knows which database it is: URL, pool, timeouts, locks, and all that can go wrong."""
 
 import sqlite3
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ POOL_SIZE, POOL_OVERFLOW = 10, 30
 POOL_WAIT_S = 5
 POOL_RECYCLE_S = 1800  # less than MySQL's wait_timeout, after which it closes idle connections
 RETRY_EVERY_S = 0.5
+LOCK_EVERY_S = 0.001
 SCHEMA_LOCK, SCHEMA_LOCK_WAIT_S = "batch_pattern_schema", 60
 
 # Lock wait timeout, deadlock, and MariaDB's "record has changed since last read".
@@ -44,7 +46,7 @@ class Database:
         """A session, committed at the end or, after an exception, rolled back.
 
         Args:
-            locks: what is read is about to be changed. SQLite, which has no row locks, takes its write lock at once.
+            locks: rows are going to be written. SQLite, which has no row locks, takes its write lock at once.
 
         Raises:
             LostToAnother: try again.
@@ -93,7 +95,8 @@ def _create_engine(settings: DatabaseSettings) -> Engine:
         connect_args = {"timeout": settings.database_timeout_s, "cached_statements": 0}
         engine = create_engine(url, **common, connect_args=connect_args)
         event.listen(engine, "connect", _set_up_sqlite)
-        event.listen(engine, "begin", _begin_sqlite)
+        turn = threading.Lock()
+        event.listen(engine, "begin", lambda connection: _begin_sqlite(connection, turn, settings.database_timeout_s))
         return engine
     return create_engine(
         url,
@@ -125,9 +128,34 @@ def _set_up_sqlite(connection: Any, _record: object) -> None:
     connection.execute("PRAGMA journal_mode = WAL").close()
 
 
-def _begin_sqlite(connection: Connection) -> None:
-    locks = connection.get_execution_options().get("locks", False)
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if locks else "BEGIN")
+def _begin_sqlite(connection: Connection, turn: threading.Lock, timeout_s: int) -> None:
+    if not connection.get_execution_options().get("locks", False):
+        connection.exec_driver_sql("BEGIN")
+        return
+    # SQLite itself would look ever more rarely, at last ten times a second, whether the lock is free: between two
+    # chunks of a job it is for a millisecond or two, and whoever registers a row would wait for the end of the batch.
+    # So we look, all the time, but only one thread of a process.
+    deadline = time.monotonic() + timeout_s
+    has_turn = turn.acquire(timeout=timeout_s)
+    try:
+        connection.exec_driver_sql("PRAGMA busy_timeout = 0").close()
+        while True:
+            try:
+                connection.exec_driver_sql("BEGIN IMMEDIATE")
+                return
+            except exc.OperationalError as error:
+                if not _is_busy(error.orig) or time.monotonic() > deadline:
+                    raise
+                time.sleep(LOCK_EVERY_S)
+    finally:
+        connection.exec_driver_sql(f"PRAGMA busy_timeout = {1000 * timeout_s}").close()
+        if has_turn:
+            turn.release()
+
+
+def _is_busy(error: BaseException | None) -> bool:
+    # The bits above the lower eight say why.
+    return isinstance(error, sqlite3.Error) and error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
 
 
 def _wait_for_tables(engine: Engine, wait_s: float) -> None:
@@ -167,8 +195,5 @@ def _create_tables(engine: Engine) -> None:
 def _serving_error(error: exc.SQLAlchemyError) -> Unavailable:
     original = getattr(error, "orig", None)
     log.warning("database_failed", reason=str(original or error))
-    if isinstance(original, sqlite3.Error):
-        is_lost = original.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY  # the bits above say why
-    else:
-        is_lost = original is not None and original.args[:1] and original.args[0] in LOST_CODES
+    is_lost = _is_busy(original) or (original is not None and original.args[:1] and original.args[0] in LOST_CODES)
     return LostToAnother("The database is busy") if is_lost else Unavailable("The database does not answer")
