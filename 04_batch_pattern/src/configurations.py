@@ -1,6 +1,7 @@
 """What the API and the job read from their environment; nothing else reads it."""
 
 from pathlib import Path
+from threading import TIMEOUT_MAX
 from typing import Annotated
 
 from pydantic import AfterValidator, Field, NonNegativeFloat, PositiveInt, SecretStr
@@ -28,7 +29,7 @@ class DatabaseSettings(Settings):
 
     mysql_server: str = Field("localhost", description="Host of MySQL.")
     mysql_user: str = Field("root", description="User of MySQL.")
-    mysql_password: SecretStr = Field(SecretStr("password"), description="The user's password.")
+    mysql_password: SecretStr = Field(SecretStr("password"), description="The user's password; unset: `password`.")
     mysql_database: str = Field("sample_db", description="Name of the database.")
     mysql_port: int = Field(3306, gt=0, le=65535, description="Port of MySQL.")
     database_url: Annotated[SecretStr, AfterValidator(_known_database)] | None = Field(
@@ -45,10 +46,10 @@ class DatabaseSettings(Settings):
 
     @property
     def url(self) -> URL:
-        """Where the database is; PyMySQL is the driver where the URL names none."""
+        """Where the database is. The driver is ours, whichever the URL names."""
         if self.database_url is not None:
             url = make_url(self.database_url.get_secret_value())
-            return url if url.get_backend_name() == "sqlite" else url.set(drivername="mysql+pymysql")
+            return url.set(drivername="sqlite" if url.get_backend_name() == "sqlite" else "mysql+pymysql")
         # Not put together as text: a password may hold any character.
         return URL.create(
             "mysql+pymysql",
@@ -74,7 +75,7 @@ class JobSettings(DatabaseSettings):
     database_timeout_s: PositiveInt = Field(
         60, description="A database that says nothing for so long counts as gone; SQLite: as busy."
     )
-    job_wait_seconds: NonNegativeFloat = Field(60, description="Pause before the batch.")
+    job_wait_seconds: NonNegativeFloat = Field(60, le=TIMEOUT_MAX, description="Pause before the batch.")
     batch_threads: PositiveInt = Field(4, description="Threads that run the model.")
     batch_chunk_size: PositiveInt = Field(
         5_000, le=10_000, description="Rows that are claimed, predicted and committed together."

@@ -14,10 +14,19 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 
 from serving_common.testing import free_port, running
 
 PATTERN = Path(__file__).parents[1]
+
+
+def peak_memory_mb(pid: int) -> float:
+    """The most memory that this process ever had; the test is skipped where there is no /proc."""
+    status = Path(f"/proc/{pid}/status")
+    if not status.exists():
+        pytest.skip("memory is read from /proc")
+    return next(int(line.split()[1]) / 1024 for line in status.read_text().splitlines() if line.startswith("VmHWM"))
 
 
 @dataclass(frozen=True)
@@ -66,6 +75,12 @@ class Stack:
     @contextmanager
     def api(self) -> Iterator[httpx.Client]:
         """A client of a started API."""
+        with self.api_process() as (client, _):
+            yield client
+
+    @contextmanager
+    def api_process(self) -> Iterator[tuple[httpx.Client, int]]:
+        """The same, and the API's process id."""
         port = free_port()
         url = f"http://127.0.0.1:{port}"
         with tempfile.TemporaryDirectory() as folder:
@@ -75,7 +90,7 @@ class Stack:
                 running("src.api.app", cwd=PATTERN, env=environment, log=log, ready=f"{url}/health") as process,
                 httpx.Client(base_url=url, trust_env=False, timeout=60) as client,
             ):
-                yield client
+                yield client, process.popen.pid
                 assert process.stop() == 0, process.log
 
 

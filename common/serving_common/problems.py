@@ -28,6 +28,9 @@ STATUS: Mapping[Kind, int] = {
     Kind.UNAVAILABLE: HTTPStatus.SERVICE_UNAVAILABLE,
 }
 
+# What the whole body should have been. The header is named because FastAPI takes a body without it for a text.
+_JSON_TYPES = {"model_attributes_type": "object", "dict_type": "object", "list_type": "array"}
+
 # RFC 9110's names, which http.HTTPStatus has only since Python 3.13.
 _TITLES = {413: "Content Too Large", 422: "Unprocessable Content"}
 
@@ -93,8 +96,9 @@ def _field_error(error: Mapping[str, Any]) -> FieldError:
     source, *path = error["loc"]
     if error["type"] == "json_invalid":
         return {"field": "body", "reason": f"is not JSON: {error['ctx']['error']} at character {error['loc'][1]}"}
-    if not path and error["type"] == "model_attributes_type":
-        return {"field": "body", "reason": "must be a JSON object, sent with Content-Type: application/json"}
+    if not path and error["type"] in _JSON_TYPES:
+        reason = f"must be a JSON {_JSON_TYPES[error['type']]}, sent with Content-Type: application/json"
+        return {"field": "body", "reason": reason}
     names = error.get("ctx", {}).get("names")
     column = names[path.pop()] if names else None
     rows = [part for part in path if isinstance(part, int)]

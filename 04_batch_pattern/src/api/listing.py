@@ -6,7 +6,7 @@ from itertools import chain
 from src.constants import READ_PAGE_ROWS
 from src.db import cruds
 from src.db.database import Database
-from src.db.schemas import StoredItem
+from src.db.schemas import StoredItem, to_json
 
 
 def json_array(database: Database, which: cruds.Filter, after_id: int, limit: int | None) -> Iterator[bytes]:
@@ -41,6 +41,6 @@ def _array(pages: Iterator[list[StoredItem]]) -> Iterator[bytes]:
     separator = b"["
     for page in pages:
         if page:
-            yield separator + b",".join([item.to_json() for item in page])
+            yield separator + to_json(page)[1:-1]
             separator = b","
     yield b"]" if separator == b"," else b"[]"

@@ -1,9 +1,11 @@
 """Endpoints. Those that use the database are plain functions: FastAPI runs them in threads."""
 
+import re
 from typing import Annotated, cast
 
 from fastapi import APIRouter, Body, Depends, HTTPException, Path, Query, Request, Response
 from fastapi.responses import StreamingResponse
+from pydantic import BeforeValidator, Field
 
 from serving_common.errors import NotFound
 from serving_common.problems import documented
@@ -11,7 +13,7 @@ from src.api.listing import json_array
 from src.constants import MAX_ID
 from src.db import cruds
 from src.db.database import Database
-from src.db.schemas import Health, Item, ItemBase, ItemList, ModelMetadata
+from src.db.schemas import Health, Item, ItemBase, ItemList, ModelMetadata, to_json
 
 JSON = "application/json"
 
@@ -20,9 +22,20 @@ async def _database(request: Request) -> Database:
     return cast(Database, request.app.state.database)
 
 
+def _digits(text: str) -> str:
+    """Nothing else that Python takes for an integer, such as 1.0, 1_000 and +1."""
+    if re.fullmatch("-?[0-9]+", text) is None:
+        raise ValueError("must be a valid integer")
+    return text
+
+
+Id = Annotated[int, BeforeValidator(_digits)]
 DatabaseDep = Annotated[Database, Depends(_database)]
-AfterId = Annotated[int, Query(ge=0, le=MAX_ID, description="Only items with greater ids.")]
-Limit = Annotated[int | None, Query(ge=1, description="At most so many items; the rest with after_id.")]
+# The bounds come before the validator: behind it, the OpenAPI document would not know them.
+AtLeast0 = Annotated[int, Field(ge=0, le=MAX_ID), BeforeValidator(_digits)]
+AtLeast1 = Annotated[int, Field(ge=1), BeforeValidator(_digits)]
+AfterId = Annotated[AtLeast0, Query(description="Only items with greater ids.")]
+Limit = Annotated[AtLeast1 | None, Query(description="At most so many items; the rest with after_id.")]
 
 health_router = APIRouter(tags=["health"])
 router = APIRouter(tags=["data"], responses=documented(401))
@@ -44,17 +57,17 @@ async def metadata(request: Request) -> ModelMetadata:
 @router.post("/data", response_model=Item, responses=documented(400, 413, 503))
 def register(item: Annotated[ItemBase, Body()], database: DatabaseDep) -> Response:
     """Store one flower. It is predicted by the next batch."""
-    with database.transaction() as db:
+    with database.transaction(locks=True) as db:
         [stored] = cruds.register_items(db, [item["values"]])
-    return Response(stored.to_json(), media_type=JSON)
+    return Response(to_json(stored), media_type=JSON)
 
 
 @router.post("/data/list", response_model=list[Item], responses=documented(400, 413, 503))
 def register_list(items: Annotated[ItemList, Body()], database: DatabaseDep) -> Response:
     """Store many flowers: all of them, or none."""
-    with database.transaction() as db:
+    with database.transaction(locks=True) as db:
         stored = cruds.register_items(db, [item["values"] for item in items])
-    return Response(b"[" + b",".join([item.to_json() for item in stored]) + b"]", media_type=JSON)
+    return Response(to_json(stored), media_type=JSON)
 
 
 @router.get("/data/all", response_model=list[Item], responses=documented(400, 503))
@@ -88,10 +101,10 @@ async def list_is_no_id() -> None:
 
 
 @router.get("/data/{id}", response_model=Item, responses=documented(400, 404, 503))
-def get_item(item_id: Annotated[int, Path(alias="id")], database: DatabaseDep) -> Response:
+def get_item(item_id: Annotated[Id, Path(alias="id")], database: DatabaseDep) -> Response:
     """One item."""
     with database.transaction() as db:
         stored = cruds.select_by_id(db, item_id)
     if stored is None:
         raise NotFound("Item not found")
-    return Response(stored.to_json(), media_type=JSON)
+    return Response(to_json(stored), media_type=JSON)

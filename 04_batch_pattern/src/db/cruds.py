@@ -18,7 +18,6 @@ from sqlalchemy import (
     literal_column,
     select,
     text,
-    type_coerce,
     update,
 )
 from sqlalchemy.orm import Session
@@ -30,9 +29,10 @@ from src.db.schemas import Features, StoredItem
 
 items = cast(Table, Item.__table__)
 
-# JSON as the text that it is: it is sent or parsed elsewhere, without SQLAlchemy parsing each row's before.
-VALUES = type_coerce(items.c["values"], Text).label("values")
-PREDICTION = type_coerce(items.c.prediction, Text).label("prediction")
+# JSON as the text that it is: it is sent or parsed elsewhere, without SQLAlchemy parsing each row's before. (SQLite
+# keeps JSON that is just a number as a number.)
+VALUES = items.c["values"].cast(Text).label("values")
+PREDICTION = items.c.prediction.cast(Text).label("prediction")
 SELECT_ITEMS = select(items.c.id, VALUES, PREDICTION, items.c.created_datetime, items.c.error)
 
 Statement = TypeVar("Statement", bound=Select[*tuple[Any, ...]])
@@ -72,26 +72,28 @@ class ClaimedItem:
 def register_items(db: Session, rows: Sequence[Features]) -> list[StoredItem]:
     """Store flowers for the job to predict; their ids ascend in the order of the rows."""
     now = datetime.now(UTC).replace(tzinfo=None, microsecond=0)
-    ids = _insert(db, [{"values": values, "created_datetime": now} for values in rows])
+    ids = _insert(db, rows, now)
     return [
         StoredItem(item_id, orjson.dumps(values).decode(), None, now, None)
         for item_id, values in zip(ids, rows, strict=True)
     ]
 
 
-def _insert(db: Session, rows: Sequence[Mapping[str, object]]) -> list[int]:
+def _insert(db: Session, rows: Sequence[Features], now: datetime) -> list[int]:
     connection = db.connection()
-    if connection.dialect.insert_executemany_returning_sort_by_parameter_order:
-        returning = insert(items).returning(items.c.id, sort_by_parameter_order=True)
-        return list(connection.scalars(returning, rows))
+    returning = insert(items).returning(items.c.id, sort_by_parameter_order=True)
+    has_returning = connection.dialect.insert_executemany_returning_sort_by_parameter_order
     # MySQL has no RETURNING. But an INSERT of several rows gets consecutive ids and tells the first of them; the step
     # is 1 unless several servers share the writing.
-    step = connection.scalar(text("SELECT @@auto_increment_increment"))
+    step = 1 if has_returning else connection.scalar(text("SELECT @@auto_increment_increment"))
     ids: list[int] = []
     for start in range(0, len(rows), INSERT_PAGE_ROWS):
-        page = rows[start : start + INSERT_PAGE_ROWS]
-        first = connection.execute(insert(items), page).lastrowid
-        ids += range(first, first + len(page) * step, step)
+        page = [{"values": values, "created_datetime": now} for values in rows[start : start + INSERT_PAGE_ROWS]]
+        if has_returning:
+            ids += connection.scalars(returning, page)
+        else:
+            first = connection.execute(insert(items), page).lastrowid
+            ids += range(first, first + len(page) * step, step)
     return ids
 
 

@@ -1,6 +1,7 @@
 """The one module that knows which database it is: URL, pool, timeouts, locks, and all that can go wrong."""
 
 import sqlite3
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ POOL_SIZE, POOL_OVERFLOW = 10, 30
 POOL_WAIT_S = 5
 POOL_RECYCLE_S = 1800  # less than MySQL's wait_timeout, after which it closes idle connections
 RETRY_EVERY_S = 0.5
+LOCK_EVERY_S = 0.001
 SCHEMA_LOCK, SCHEMA_LOCK_WAIT_S = "batch_pattern_schema", 60
 
 # Lock wait timeout, deadlock, and MariaDB's "record has changed since last read".
@@ -44,7 +46,7 @@ class Database:
         """A session, committed at the end or, after an exception, rolled back.
 
         Args:
-            locks: what is read is about to be changed. SQLite, which has no row locks, takes its write lock at once.
+            locks: rows are going to be written. SQLite, which has no row locks, takes its write lock at once.
 
         Raises:
             LostToAnother: try again.
@@ -68,7 +70,7 @@ def open_database(settings: DatabaseSettings) -> Iterator[Database]:
     """The database with its tables, which are made where they are missing.
 
     Raises:
-        StartupError: it does not answer in time, or has tables of these names with other columns.
+        StartupError: it does not answer in time, is no database, or has tables of these names with other columns.
     """
     engine = _create_engine(settings)
     try:
@@ -88,12 +90,13 @@ def _create_engine(settings: DatabaseSettings) -> Engine:
         "pool_timeout": POOL_WAIT_S,
     }
     if url.get_backend_name() == "sqlite":
-        Path(str(url.database)).parent.mkdir(parents=True, exist_ok=True)
+        _make_folder(Path(str(url.database)).parent)
         # Statements are not kept prepared: each bulk UPDATE is another one, with thousands of ids, and a megabyte.
         connect_args = {"timeout": settings.database_timeout_s, "cached_statements": 0}
         engine = create_engine(url, **common, connect_args=connect_args)
         event.listen(engine, "connect", _set_up_sqlite)
-        event.listen(engine, "begin", _begin_sqlite)
+        turn = threading.Lock()
+        event.listen(engine, "begin", lambda connection: _begin_sqlite(connection, turn, settings.database_timeout_s))
         return engine
     return create_engine(
         url,
@@ -111,6 +114,13 @@ def _create_engine(settings: DatabaseSettings) -> Engine:
     )
 
 
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StartupError(f"the database's folder {folder} cannot be made: {error.strerror}") from error
+
+
 def _set_up_sqlite(connection: Any, _record: object) -> None:
     # Python's module would begin transactions when it sees fit; `_begin_sqlite` says when, and which.
     connection.isolation_level = None
@@ -118,9 +128,34 @@ def _set_up_sqlite(connection: Any, _record: object) -> None:
     connection.execute("PRAGMA journal_mode = WAL").close()
 
 
-def _begin_sqlite(connection: Connection) -> None:
-    locks = connection.get_execution_options().get("locks", False)
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if locks else "BEGIN")
+def _begin_sqlite(connection: Connection, turn: threading.Lock, timeout_s: int) -> None:
+    if not connection.get_execution_options().get("locks", False):
+        connection.exec_driver_sql("BEGIN")
+        return
+    # SQLite itself would look ever more rarely, at last ten times a second, whether the lock is free: between two
+    # chunks of a job it is for a millisecond or two, and whoever registers a row would wait for the end of the batch.
+    # So we look, all the time, but only one thread of a process.
+    deadline = time.monotonic() + timeout_s
+    has_turn = turn.acquire(timeout=timeout_s)
+    try:
+        connection.exec_driver_sql("PRAGMA busy_timeout = 0").close()
+        while True:
+            try:
+                connection.exec_driver_sql("BEGIN IMMEDIATE")
+                return
+            except exc.OperationalError as error:
+                if not _is_busy(error.orig) or time.monotonic() > deadline:
+                    raise
+                time.sleep(LOCK_EVERY_S)
+    finally:
+        connection.exec_driver_sql(f"PRAGMA busy_timeout = {1000 * timeout_s}").close()
+        if has_turn:
+            turn.release()
+
+
+def _is_busy(error: BaseException | None) -> bool:
+    # The bits above the lower eight say why.
+    return isinstance(error, sqlite3.Error) and error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
 
 
 def _wait_for_tables(engine: Engine, wait_s: float) -> None:
@@ -134,6 +169,9 @@ def _wait_for_tables(engine: Engine, wait_s: float) -> None:
                 raise StartupError(f"the database at {where} does not answer: {error.orig}") from error
             log.info("waiting for the database", reason=str(error.orig))
             time.sleep(RETRY_EVERY_S)
+        except exc.DatabaseError as error:  # waiting makes no database of another file
+            where = engine.url.render_as_string(hide_password=True)
+            raise StartupError(f"the database at {where} cannot be used: {error.orig}") from error
 
 
 def _create_tables(engine: Engine) -> None:
@@ -157,8 +195,5 @@ def _create_tables(engine: Engine) -> None:
 def _serving_error(error: exc.SQLAlchemyError) -> Unavailable:
     original = getattr(error, "orig", None)
     log.warning("database_failed", reason=str(original or error))
-    if isinstance(original, sqlite3.Error):
-        is_lost = original.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY  # the bits above say why
-    else:
-        is_lost = original is not None and original.args[:1] and original.args[0] in LOST_CODES
+    is_lost = _is_busy(original) or (original is not None and original.args[:1] and original.args[0] in LOST_CODES)
     return LostToAnother("The database is busy") if is_lost else Unavailable("The database does not answer")

@@ -27,7 +27,7 @@ class Item(Base):
     created_datetime: Mapped[datetime] = mapped_column(TIMESTAMP, server_default=func.current_timestamp())  # UTC
     # MySQL cannot index a JSON column; whether there is something in it, it can.
     is_predicted: Mapped[bool] = mapped_column(Computed("prediction IS NOT NULL", persisted=True))
-    is_failed: Mapped[bool] = mapped_column(Computed("error IS NOT NULL", persisted=True))
+    is_failed: Mapped[bool] = mapped_column(Computed("error IS NOT NULL AND prediction IS NULL", persisted=True))
 
     __table_args__: Any = (
         # Ends, in every database, in the primary key: it yields each list in the order of the ids.

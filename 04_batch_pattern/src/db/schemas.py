@@ -1,5 +1,6 @@
 """The JSON of the API."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated, Any, NotRequired
@@ -60,8 +61,8 @@ class StoredItem:
     created_datetime: datetime
     error: str | None
 
-    def to_json(self) -> bytes:
-        """This as an `Item`."""
+    def answer(self) -> dict[str, Any]:
+        """This as an `Item`, for orjson."""
         answer: dict[str, Any] = {
             "id": self.id,
             "values": orjson.Fragment(self.values),
@@ -70,7 +71,14 @@ class StoredItem:
         }
         if self.error is not None:
             answer["error"] = self.error
-        return orjson.dumps(answer)
+        return answer
+
+
+def to_json(items: StoredItem | Sequence[StoredItem]) -> bytes:
+    """An `Item`, or a list of them."""
+    # A list in one go: orjson's result for each would keep kilobytes, and a body of 8 MiB has 400,000 items.
+    option = orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_OMIT_MICROSECONDS
+    return orjson.dumps(items, default=StoredItem.answer, option=option)
 
 
 class Health(TypedDict):

@@ -102,7 +102,7 @@ def run_batch(
     started = time.perf_counter()
     log.info("starting batch", model_version=classifier.version)
     which = cruds.UNPREDICTED if repredict is None else cruds.predicted_by(repredict)
-    with database.transaction() as db:
+    with database.transaction(locks=True) as db:
         run_id = cruds.start_run(db, classifier.version)
         found = cruds.count_items(db, which)
     log.info(f"found {found.count} {'unpredicted items' if repredict is None else f'items of model {repredict}'}")
@@ -124,7 +124,7 @@ def run_batch(
             for item_id, reason in chunk.outcome.errors.items():
                 log.warning("item cannot be predicted", item_id=item_id, reason=reason)
             progress.advance(len(chunk.outcome.predictions), len(chunk.outcome.errors), after_id)
-    with database.transaction() as db:
+    with database.transaction(locks=True) as db:
         cruds.end_run(db, run_id)
     duration_s = time.perf_counter() - started
     if stopping.is_set():

@@ -2,6 +2,7 @@
 
 import socket
 import time
+from http.client import HTTPException
 
 import structlog
 from prometheus_client import CollectorRegistry, Gauge, pushadd_to_gateway, write_to_textfile
@@ -31,5 +32,5 @@ def publish(settings: JobSettings, *, predicted: int, errors: int, duration_s: f
             pushadd_to_gateway(
                 settings.pushgateway_url, "batch_pattern", registry, grouping_key={"instance": socket.gethostname()}
             )
-    except OSError as exc:
+    except (OSError, HTTPException, ValueError) as exc:  # the last two: of something else at that URL, or of a bad one
         log.warning("metrics not published", reason=str(exc))

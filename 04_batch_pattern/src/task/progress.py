@@ -1,5 +1,6 @@
 """How far a batch is: a bar on a terminal, now and then a line in the log elsewhere."""
 
+import math
 import sys
 import time
 from types import TracebackType
@@ -22,7 +23,8 @@ class Progress:
         self.errors = 0
         self._found = found
         self._position = found.first_id - 1
-        self._started = self._logged = time.monotonic()
+        self._started = time.monotonic()
+        self._logged = -math.inf
         self._bar = tqdm(
             total=found.last_id - self._position,
             disable=not sys.stderr.isatty(),
@@ -46,7 +48,7 @@ class Progress:
         self._bar.set_postfix_str(f"{self.predicted:,} rows, {rate:,.0f} rows/s", refresh=False)
         self._bar.update(last_id - self._position)
         self._position = last_id
-        if self._bar.disable and now - self._logged >= PROGRESS_EVERY_S:
+        if self._bar.disable and last_id < self._found.last_id and now - self._logged >= PROGRESS_EVERY_S:
             self._logged = now
             done = (last_id - self._found.first_id + 1) / (self._found.last_id - self._found.first_id + 1)
             log.info(

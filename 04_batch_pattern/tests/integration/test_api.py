@@ -8,6 +8,7 @@ from src.constants import READ_PAGE_ROWS
 from src.db import cruds
 
 from tests.conftest import serving
+from tests.processes import peak_memory_mb
 
 ROW = [5.1, 3.5, 1.4, 0.2]
 OUT_OF_RANGE = "must be a number greater than 0.0 and less than 10.0"
@@ -85,6 +86,15 @@ def test_what_is_no_json_is_400(api, body):
     assert answer.json()["detail"] == "Invalid data format"
 
 
+@pytest.mark.parametrize("path", ["/data", "/data/list"])
+def test_a_body_that_is_not_said_to_be_json_is_told_so(api, path):
+    answer = api.post(path, content=b'{"values": [5.1, 3.5, 1.4, 0.2]}')
+    assert answer.status_code == 400
+    [error] = answer.json()["errors"]
+    assert error["field"] == "body"
+    assert error["reason"].endswith("sent with Content-Type: application/json")
+
+
 @pytest.mark.parametrize("item_id", ["0", "-1", "1", "2147483648", "9223372036854775808", "9" * 100])
 def test_an_unknown_id_is_404(api, item_id):
     answer = api.get(f"/data/{item_id}")
@@ -98,9 +108,14 @@ def test_an_unknown_id_is_404(api, item_id):
         "/data/abc",
         "/data/1.5",
         "/data/1e3",
+        "/data/1.0",
+        "/data/1_0",
+        "/data/+1",
+        "/data/%201",
         "/data/" + "9" * 5000,
         "/data/all?limit=0",
         "/data/all?limit=x",
+        "/data/all?limit=1.0",
         "/data/predicted?after_id=-1",
         "/data/unpredicted?after_id=9223372036854775808",
     ],
@@ -124,10 +139,12 @@ def test_lists_are_whole_beyond_a_page(api, database):
 
 def test_rows_of_other_software_are_shown_as_they_are(api, database):
     with database.transaction() as db:
-        for values in ("[1, 2, 3]", '"text"', "null", '{"a": [true]}'):
-            db.execute(text("INSERT INTO items (`values`) VALUES (:values)"), {"values": values})
+        for values in ("[1, 2, 3]", '"text"', "null", '{"a": [true]}', "5", "0.5"):
+            statement = "INSERT INTO items (`values`, prediction, created_datetime) VALUES (:values, '1', :created)"
+            db.execute(text(statement), {"values": values, "created": "2025-11-13 10:00:00.250000"})
     items = api.get("/data/all").json()
-    assert [item["values"] for item in items] == [[1, 2, 3], "text", None, {"a": [True]}]
+    assert [item["values"] for item in items] == [[1, 2, 3], "text", None, {"a": [True]}, 5, 0.5]
+    assert {(item["prediction"], item["created_datetime"]) for item in items} == {(1, "2025-11-13T10:00:00")}
     assert [api.get(f"/data/{item['id']}").json() for item in items] == items
 
 
@@ -175,6 +192,15 @@ def test_an_error_in_the_middle_is_no_complete_answer(api, database):
         with pytest.raises(httpx.RemoteProtocolError, match="incomplete"):
             for _ in parts:
                 pass
+
+
+def test_a_long_list_costs_no_more_than_a_few_times_its_size(stack):
+    body = b"[" + b",".join([b'{"values":[1,1,1,1]}'] * 100_000) + b"]"
+    with stack.api_process() as (api, pid):
+        before = peak_memory_mb(pid)
+        answer = api.post("/data/list", content=body, headers={"Content-Type": "application/json"})
+        assert len(answer.json()) == 100_000
+        assert peak_memory_mb(pid) - before < 200
 
 
 def test_a_large_body_is_413(settings):

@@ -49,13 +49,13 @@ def test_what_is_not_predicted_is_sql_null(database):
 
 
 def test_every_row_is_in_one_list(database):
-    first, second, third = register(database, 3)
-    predict(database, [second])
+    first, second, third, fourth = register(database, 4)
     with database.transaction() as db:
-        cruds.register_errors(db, {third: "x" * 1000})
-    assert ids_of(database, cruds.ALL) == [first, second, third]
+        cruds.register_errors(db, {third: "x" * 1000, fourth: "until somebody stores a prediction by hand"})
+    predict(database, [second, fourth])
+    assert ids_of(database, cruds.ALL) == [first, second, third, fourth]
     assert ids_of(database, cruds.UNPREDICTED) == [first]
-    assert ids_of(database, cruds.PREDICTED) == [second]
+    assert ids_of(database, cruds.PREDICTED) == [second, fourth]
     assert ids_of(database, cruds.FAILED) == [third]
 
 

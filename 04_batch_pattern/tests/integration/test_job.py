@@ -2,11 +2,11 @@
 
 import json
 import signal
+import socket
 import threading
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, HTTPServer
-from pathlib import Path
 
 import pytest
 from sqlalchemy import select, text
@@ -15,7 +15,7 @@ from src.db.models import BatchRun
 
 from serving_common.testing import wait_until
 from tests.conftest import environment_of
-from tests.processes import Stack
+from tests.processes import Stack, peak_memory_mb
 
 ROW = [5.1, 3.5, 1.4, 0.2]
 
@@ -68,6 +68,15 @@ def test_predictions_equal_scikit_learn_after_the_whole_trip(database, stack, ap
     for item, wanted in zip(predicted, probabilities, strict=True):
         assert item["prediction"] == pytest.approx({"0": wanted[0], "1": wanted[1], "2": wanted[2]}, abs=1e-5)
     assert api.get("/data/unpredicted").json() == []
+
+
+def test_the_log_tells_how_far_a_long_batch_is(database, stack):
+    register(database, [ROW] * 30)
+    job = stack.run_job(BATCH_CHUNK_SIZE="10")
+    [progress] = [line for line in job.log if line["action"] == "batch in progress"]  # the next one after 10 s
+    assert (progress["rows"], progress["errors"], progress["percent"]) == (10, 0, 33)
+    assert progress["rows_per_s"] > 0
+    assert progress["eta_s"] >= 0
 
 
 @pytest.mark.parametrize("sizes", [(1, 1), (7, 3), (10_000, 500)], ids=["one at a time", "small", "large"])
@@ -164,6 +173,8 @@ def test_a_killed_job_loses_nothing_and_the_next_one_goes_on(database, stack):
         ("MODEL_FILEPATH", "/nowhere/iris_svc.onnx", "there is no model at"),
         ("LABEL_FILEPATH", "/nowhere/label.json", "there are no labels at"),
         ("DATABASE_URL", "mysql://root:secret@127.0.0.1:1/x", "does not answer"),
+        ("DATABASE_URL", f"sqlite:///{__file__}", "cannot be used: file is not a database"),
+        ("DATABASE_URL", f"sqlite:///{__file__}/items.db", "cannot be made"),
     ],
 )
 def test_what_is_missing_ends_the_job_with_1(models, tmp_path, variable, value, reason):
@@ -209,14 +220,26 @@ def test_metrics_are_written_and_pushed(database, stack, tmp_path):
     assert content == written
 
 
-def test_metrics_that_cannot_be_pushed_are_no_failure(database, stack):
+@pytest.mark.parametrize("kind", ["nobody there", "no gateway", "no URL"])
+def test_metrics_that_cannot_be_pushed_are_no_failure(database, stack, kind):
     register(database, [ROW])
-    job = stack.run_job(PUSHGATEWAY_URL="http://127.0.0.1:1")
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        there = f"http://127.0.0.1:{other.getsockname()[1]}"
+        url = {"nobody there": "http://127.0.0.1:1", "no gateway": there, "no URL": "http://host:port"}[kind]
+
+        def answer() -> None:
+            connection, _ = other.accept()
+            with connection:
+                connection.recv(65536)
+                connection.sendall(b"no HTTP\r\n")
+
+        if kind == "no gateway":
+            threading.Thread(target=answer).start()
+        job = stack.run_job(PUSHGATEWAY_URL=url)
     assert "metrics not published" in job.actions
     assert len(read(database, cruds.PREDICTED)) == 1
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
 def test_memory_does_not_grow_with_the_rows(database, stack):
     """While a job works on, the peak of its memory stays where it was after the first chunks."""
     register(database, [ROW] * 60_000)
@@ -224,8 +247,7 @@ def test_memory_does_not_grow_with_the_rows(database, stack):
 
     def peak_mb_after(count):
         wait_until(lambda: len(read(database, cruds.UNPREDICTED)) <= 60_000 - count)
-        status = Path(f"/proc/{job.process.pid}/status").read_text()
-        return next(int(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith("VmHWM"))
+        return peak_memory_mb(job.process.pid)
 
     early, late = peak_mb_after(5_000), peak_mb_after(50_000)
     assert job.wait() == 0

@@ -80,6 +80,22 @@ def test_a_job_waits_for_a_server_that_is_about_to_start(models, mortal_server):
         assert job.wait() == 0
 
 
+def test_registering_does_not_wait_for_the_end_of_a_batch_in_sqlite(models, tmp_path):
+    url = f"sqlite:///{tmp_path}/items.db"
+    stack = Stack(environment_of(models, url))
+    with open_database(ApiSettings(database_url=url)) as database, stack.api() as api:
+        register(database, 10_000)
+        with database.transaction() as db:
+            for _ in range(5):  # 320,000 rows
+                db.execute(text("INSERT INTO items (`values`) SELECT `values` FROM items"))
+        job = stack.job("--no-wait")
+        job.read_until("starting inference")
+        for _ in range(10):
+            assert api.post("/data", json={"values": ROW}).status_code == 200
+        assert count(database, cruds.UNPREDICTED) > 10
+        assert job.wait() == 0
+
+
 def test_registering_goes_on_while_jobs_work(models, mysql_url):
     stack = Stack(environment_of(models, mysql_url))
     with open_database(ApiSettings(database_url=mysql_url)) as database, stack.api() as api:

@@ -36,7 +36,9 @@ def test_the_specified_defaults():
     [
         ("mysql://u:p@h/d", "mysql+pymysql://u:p@h/d"),
         ("mariadb://u:p@h/d", "mysql+pymysql://u:p@h/d"),
+        ("mysql+asyncmy://u:p@h/d", "mysql+pymysql://u:p@h/d"),
         ("sqlite:///items.db", "sqlite:///items.db"),
+        ("sqlite+aiosqlite:///items.db", "sqlite:///items.db"),
     ],
 )
 def test_database_url_comes_first(given_url, wanted):
@@ -51,6 +53,12 @@ def test_a_wrong_url_is_refused_without_being_shown(wrong):
     with pytest.raises(ValidationError) as caught:
         JobSettings(database_url=wrong)
     assert all("secret" not in error["msg"] for error in caught.value.errors())
+
+
+@pytest.mark.parametrize("wrong", [-1, float("inf"), float("nan"), 1e10])
+def test_a_wait_is_a_time_that_can_be_waited(wrong):
+    with pytest.raises(ValidationError):
+        JobSettings.model_validate({"job_wait_seconds": wrong})
 
 
 @pytest.mark.parametrize("name", ["batch_threads", "batch_chunk_size", "batch_slice_size"])
