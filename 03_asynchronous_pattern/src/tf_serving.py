@@ -64,6 +64,21 @@ class TfServing:
         self._spec = messages.ModelSpec(name=model)
         self._timeout_s = timeout_s
 
+    async def connect(self) -> None:
+        """Returns if the connection stands, or comes up soon. After a failure gRPC itself tries again, and again.
+
+        Raises:
+            ModelUnavailable: it does not.
+        """
+        state = self._channel.get_state(try_to_connect=True)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(CONNECT_WITHIN_S):
+                while state in (ChannelConnectivity.IDLE, ChannelConnectivity.CONNECTING):
+                    await self._channel.wait_for_state_change(state)
+                    state = self._channel.get_state(try_to_connect=True)
+        if state is not ChannelConnectivity.READY:
+            raise ModelUnavailable(UNAVAILABLE)
+
     async def predict(self, rows: Sequence[Sequence[float]]) -> list[list[float]]:
         """The probabilities of the classes, shape (N, 3), for rows of shape (N, 4).
 
@@ -79,8 +94,7 @@ class TfServing:
         for row in rows:
             tensor.float_val.extend(row)
 
-        if not await self._is_connected():
-            raise ModelUnavailable(UNAVAILABLE)
+        await self.connect()
         try:
             reply = await self._predictions.Predict(request, timeout=self._timeout_s)
         except grpc.aio.AioRpcError as exc:
@@ -95,17 +109,6 @@ class TfServing:
         if not width or len(values) != width * len(rows):
             raise InferenceFailed(f"Model inference failed: {len(values)} values for {len(rows)} rows")
         return [values[start : start + width] for start in range(0, len(values), width)]
-
-    async def _is_connected(self) -> bool:
-        """Whether the connection stands, or comes up soon. After a failure gRPC itself tries again, and again."""
-        # Not channel_ready(): until the server is back, the jobs would be in hand and not in the queue.
-        state = self._channel.get_state(try_to_connect=True)
-        with suppress(TimeoutError):
-            async with asyncio.timeout(CONNECT_WITHIN_S):
-                while state in (ChannelConnectivity.IDLE, ChannelConnectivity.CONNECTING):
-                    await self._channel.wait_for_state_change(state)
-                    state = self._channel.get_state(try_to_connect=True)
-        return state is ChannelConnectivity.READY
 
     async def _is_broken(self) -> bool:
         """Whether the connection, which stood when the call began, goes down with the call."""

@@ -222,6 +222,9 @@ def serve_stub() -> None:
     from serving_common.settings import load
 
     class Constant:
+        async def connect(self) -> None:
+            pass
+
         async def predict(self, rows: list[list[float]]) -> list[list[float]]:
             return [[0.97, 0.02, 0.01]] * len(rows)
 

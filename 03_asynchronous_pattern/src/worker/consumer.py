@@ -20,6 +20,9 @@ log = structlog.get_logger()
 class Model(Protocol):
     """What predicts: `TfServing`, or in a benchmark a constant."""
 
+    async def connect(self) -> None:
+        """Raises ModelUnavailable if there is nobody to ask."""
+
     async def predict(self, rows: Rows) -> list[list[float]]:
         """The probabilities of the classes, shape (N, 3), for rows of shape (N, 4)."""
 
@@ -38,6 +41,8 @@ class Consumer:
         failures = 0
         while not self._stopping.is_set():
             try:
+                # Before it takes any: while the model is gone, the jobs wait in the queue and in nobody's hand.
+                await self._model.connect()
                 jobs = await self._worker.claim(self._batch_size)
                 if jobs:
                     await self._process(jobs)

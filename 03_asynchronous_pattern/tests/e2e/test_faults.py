@@ -86,7 +86,7 @@ def state(client: httpx.Client, job_id: str) -> str:
         time.sleep(0.05)
     assert response.status_code == 200, response.text
     status: str = response.json()["status"]
-    return status
+    return f"failed: {response.json()['error']}" if status == "failed" else status
 
 
 @pytest.fixture
