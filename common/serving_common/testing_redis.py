@@ -24,9 +24,8 @@ def redis_binary() -> str | None:
 class RedisServer:
     """A redis-server on a free port. Killed and started again, it has what it had."""
 
-    def __init__(self, binary: str, folder: Path, *, appendfsync: str = "everysec") -> None:
+    def __init__(self, binary: str, folder: Path) -> None:
         self.port = free_port()
-        self._persistence = ["--appendonly", "yes", "--appendfsync", appendfsync]
         self._command = [binary, "--bind", "127.0.0.1", "--port", str(self.port), "--dir", str(folder), "--save", ""]
         self._log = folder / "redis.log"
         self._process: subprocess.Popen[bytes] | None = None
@@ -34,7 +33,7 @@ class RedisServer:
     def start(self) -> None:
         """Returns once it answers."""
         with self._log.open("ab") as log:
-            self._process = subprocess.Popen([*self._command, *self._persistence], stdout=log, stderr=log)
+            self._process = subprocess.Popen([*self._command, "--appendonly", "yes"], stdout=log, stderr=log)
         wait_until(self.is_up)
 
     def is_up(self) -> bool:

@@ -13,8 +13,7 @@ from models.build import main
 from models.download import Source
 from models.files import BuildError, sha256_of
 from models.imagenet import adopt
-from models.manifest import load
-from models.tests.conftest import MODEL_ZOO, ROOT, Site, python, run_build, scores
+from models.tests.conftest import MODEL_ZOO, Site, python, run_build, scores
 
 IMAGES = np.random.default_rng(7).standard_normal((3, 3, 224, 224), np.float32)
 
@@ -277,13 +276,9 @@ def test_random_weights_are_current_for_auto_and_not_for_pretrained(random_build
 
 
 def test_random_weights_are_the_same_for_the_same_seed(random_build: tuple[Path, str], tmp_path: Path):
-    folder = ROOT / "models/artifacts"  # what another process has built before the tests, if it had no others
-    entry = load(folder / "manifest.json").get("mobilenet_v2")
-    if entry is None or entry.weights != "random":
-        folder = tmp_path
-        again = run_build("--only", "mobilenet_v2", "--weights", "random", "--output", folder)
-        assert again.returncode == 0, again.stderr
-    assert sha256_of(folder / "mobilenet_v2.onnx") == sha256_of(random_build[0] / "mobilenet_v2.onnx")
+    again = run_build("--only", "mobilenet_v2", "--weights", "random", "--output", tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert sha256_of(tmp_path / "mobilenet_v2.onnx") == sha256_of(random_build[0] / "mobilenet_v2.onnx")
 
 
 def test_random_weights_without_tensorflow_say_how_to_get_it(tmp_path: Path):
