@@ -162,7 +162,7 @@ def vision(name: str, source: Source) -> Artifact:
 
         libraries = ("tensorflow", "keras", "tf2onnx", "numpy", "onnx")
         return Plan(
-            recipe={"version": 1, "seed": seed},
+            recipe={"version": 2, "seed": seed},
             libraries=libraries,
             checked_with=("onnxruntime",),
             weights="random",

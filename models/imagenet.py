@@ -86,7 +86,11 @@ def randomize(architecture: str, seed: int, target: Path) -> Facts:
 
 
 def put_in_order(graph: onnx.GraphProto) -> None:
-    """Order nodes and weights by use and number the tensors: tf2onnx leaves both to the hashes of one process."""
+    """Order nodes and weights by use and number the tensors: tf2onnx leaves both to the hashes of one process.
+
+    Its doc_string goes, too: it names the traced function by how many the process had traced before.
+    """
+    graph.doc_string = ""
     makers = {name: node for node in graph.node for name in node.output}
     ordered: dict[str, onnx.NodeProto] = {}
 

@@ -32,7 +32,7 @@ class System:
             running(
                 "src.worker.main",
                 cwd=PATTERN,
-                env={**self.environment, "PORT": str(free_port()), "HEARTBEAT_S": "2"},
+                env={**self.environment, "PORT": str(free_port()), "HEARTBEAT_S": "1"},
                 log=self.logs / "workers.log",
             )
         )
