@@ -66,6 +66,7 @@ class ProxySettings(HttpSettings):
     )
     services_api_key: ApiKey | None = Field(None, description="Sent to the services as `X-API-Key`.")
     max_connections: PositiveInt = Field(100, description="Open connections to each service.")
+    max_waiting: PositiveInt = Field(128, description="With so many requests in hand, more are refused (429).")
     breaker_failures: PositiveInt = Field(
         3, description="After so many failures in a row a service is not asked for a while."
     )

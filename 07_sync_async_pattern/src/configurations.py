@@ -51,6 +51,9 @@ class ProxySettings(HttpSettings, QueueSettings, ImageSettings):
     max_body_bytes: int = Field(
         10 * 1024 * 1024, gt=0, description="Larger request bodies are refused with 413, unread."
     )
+    max_bodies_bytes: int = Field(
+        64 * 1024 * 1024, gt=0, description="With so much of bodies in memory, what comes on top is refused (429)."
+    )
     sync_model_path: Path = Field(Path("/models/mobilenet_v2.onnx"), description="The fast model.")
     async_model_path: Path = Field(
         Path("/models/resnet50.onnx"), description="The worker's model, of which /metadata tells the weights."

@@ -40,9 +40,11 @@ log = structlog.get_logger()
 class ServiceMiddleware:
     """ASGI middleware. Leaves `request_id` and `arrived` (loop time at which the body was complete) in the state."""
 
-    def __init__(self, app: ASGIApp, max_body_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, max_body_bytes: int, max_bodies_bytes: int) -> None:
         self._app = app
         self._max_body_bytes = max_body_bytes
+        self._max_bodies_bytes = max_bodies_bytes
+        self._bodies_bytes = 0  # of all requests in hand
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -62,9 +64,13 @@ class ServiceMiddleware:
         async def limited_receive() -> Message:
             nonlocal received_bytes
             message = await receive()
-            received_bytes += len(message.get("body", b""))
+            chunk_bytes = len(message.get("body", b""))
+            received_bytes += chunk_bytes
+            self._bodies_bytes += chunk_bytes
             if received_bytes > self._max_body_bytes:
                 raise HTTPException(413, self._too_large)
+            if self._bodies_bytes > max(self._max_bodies_bytes, received_bytes):  # never the only one
+                raise HTTPException(429, "Too many large requests are being worked on")
             state["arrived"] = loop.time()
             return message
 
@@ -86,6 +92,7 @@ class ServiceMiddleware:
                 raise  # The answer has begun: only a broken connection can still tell the caller.
             await problem(500, "Internal server error", request_id)(scope, receive, labelled_send)
         finally:
+            self._bodies_bytes -= received_bytes
             duration = time.perf_counter() - started
             route = getattr(scope.get("route"), "path", "unmatched")
             method = scope["method"] if scope["method"] in METHODS else "other"

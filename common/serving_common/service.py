@@ -48,7 +48,11 @@ def create_service(
         invalid_detail: `detail` for such requests.
     """
     app = FastAPI(title=title, description=description, version="1.0.0", lifespan=lifespan, redoc_url=None)
-    app.add_middleware(cast(Any, ServiceMiddleware), max_body_bytes=settings.max_body_bytes)
+    app.add_middleware(
+        cast(Any, ServiceMiddleware),
+        max_body_bytes=settings.max_body_bytes,
+        max_bodies_bytes=settings.max_bodies_bytes,
+    )
     app.state.on_stop = list[Callable[[], None]]()  # called when requests that only wait should be answered
     problems.install(app, invalid_input, invalid_detail)
 

@@ -99,6 +99,9 @@ class HttpSettings(Settings):
     host: str = Field("127.0.0.1", description="Address to listen on; the images set 0.0.0.0.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on.")
     max_body_bytes: int = Field(1024 * 1024, gt=0, description="Larger request bodies are refused with 413, unread.")
+    max_bodies_bytes: int = Field(
+        32 * 1024 * 1024, gt=0, description="With so much of bodies in memory, what comes on top is refused (429)."
+    )
     api_key: ApiKey | None = Field(
         None, description="If set, requests need it as `X-API-Key`; /health, /metrics and /docs stay open."
     )

@@ -193,6 +193,30 @@ async def test_a_body_that_turns_out_too_large_is_refused(client):
     assert chunks_sent == 3
 
 
+async def test_bodies_have_so_much_memory_together_and_the_last_to_want_more_is_refused():
+    entered, go_on = asyncio.Event(), asyncio.Event()
+
+    async def body() -> AsyncIterator[bytes]:
+        yield b'{"data": [[1, 1, 1, 1'
+        entered.set()
+        await go_on.wait()
+        yield b" " * 500 + b"]]}"
+
+    async with connect(max_bodies_bytes=100) as client:
+        headers = {"Content-Type": "application/json"}
+        first = asyncio.create_task(client.post("/flowers", content=body(), headers=headers))
+        await entered.wait()
+        refused = await client.post("/flowers", content=b" " * 80, headers=headers)
+        small = await client.post("/flowers", json=ONE)
+        go_on.set()
+
+        assert (refused.status_code, refused.headers["Retry-After"]) == (429, "1")
+        assert refused.json()["detail"] == "Too many large requests are being worked on"
+        assert small.status_code == 200
+        assert (await first).status_code == 200  # alone, it may have more
+        assert (await client.post("/flowers", content=b" " * 80, headers=headers)).status_code == 422
+
+
 async def test_without_a_key_no_key_is_needed(client):
     assert (await client.post("/flowers", json=ONE)).status_code == 200
 

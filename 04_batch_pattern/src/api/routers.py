@@ -54,7 +54,7 @@ async def metadata(request: Request) -> ModelMetadata:
     return cast(ModelMetadata, request.app.state.metadata)
 
 
-@router.post("/data", response_model=Item, responses=documented(400, 413, 503))
+@router.post("/data", response_model=Item, responses=documented(400, 413, 429, 503))
 def register(item: Annotated[ItemBase, Body()], database: DatabaseDep) -> Response:
     """Store one flower. It is predicted by the next batch."""
     with database.transaction(locks=True) as db:
@@ -62,7 +62,7 @@ def register(item: Annotated[ItemBase, Body()], database: DatabaseDep) -> Respon
     return Response(to_json(stored), media_type=JSON)
 
 
-@router.post("/data/list", response_model=list[Item], responses=documented(400, 413, 503))
+@router.post("/data/list", response_model=list[Item], responses=documented(400, 413, 429, 503))
 def register_list(items: Annotated[ItemList, Body()], database: DatabaseDep) -> Response:
     """Store many flowers: all of them, or none."""
     with database.transaction(locks=True) as db:

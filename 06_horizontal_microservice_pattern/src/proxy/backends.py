@@ -13,6 +13,7 @@ import structlog
 from httpx_aiohttp import AiohttpTransport
 from prometheus_client import Counter
 
+from serving_common.places import Places
 from src.configurations import ProxySettings
 from src.proxy.breaker import Breaker
 
@@ -112,9 +113,20 @@ class Backend:
             return Failure("answered with something else than was asked for")
 
 
+@dataclass(frozen=True, slots=True)
+class Backends:
+    """All services, and room for so many requests to them that none waits for its turn until its time is over.
+
+    Without that bound, the proxy's own lateness would be taken for the services', and no service be asked any more.
+    """
+
+    by_name: Mapping[str, Backend]
+    places: Places
+
+
 @asynccontextmanager
-async def open_backends(settings: ProxySettings) -> AsyncIterator[Mapping[str, Backend]]:
-    """The configured services by name, on one connection pool for the life of the process."""
+async def open_backends(settings: ProxySettings) -> AsyncIterator[Backends]:
+    """The configured services, on one connection pool for the life of the process."""
 
     def session() -> aiohttp.ClientSession:
         connector = aiohttp.TCPConnector(
@@ -128,7 +140,7 @@ async def open_backends(settings: ProxySettings) -> AsyncIterator[Mapping[str, B
     # httpx without its own pool, which becomes slower the more requests are under way, and without its AsyncClient,
     # whose cookies, redirects and authentication took a fifth of the proxy's time. The README has the figures.
     async with AiohttpTransport(client=session) as transport:
-        yield {
+        by_name = {
             name: Backend(
                 name,
                 str(url),
@@ -139,3 +151,4 @@ async def open_backends(settings: ProxySettings) -> AsyncIterator[Mapping[str, B
             )
             for name, url in settings.services.items()
         }
+        yield Backends(by_name, Places(settings.max_waiting, "Too many requests wait for the services"))

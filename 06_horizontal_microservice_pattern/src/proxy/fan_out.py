@@ -16,7 +16,7 @@ from pydantic import TypeAdapter
 from serving_common import iris
 from serving_common.errors import Unavailable
 from src.models import Health, LabelResponse, Prediction
-from src.proxy.backends import Backend, Call, Failure, Origin
+from src.proxy.backends import Backends, Call, Failure, Origin
 
 T = TypeVar("T", bound=Mapping[str, object])
 Answers = dict[str, T | Failure]
@@ -43,14 +43,16 @@ PREDICT_TEST = Call("GET", "/predict/test", partial(_parse_prediction, count=1))
 PREDICT_SAMPLE = predict(orjson.dumps({"data": iris.SAMPLE}), len(iris.SAMPLE))
 
 
-async def ask_all(backends: Mapping[str, Backend], call: Call[T], origin: Origin) -> Answers[T]:
+async def ask_all(backends: Backends, call: Call[T], origin: Origin) -> Answers[T]:
     """One entry per service, in the services' order; those that do not answer are Failures.
 
     Raises:
         Unavailable: not one service answered.
+        Overloaded: too many requests are being worked on.
     """
-    asked = [backend.ask(call, origin) for backend in backends.values()]
-    answers = dict(zip(backends, await asyncio.gather(*asked), strict=True))
+    with backends.places:
+        asked = [backend.ask(call, origin) for backend in backends.by_name.values()]
+        answers = dict(zip(backends.by_name, await asyncio.gather(*asked), strict=True))
     failures = {name: answer for name, answer in answers.items() if isinstance(answer, Failure)}
     if len(failures) == len(answers):
         raise Unavailable(
@@ -59,10 +61,10 @@ async def ask_all(backends: Mapping[str, Backend], call: Call[T], origin: Origin
     return answers
 
 
-async def check_all(backends: Mapping[str, Backend], origin: Origin) -> Answers[Health]:
+async def check_all(backends: Backends, origin: Origin) -> Answers[Health]:
     """How each service is right now, those too that are not being asked for predictions at the moment."""
-    asked = [backend.probe(HEALTH, origin) for backend in backends.values()]
-    return dict(zip(backends, await asyncio.gather(*asked), strict=True))
+    asked = [backend.probe(HEALTH, origin) for backend in backends.by_name.values()]
+    return dict(zip(backends.by_name, await asyncio.gather(*asked), strict=True))
 
 
 def decide(answers: Answers[Prediction]) -> LabelResponse:

@@ -9,10 +9,9 @@ from serving_common import iris
 from serving_common.problems import documented
 from src.models import Health, LabelResponse, Metadata, Prediction, PredictRequest, ServiceError
 from src.proxy import fan_out
-from src.proxy.backends import Backend, Call, Failure, Origin
+from src.proxy.backends import Backends, Call, Failure, Origin
 
 T = TypeVar("T", bound=Mapping[str, object])
-Backends = Mapping[str, Backend]
 
 
 async def _backends(request: Request) -> Backends:
@@ -63,24 +62,24 @@ def create_routers(services: list[str]) -> tuple[APIRouter, APIRouter]:
             "services": services,
         }
 
-    @router.post("/predict", responses=_named(services) | documented(413, 422, 503))
+    @router.post("/predict", responses=_named(services) | documented(413, 422, 429, 503))
     async def predict(
         question: QuestionDep, backends: BackendsDep, origin: OriginDep
     ) -> dict[str, Prediction | ServiceError]:
         """What each service thinks of the flowers."""
         return _entries(await fan_out.ask_all(backends, question, origin))
 
-    @router.post("/predict/label", responses=documented(413, 422, 503), response_model_exclude_unset=True)
+    @router.post("/predict/label", responses=documented(413, 422, 429, 503), response_model_exclude_unset=True)
     async def predict_label(question: QuestionDep, backends: BackendsDep, origin: OriginDep) -> LabelResponse:
         """The class whose service is surest."""
         return fan_out.decide(await fan_out.ask_all(backends, question, origin))
 
-    @router.get("/predict/get/test", responses=_named(services) | documented(503))
+    @router.get("/predict/get/test", responses=_named(services) | documented(429, 503))
     async def predict_get_test(backends: BackendsDep, origin: OriginDep) -> dict[str, Prediction | ServiceError]:
         """What each service thinks of its own test data."""
         return _entries(await fan_out.ask_all(backends, fan_out.PREDICT_TEST, origin))
 
-    @router.post("/predict/post/test", responses=_named(services) | documented(503))
+    @router.post("/predict/post/test", responses=_named(services) | documented(429, 503))
     async def predict_post_test(backends: BackendsDep, origin: OriginDep) -> dict[str, Prediction | ServiceError]:
         """What each service thinks of a flower that is known to be a setosa."""
         return _entries(await fan_out.ask_all(backends, fan_out.PREDICT_SAMPLE, origin))

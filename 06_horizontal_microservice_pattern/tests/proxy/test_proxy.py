@@ -17,6 +17,7 @@ from src.proxy.app import create_app
 from serving_common.testing import free_port
 
 ONE_ROW = {"data": [[5.1, 3.5, 1.4, 0.2]]}
+PREDICTED = '{"prediction":[0.75,0.25]}'
 NAMES = ("setosa", "versicolor", "virginica")
 
 
@@ -247,6 +248,25 @@ async def test_a_service_that_hangs_is_soon_not_asked_any_more_and_asked_again_l
         while "error" in (await client.post("/predict", json=ONE_ROW)).json()["setosa"]:
             assert time.monotonic() < deadline
             await asyncio.sleep(0.05)
+
+
+async def test_more_requests_than_can_be_answered_in_time_are_refused_at_once(services):
+    go_on = asyncio.Event()
+
+    async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await go_on.wait()
+        await respond(writer, 200, {"prediction": [0.75, 0.25]})
+
+    services["setosa"].answer = answer
+    async with proxy(services, max_waiting=2, breaker_failures=1, service_timeout_s=60) as client:
+        accepted = [asyncio.create_task(client.post("/predict", json=ONE_ROW)) for _ in range(2)]
+        await services["setosa"].entered.wait()
+        refused = [await client.post("/predict", json=ONE_ROW) for _ in range(10)]
+        go_on.set()
+        after = [*await asyncio.gather(*accepted), await client.post("/predict", json=ONE_ROW)]
+
+    assert {(each.status_code, each.headers["Retry-After"]) for each in refused} == {(429, "1")}
+    assert {each.text for each in after} == {'{"setosa":X,"versicolor":X,"virginica":X}'.replace("X", PREDICTED)}
 
 
 async def test_a_service_that_comes_back_at_another_address_is_found_within_5_s(services, monkeypatch):

@@ -15,6 +15,7 @@ import structlog
 
 from serving_common.errors import Overloaded
 from serving_common.onnx import FloatArray, available_cpus
+from serving_common.places import Places
 from serving_common.queue import JobId, QueueUnavailable
 from src.configurations import ProxySettings
 from src.jobs import Jobs
@@ -39,7 +40,7 @@ class Predictor:
         self._jobs = jobs
         self._settings = settings
         self._threads = ThreadPoolExecutor(available_cpus(), thread_name_prefix="predictor")
-        self._in_hand = 0
+        self._places = Places(settings.max_waiting, "Too many requests wait for the model")
         self._redis_rests_until = -float("inf")
 
     async def __aenter__(self) -> Self:
@@ -59,13 +60,8 @@ class Predictor:
             InvalidInput: there is no image that we can read in it.
             Overloaded: too many requests are being worked on.
         """
-        if self._in_hand >= self._settings.max_waiting:
-            raise Overloaded("Too many requests wait for the model")
-        self._in_hand += 1
-        try:
+        with self._places:
             return await self._predict(image_data)
-        finally:
-            self._in_hand -= 1
 
     async def _predict(self, image_data: str) -> tuple[JobId | None, Prediction]:
         loop = asyncio.get_running_loop()

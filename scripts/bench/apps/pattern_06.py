@@ -6,18 +6,17 @@ Runs in the pattern's folder, with the repository's root on PYTHONPATH.
 import asyncio
 import os
 import sys
-from collections.abc import Mapping
 from typing import Any
 
 from src.ml import predictor
 from src.proxy import app as proxy
 from src.proxy import fan_out
-from src.proxy.backends import Backend, Call, Origin
+from src.proxy.backends import Backends, Call, Origin
 from src.services import app as service
 
 
-async def ask_in_turn(backends: Mapping[str, Backend], call: Call[Any], origin: Origin) -> fan_out.Answers[Any]:
-    return {name: await backend.ask(call, origin) for name, backend in backends.items()}
+async def ask_in_turn(backends: Backends, call: Call[Any], origin: Origin) -> fan_out.Answers[Any]:
+    return {name: await backend.ask(call, origin) for name, backend in backends.by_name.items()}
 
 
 class SlowPredictor(predictor.Predictor):
