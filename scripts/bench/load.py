@@ -13,6 +13,7 @@ import argparse
 import asyncio
 import gc
 import json
+import os
 import subprocess
 import sys
 import time
@@ -180,8 +181,10 @@ def measured(
         *(["--then", then] if then else []),
     ]
     command = [sys.executable, "-m", "scripts.bench.load", url, str(connections), str(seconds), *options]
+    # Unbuffered, Python loses the rest of what a pipe takes only a part of.
+    env = {**os.environ, "PYTHONUNBUFFERED": ""}
     # The body over stdin: one argument of a command cannot have more than 128 kB, and photographs have.
-    done = subprocess.run(command, cwd=ROOT, input=body or "", capture_output=True, text=True, check=True)
+    done = subprocess.run(command, cwd=ROOT, env=env, input=body or "", capture_output=True, text=True, check=True)
     return Load(**json.loads(done.stdout))
 
 
