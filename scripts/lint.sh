@@ -11,13 +11,16 @@ step() {
   shift
   "$@" || failed=1
 }
-types() { (cd "$1" && shift && "$bin/mypy" --config-file "$root/pyproject.toml" "$@"); }
+types() { (cd "$1" && shift && MYPYPATH=. "$bin/mypy" --explicit-package-bases --config-file "$root/pyproject.toml" "$@"); }
 
 step ruff "$bin/ruff" check .
 step black "$bin/black" --check --quiet .
 step "mypy models scripts" types . models scripts
-step "mypy common" types common serving_common tests
-step "mypy tfserving_protos" types tfserving_protos tfserving_protos hatch_build.py tests
+for package in common/*; do
+  parts=("$(basename "$package")" tests)
+  [ ! -e "$package/hatch_build.py" ] || parts+=(hatch_build.py)
+  step "mypy $package" types "$package" "${parts[@]}"
+done
 for pattern in 0*_pattern; do
   parts=()
   for part in src client build_model.py tests; do [ ! -e "$pattern/$part" ] || parts+=("$part"); done

@@ -55,15 +55,21 @@ case $mode in
     ;;
   dev)
     models+=(--extra tensorflow --group dev)
-    set -- 0*_pattern
+    set -- common/* 0*_pattern
     ;;
   *) die "unknown mode $mode" ;;
 esac
 patterns=(--all-extras)
-for pattern in "$@"; do patterns+=(-r "$pattern/pyproject.toml"); done
+for part in "$@"; do
+  case $part in
+    common/*) patterns+=(--editable "$part") ;;
+    02_*) patterns+=(-r "$part/pyproject.toml" --editable common/model_server) ;;
+    *) patterns+=(-r "$part/pyproject.toml") ;;
+  esac
+done
 
 # One stamp for each set of requirements, valid for the files that it was made from.
-wanted=$(cat constraints.txt pyproject.toml ./*/pyproject.toml scripts/setup.sh | cksum)
+wanted=$(cat constraints.txt pyproject.toml ./*/pyproject.toml common/*/pyproject.toml scripts/setup.sh | cksum)
 stamp=.venv/.installed-$(printf '%s' "$mode $* ${models[*]}" | cksum | tr ' ' -)
 if [ -x .venv/bin/python ] && [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]; then exit 0; fi
 

@@ -17,29 +17,30 @@ export IRIS_MODEL=$root/models/artifacts/saved_model/iris
 
 results=$root/.run/tests
 mkdir -p "$results"
-for folder in "$@"; do rm -f "$results/$folder".*; done
+for folder in "$@"; do rm -f "$results/$(basename "$folder")".*; done
 
-# Tests of the folder $1; what they print goes to $results/$1.log, their exit code to $results/$1.code.
+# Tests of the folder $1; what they print goes to $results/NAME.log, their exit code to $results/NAME.code.
 run() {
-  local folder=$1 what
+  local folder=$1 name what
+  name=$(basename "$folder")
   case $folder in
-    common) cd "$root/common" && what=(tests --cov=serving_common) ;;
-    tfserving_protos) cd "$root/$folder" && what=(tests --cov=tfserving_protos) ;;
-    02_*) cd "$root/$folder" && what=(tests --cov=src --cov=client) ;;
-    models | scripts) cd "$root" && what=("$folder/tests" "--cov=$folder") ;;
+    common/*) cd "$root/$folder" && what=(tests "--cov=$name") ;;
+    02_*) cd "$root/$folder" && what=(tests --cov=client --cov=build_model) ;;
+    models) cd "$root" && what=("$folder/tests" "--cov=$folder") ;;
+    scripts) cd "$root" && what=(scripts/*/tests --cov=scripts) ;;
     *) cd "$root/$folder" && what=(tests --cov=src) ;;
   esac &&
-    COVERAGE_FILE=$results/$folder.coverage "$root/.venv/bin/python" -c "$pytest" "${what[@]}" --rootdir="$root" \
-      --junit-xml="$results/$folder.xml" -o junit_family=xunit1 \
-      --cov-config="$root/pyproject.toml" --cov-fail-under=$coverage >"$results/$folder.log" 2>&1
-  echo $? >"$results/$folder.code"
+    COVERAGE_FILE=$results/$name.coverage "$root/.venv/bin/python" -c "$pytest" "${what[@]}" --rootdir="$root" \
+      --junit-xml="$results/$name.xml" -o junit_family=xunit1 \
+      --cov-config="$root/pyproject.toml" --cov-fail-under=$coverage >"$results/$name.log" 2>&1
+  echo $? >"$results/$name.code"
 }
 
 # A folder's whole output, once it has ended, so that those of two do not mix.
 show() {
   local folder=$1
   printf '\n\033[1m%s\033[0m\n' "$folder"
-  cat "$results/$folder.log"
+  cat "$results/$(basename "$folder").log"
 }
 
 started=$SECONDS
@@ -55,7 +56,7 @@ while [ ${#waiting[@]} -gt 0 ] || [ ${#running[@]} -gt 0 ]; do
   wait -n
   still=()
   for folder in "${running[@]}"; do
-    if [ -f "$results/$folder.code" ]; then show "$folder"; else still+=("$folder"); fi
+    if [ -f "$results/$(basename "$folder").code" ]; then show "$folder"; else still+=("$folder"); fi
   done
   running=(${still[@]+"${still[@]}"})
 done
@@ -63,11 +64,11 @@ done
 failed=0
 printf '\n'
 for folder in "$@"; do
-  log=$results/$folder.log
+  log=$results/$(basename "$folder").log
   covered=$(sed -n 's/^TOTAL.* \([0-9]*%\)$/\1/p' "$log")
   result=$(sed -n 's/^=* \(.*[0-9] \(passed\|failed\|error\).*\) in \(.*s\).*$/\1 in \3/p' "$log" | tail -n 1)
   state=ok
-  [ "$(cat "$results/$folder.code")" = 0 ] || state=FAILED failed=1
+  [ "$(cat "${log%.log}.code")" = 0 ] || state=FAILED failed=1
   printf '%-38s %-9s coverage %-5s %s\n' "$folder" "$state" "${covered:-?}" "$result"
 done
 printf 'in %d min %02d s\n' $(((SECONDS - started) / 60)) $(((SECONDS - started) % 60))

@@ -12,7 +12,7 @@ notes=$(mktemp)
 
 # A free port of the loopback address: what is under test here is nobody else's business.
 free_port() {
-  echo "127.0.0.1:$(.venv/bin/python -c 'from serving_common.testing import free_port; print(free_port())')"
+  echo "127.0.0.1:$(.venv/bin/python -c 'from serving_testing.processes import free_port; print(free_port())')"
 }
 
 tidy() {
@@ -34,7 +34,7 @@ test_stack() {
   started=$(date +%s)
   docker compose up --detach --wait >"$log" 2>&1 || { tail -n 40 "$log" >&2; exit 1; }
   echo "all healthy after $(($(date +%s) - started)) s"
-  PYTHONPATH=$root "$root/.venv/bin/python" -m scripts.containers note "$notes" "$number${SERVING_RUNTIME:+ $SERVING_RUNTIME}"
+  PYTHONPATH=$root "$root/.venv/bin/python" -m scripts.checks.containers note "$notes" "$number${SERVING_RUNTIME:+ $SERVING_RUNTIME}"
   "$root/.venv/bin/python" -m pytest "$@"
   docker compose down --volumes --timeout 10 >"$log" 2>&1 || { tail -n 40 "$log" >&2; exit 1; }
   rm -f "$log"
@@ -89,4 +89,4 @@ done
 
 cd "$root"
 printf '\n'
-.venv/bin/python -m scripts.containers table "$notes"
+.venv/bin/python -m scripts.checks.containers table "$notes"

@@ -87,7 +87,7 @@ class Server:
 
 
 def command(*flags: str) -> list[str]:
-    return [sys.executable, "-m", "src.model_server", *flags]
+    return [sys.executable, "-m", "model_server", *flags]
 
 
 @contextlib.contextmanager

@@ -4,8 +4,8 @@ import json
 import os
 import urllib.request
 
-from serving_common.testing import wait_until
-from serving_common.testing_compose import crash, only_against_compose, wait_until_restarted
+from serving_testing.compose import crash, only_against_compose, wait_until_restarted
+from serving_testing.processes import wait_until
 
 pytestmark = only_against_compose("TF_SERVING_REST")
 

@@ -56,7 +56,7 @@ def test_flags(tmp_path: Path, variables: dict[str, str], arguments: list[str], 
 
 def test_the_server_takes_its_place_and_gets_its_signals(models: Path, tmp_path: Path) -> None:
     port, rest_port = free_port(), free_port()
-    environment = installed(tmp_path, f'exec {sys.executable} -m src.model_server "$@"') | {
+    environment = installed(tmp_path, f'exec {sys.executable} -m model_server "$@"') | {
         "PORT": str(port),
         "REST_API_PORT": str(rest_port),
         "MODEL_NAME": "half",

@@ -20,7 +20,7 @@ CLIENT_EXAMPLE = re.compile(r"```bash\npython (-m client\.(\w+)_client [^\n]*)\n
 def test_the_curl_lines_answer_as_shown(iris_server: Server, arguments: list[str | Path]) -> None:
     base = f"http://localhost:8501={iris_server.rest_url}"
     done = subprocess.run(
-        [sys.executable, "-m", "scripts.readme", *arguments, "--base", base],
+        [sys.executable, "-m", "scripts.checks.readme", *arguments, "--base", base],
         cwd=PATTERN.parent,
         capture_output=True,
         text=True,

@@ -2,7 +2,8 @@
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from serving_common.queue import JobKeys, RedisSettings
+from serving_common.queue.types import JobKeys
+from serving_common.redis import RedisSettings
 from serving_common.settings import HttpSettings, Settings
 
 

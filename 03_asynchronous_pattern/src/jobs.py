@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 import orjson
 
 from serving_common import iris
-from serving_common.queue import Job, JobId, JobQueue, JobState, JobStatus, Priority
+from serving_common.queue.client import JobQueue
+from serving_common.queue.types import Job, JobId, JobState, JobStatus, Priority
 from src.constants import MAX_ROWS, MAX_WAIT_S
 from src.schemas import ROWS, Classification, JobResult
 

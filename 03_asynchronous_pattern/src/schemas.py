@@ -7,7 +7,7 @@ from pydantic import BaseModel, Field, TypeAdapter
 from typing_extensions import TypedDict  # pydantic takes the one from typing only since Python 3.12
 
 from serving_common import iris
-from serving_common.queue import JobStatus, Priority
+from serving_common.queue.types import JobStatus, Priority
 
 Probabilities = Annotated[list[float], Field(min_length=3, max_length=3, description="In the order of the classes.")]
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from serving_common.testing import Process, free_port, running
-from serving_common.testing_fixtures import redis as redis
-from serving_common.testing_fixtures import redis_server as redis_server
+from serving_testing.fixtures import redis as redis
+from serving_testing.fixtures import redis_server as redis_server
+from serving_testing.processes import Process, free_port, running
 
 PATTERN = Path(__file__).parents[1]
 ROOT = PATTERN.parent
@@ -52,7 +52,7 @@ class ModelServer:
         flags = f"--port={self.port} --rest_api_port={self.rest_port} --model_name=iris --model_base_path={self.model}"
         self.process = self.stack.enter_context(
             running(
-                f"src.model_server {flags}",
+                f"model_server {flags}",
                 cwd=ROOT / "02_synchronous_pattern",
                 env={},
                 log=self.log,

@@ -16,7 +16,7 @@ from src.configurations import ApiSettings, JobSettings
 from src.db.database import Database, open_database
 from src.ml.prediction import IrisClassifier
 
-from serving_common.testing import wait_until
+from serving_testing.processes import wait_until
 from tests.processes import PATTERN, Stack
 from tests.servers import PrivateServer, Server, open_server, private_server
 

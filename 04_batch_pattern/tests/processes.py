@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 import pytest
 
-from serving_common.testing import free_port, running
+from serving_testing.processes import free_port, running
 
 PATTERN = Path(__file__).parents[1]
 

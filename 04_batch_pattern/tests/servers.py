@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import URL, create_engine, make_url, text
 
-from serving_common.testing_mysql import MySqlServer, mysql_binary
+from serving_testing.mysql_server import MySqlServer, mysql_binary
 
 
 class Server:

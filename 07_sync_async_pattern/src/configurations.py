@@ -5,7 +5,7 @@ from pathlib import Path
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
-from serving_common.queue import RedisSettings
+from serving_common.redis import RedisSettings
 from serving_common.settings import HttpSettings, Settings
 from src.ml.preprocessing import MAX_IMAGE_PIXELS, ResizeMode
 
@@ -51,7 +51,7 @@ class ProxySettings(HttpSettings, QueueSettings, ImageSettings):
     max_body_bytes: int = Field(
         10 * 1024 * 1024, gt=0, description="Larger request bodies are refused with 413, unread."
     )
-    max_bodies_bytes: int = Field(
+    max_inflight_body_bytes: int = Field(
         64 * 1024 * 1024, gt=0, description="With so much of bodies in memory, what comes on top is refused (429)."
     )
     sync_model_path: Path = Field(Path("/models/mobilenet_v2.onnx"), description="The fast model.")

@@ -28,8 +28,10 @@ import pybase64
 from redis.asyncio import Redis
 from typing_extensions import TypedDict  # pydantic takes the one from typing only since Python 3.12
 
-from serving_common.queue import JobId, JobKeys, JobQueue, JobState, Worker
-from serving_common.redis import or_unavailable
+from serving_common.queue.client import JobQueue
+from serving_common.queue.types import JobId, JobKeys, JobState
+from serving_common.queue.worker import Worker
+from serving_common.redis import translate_redis_errors
 
 if TYPE_CHECKING:
     from src.ml.classifier import Prediction  # needs numpy and ONNX Runtime, which a look at a job does not
@@ -88,7 +90,7 @@ class Jobs:
     async def note_sync(self, job_id: JobId, prediction: Prediction) -> None:
         """Keep the fast model's answer for `details`."""
         # One command and not a hash with its expiry: the answer to the client waits for this round trip.
-        await or_unavailable(
+        await translate_redis_errors(
             self._redis.set(DETAILS["sync"].format(job_id), orjson.dumps(answer(prediction)), ex=self._ttl_s)
         )
 
@@ -105,7 +107,7 @@ class Jobs:
 
         Once `look` has said completed, `async` is there.
         """
-        found = await or_unavailable(self._redis.mget([key.format(job_id) for key in DETAILS.values()]))
+        found = await translate_redis_errors(self._redis.mget([key.format(job_id) for key in DETAILS.values()]))
         return {model: orjson.loads(answer) for model, answer in zip(DETAILS, found, strict=True) if answer is not None}
 
 
@@ -124,7 +126,7 @@ async def store(
     async with redis.pipeline() as pipeline:
         for job_id, prediction in predictions:
             pipeline.set(DETAILS["async"].format(job_id), orjson.dumps(answer(prediction)), ex=ttl_s)
-        await or_unavailable(pipeline.execute())
+        await translate_redis_errors(pipeline.execute())
     return await worker.complete([(job_id, prediction.label.encode()) for job_id, prediction in predictions])
 
 

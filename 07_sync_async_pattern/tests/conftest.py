@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from serving_common.testing_fixtures import redis as redis
-from serving_common.testing_fixtures import redis_server as redis_server
+from serving_testing.fixtures import redis as redis
+from serving_testing.fixtures import redis_server as redis_server
 
 PATTERN = Path(__file__).parents[1]
 ROOT = PATTERN.parent

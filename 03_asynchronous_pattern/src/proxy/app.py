@@ -6,11 +6,12 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 from fastapi import FastAPI
 
-from serving_common import queue_metrics
-from serving_common.queue import JobQueue, connect
-from serving_common.redis import cancel
+from serving_common.queue import metrics as queue_metrics
+from serving_common.queue.client import JobQueue
+from serving_common.redis import connect
 from serving_common.service import api_key_required, create_service, lazy_app, serve
 from serving_common.settings import load
+from serving_common.tasks import cancel_and_wait
 from src.configurations import ProxySettings
 from src.proxy.rate_limit import create_check
 from src.proxy.routers import health_router, router
@@ -33,7 +34,7 @@ def create_app(settings: ProxySettings) -> FastAPI:
             app.state.check_rate = create_check(redis, settings.rate_limit) if settings.rate_limit else None
             watching = asyncio.create_task(queue_metrics.watch(app.state.queue))
             yield
-            await cancel(watching)
+            await cancel_and_wait(watching)
 
     app = create_service(
         settings,

@@ -11,7 +11,7 @@ from limits.aio.strategies import MovingWindowRateLimiter
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from serving_common.queue import QueueUnavailable
+from serving_common.redis import QueueUnavailable
 from src.constants import UNAVAILABLE
 
 

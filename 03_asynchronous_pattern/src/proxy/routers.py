@@ -8,15 +8,17 @@ import structlog
 from fastapi import APIRouter, Depends, Header, HTTPException, Path, Query, Request, Response
 
 from serving_common import iris
-from serving_common.problems import documented
-from serving_common.queue import JobId, JobQueue, JobStatus, Priority, QueueUnavailable
+from serving_common.problems import problem_responses
+from serving_common.queue.client import JobQueue
+from serving_common.queue.types import JobId, JobStatus, Priority
+from serving_common.redis import QueueUnavailable
 from src import jobs
 from src.constants import HEALTH_WITHIN_S, MAX_WAIT_S
 from src.schemas import Health, JobPage, JobResult, Metadata, PredictRequest, PredictResponse
 from src.tf_serving import TfServing
 
 health_router = APIRouter(tags=["health"])
-router = APIRouter(tags=["prediction"], responses=documented(401))
+router = APIRouter(tags=["prediction"], responses=problem_responses(401))
 
 
 async def _queue(request: Request) -> JobQueue:
@@ -68,13 +70,13 @@ async def _answers(queue: JobQueue) -> bool:
     return True
 
 
-@router.get("/metadata", responses=documented(503))
+@router.get("/metadata", responses=problem_responses(503))
 async def metadata(model: ModelDep) -> Metadata:
     """The model's inputs and outputs, asked of TensorFlow Serving."""
     return await model.metadata()
 
 
-@router.post("/predict", responses=documented(413, 422, 429, 503), dependencies=[Depends(_rate_limited)])
+@router.post("/predict", responses=problem_responses(413, 422, 429, 503), dependencies=[Depends(_rate_limited)])
 async def predict(request: PredictRequest, queue: QueueDep, idempotency_key: IdempotencyKey = None) -> PredictResponse:
     """Queue one or more flowers for classification. The id is answered once Redis has the job.
 
@@ -84,7 +86,7 @@ async def predict(request: PredictRequest, queue: QueueDep, idempotency_key: Ide
     return await _submit(queue, request, idempotency_key)
 
 
-@router.post("/predict/test", responses=documented(429, 503), dependencies=[Depends(_rate_limited)])
+@router.post("/predict/test", responses=problem_responses(429, 503), dependencies=[Depends(_rate_limited)])
 async def predict_test(queue: QueueDep) -> PredictResponse:
     """Queue a flower that is known to be a setosa."""
     return await _submit(queue, PredictRequest(data=iris.SAMPLE, priority=Priority.NORMAL), None)
@@ -96,7 +98,7 @@ async def _submit(queue: JobQueue, request: PredictRequest, idempotency_key: str
     return PredictResponse(job_id=job_id)
 
 
-@router.get("/job/{job_id}", responses=documented(404, 422, 503))
+@router.get("/job/{job_id}", responses=problem_responses(404, 422, 503))
 async def get_job(
     job_id: JobIdDep,
     queue: QueueDep,
@@ -108,7 +110,7 @@ async def get_job(
     return await jobs.find(queue, job_id, wait)
 
 
-@router.delete("/job/{job_id}", responses=documented(404, 409, 503))
+@router.delete("/job/{job_id}", responses=problem_responses(404, 409, 503))
 async def cancel_job(job_id: JobIdDep, queue: QueueDep) -> JobResult:
     """Give up a job that has not ended."""
     return await jobs.cancel(queue, job_id)
@@ -120,7 +122,7 @@ async def other_methods() -> None:
     raise HTTPException(405, headers={"Allow": "DELETE, GET"})
 
 
-@router.get("/jobs", responses=documented(422, 503))
+@router.get("/jobs", responses=problem_responses(422, 503))
 async def list_jobs(
     queue: QueueDep,
     status: JobStatus | None = None,

@@ -8,8 +8,11 @@ from typing import Protocol
 import orjson
 import structlog
 
-from serving_common.at_work import insist, pause
-from serving_common.queue import Job, JobId, QueueUnavailable, Worker, backoff_s
+from serving_common.queue.consumers import retry_until_available
+from serving_common.queue.types import Job, JobId
+from serving_common.queue.worker import Worker
+from serving_common.redis import QueueUnavailable
+from serving_common.tasks import backoff_s, sleep_or_stop
 from src.jobs import Rows, classify, in_batches, read_rows
 from src.metrics import BATCH_JOBS, JOBS, PROCESSING_TIME
 from src.tf_serving import InferenceFailed, ModelCrashed, ModelUnavailable
@@ -49,7 +52,7 @@ class Consumer:
                 failures = 0
             except (QueueUnavailable, ModelUnavailable) as exc:
                 log.warning("neighbour_unavailable", neighbour=type(exc).__name__)
-                await pause(self._stopping, backoff_s(failures))
+                await sleep_or_stop(self._stopping, backoff_s(failures))
                 failures += 1
 
     async def _process(self, jobs: Sequence[Job]) -> None:
@@ -59,7 +62,7 @@ class Consumer:
             raise
         except Exception:  # a job that meets a bug of ours must not end the worker
             log.exception("processing_crashed", jobs=[job.id for job in jobs])
-            failed = await insist(self._worker.retry, jobs, "Internal error")
+            failed = await retry_until_available(self._worker.retry, jobs, "Internal error")
             JOBS.labels("failed").inc(len(failed))
 
     async def process(self, jobs: Sequence[Job]) -> None:
@@ -70,7 +73,7 @@ class Consumer:
             try:
                 readable.append((job, read_rows(job)))
             except ValueError:
-                await insist(self._worker.fail, job.id, "Invalid input")
+                await retry_until_available(self._worker.fail, job.id, "Invalid input")
                 JOBS.labels("failed").inc()
         batches = list(in_batches(readable))
         for number, batch in enumerate(batches):
@@ -78,7 +81,7 @@ class Consumer:
                 await self._predict(batch)
             except ModelUnavailable:
                 rest = [job for batch in batches[number + 1 :] for job, _ in batch]
-                await insist(self._worker.give_back, rest)
+                await retry_until_available(self._worker.requeue, rest)
                 raise
 
     async def _predict(self, batch: Sequence[tuple[Job, Rows]]) -> None:
@@ -89,17 +92,17 @@ class Consumer:
         except InferenceFailed as exc:
             error = str(exc)
             log.warning("prediction_failed", jobs=[job.id for job in jobs], error=error)
-            failed = await insist(self._worker.retry, jobs, error)
+            failed = await retry_until_available(self._worker.retry, jobs, error)
             JOBS.labels("failed").inc(len(failed))
             JOBS.labels("retried").inc(len(jobs) - len(failed))
             return
         except ModelCrashed:
             log.warning("model_server_crashed", jobs=[job.id for job in jobs])
-            failed = await insist(self._worker.suspect, jobs)
+            failed = await retry_until_available(self._worker.quarantine, jobs)
             JOBS.labels("failed").inc(len(failed))
             raise
         except ModelUnavailable:
-            await insist(self._worker.give_back, jobs)
+            await retry_until_available(self._worker.requeue, jobs)
             raise
 
         results = []
@@ -110,7 +113,7 @@ class Consumer:
             start += len(rows)
             names.append(result["class_name"])
             results.append((job.id, orjson.dumps(result)))
-        ended = await insist(self._worker.complete, results)
+        ended = await retry_until_available(self._worker.complete, results)
         self._report(jobs, names, ended, time.perf_counter() - started)
 
     def _report(self, jobs: Sequence[Job], names: Sequence[str | list[str]], ended: set[JobId], seconds: float) -> None:

@@ -8,7 +8,9 @@ from collections.abc import Sequence
 import orjson
 
 from serving_common.errors import StartupError
-from serving_common.queue import JobId, JobNotFound, JobQueue, QueueUnavailable, connect
+from serving_common.queue.client import JobQueue
+from serving_common.queue.types import JobId, JobNotFound
+from serving_common.redis import QueueUnavailable, connect
 from serving_common.settings import load
 from src.configurations import QueueSettings
 
@@ -25,7 +27,7 @@ async def run(options: argparse.Namespace, settings: QueueSettings) -> int:
     missed = 0
     async with connect(settings) as redis:
         queue = JobQueue(redis, settings.keys, ttl_s=settings.result_ttl_s)
-        chosen = await queue.dead() if options.all else [JobId(each) for each in options.ids]
+        chosen = await queue.dead_letters() if options.all else [JobId(each) for each in options.ids]
         for job_id in chosen:
             if options.action == "show":
                 try:
@@ -33,7 +35,7 @@ async def run(options: argparse.Namespace, settings: QueueSettings) -> int:
                 except JobNotFound:
                     line, missed = f"{job_id}: expired or unknown", missed + 1
             else:
-                done = await (queue.replay(job_id) if options.action == "replay" else queue.purge(job_id))
+                done = await (queue.redrive(job_id) if options.action == "replay" else queue.discard(job_id))
                 line = f"{job_id}: {options.action}{'ed' if options.action == 'replay' else 'd'}"
                 if not done:
                     line, missed = f"{job_id}: is not in the list, or has expired", missed + 1

@@ -6,8 +6,10 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontext
 
 from fastapi import FastAPI, Response
 
-from serving_common.at_work import at_work
-from serving_common.queue import JobQueue, Worker, connect
+from serving_common.queue.client import JobQueue
+from serving_common.queue.consumers import run_consumers
+from serving_common.queue.worker import Worker
+from serving_common.redis import connect
 from serving_common.service import create_service, serve
 from serving_common.settings import load
 from src.configurations import TfServingSettings, WorkerSettings
@@ -37,7 +39,7 @@ def create_app(settings: WorkerSettings, open_model: OpenModel = open_tf_serving
             queue, stopping = JobQueue(redis, settings.keys), asyncio.Event()
             consumers = [Consumer(worker, model, stopping, settings.batch_size) for _ in range(settings.num_workers)]
             runs = [consumer.run() for consumer in consumers]
-            async with at_work(worker, queue, runs, stopping, grace_s=settings.shutdown_grace_s):
+            async with run_consumers(worker, queue, runs, stopping, grace_s=settings.shutdown_grace_s):
                 yield
 
     app = create_service(settings, title="Worker", description="Predicts what is queued.", lifespan=lifespan)

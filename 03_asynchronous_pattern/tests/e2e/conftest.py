@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from serving_common.testing import Process, free_port, running
-from serving_common.testing_fixtures import running_redis
-from serving_common.testing_redis import RedisServer
+from serving_testing.fixtures import running_redis
+from serving_testing.processes import Process, free_port, running
+from serving_testing.redis_server import RedisServer
 from tests.conftest import PATTERN, ModelServer
 
 

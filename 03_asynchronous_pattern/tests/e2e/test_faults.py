@@ -10,7 +10,7 @@ import httpx
 import pytest
 from redis import Redis
 
-from serving_common.testing import wait_until
+from serving_testing.processes import wait_until
 from tests.conftest import SAMPLE
 
 JOBS = int(os.environ.get("CHAOS_JOBS", "400"))

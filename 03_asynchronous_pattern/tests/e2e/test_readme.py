@@ -14,7 +14,14 @@ from tests.conftest import PATTERN, ROOT
 )
 def test_the_readmes_are_as_they_say(system, port, arguments):
     done = subprocess.run(
-        [sys.executable, "-m", "scripts.readme", *arguments, "--base", f"http://localhost:{port}={system.proxy}"],
+        [
+            sys.executable,
+            "-m",
+            "scripts.checks.readme",
+            *arguments,
+            "--base",
+            f"http://localhost:{port}={system.proxy}",
+        ],
         cwd=ROOT,
         capture_output=True,
         text=True,

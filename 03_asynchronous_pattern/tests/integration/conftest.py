@@ -3,7 +3,8 @@ from collections.abc import AsyncIterator
 import pytest
 from redis.asyncio import Redis
 
-from serving_common.queue import JobKeys, JobQueue
+from serving_common.queue.client import JobQueue
+from serving_common.queue.types import JobKeys
 from tests.integration.model import ScriptedModel, scripted_model
 
 

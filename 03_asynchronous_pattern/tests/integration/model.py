@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 
-from serving_common.testing import free_port
+from serving_testing.processes import free_port
 from tfserving_protos import messages
 from tfserving_protos.services import MODEL_SERVICE, PREDICTION_SERVICE, generic_handler
 

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 import pytest
 from src.worker.failed import main
 
-from serving_common.queue import JobKeys, Worker
-from serving_common.testing import free_port
+from serving_common.queue.types import JobKeys
+from serving_common.queue.worker import Worker
+from serving_testing.processes import free_port
 
 
 @dataclass
@@ -42,7 +43,7 @@ async def test_list_show_replay_purge(redis, queue, failed):
     first, second = [await queue.enqueue(b"[[1,1,1,1]]") for _ in range(2)]
     for job in await worker.claim(2):
         await worker.fail(job.id, "bad row")
-    await worker.leave()
+    await worker.deregister()
 
     assert (await failed("list")).stdout.splitlines() == [
         f'{{"job_id":"{job_id}","status":"failed","error":"bad row","data":"[[1,1,1,1]]"}}'

@@ -9,8 +9,9 @@ from prometheus_client import generate_latest
 from src.configurations import ProxySettings
 from src.proxy.app import create_app
 
-from serving_common.queue import JobKeys, Worker
-from serving_common.testing import free_port, running
+from serving_common.queue.types import JobKeys
+from serving_common.queue.worker import Worker
+from serving_testing.processes import free_port, running
 from tests.conftest import PATTERN, SAMPLE
 
 
@@ -51,7 +52,7 @@ async def client(redis, settings):
 async def worker(redis):
     worker = Worker(redis, JobKeys("queue:predict"))
     yield worker
-    await worker.leave()
+    await worker.deregister()
 
 
 async def submit(client, **body) -> str:

@@ -14,8 +14,8 @@ from src.configurations import WorkerSettings
 from src.constants import TIMEOUT_ERROR
 from src.worker.main import create_app
 
-from serving_common.queue import POISON, JobStatus, Priority
-from serving_common.testing import Process, answers, free_port, running, wait_until
+from serving_common.queue.types import POISON, JobStatus, Priority
+from serving_testing.processes import Process, answers, free_port, running, wait_until
 from tests.conftest import PATTERN
 from tests.integration.model import BAD
 
@@ -97,7 +97,7 @@ async def test_a_poison_job_fails_after_three_retries_and_holds_up_nobody(queue,
         failed = await ends(queue, poison)
 
     assert (failed.status, failed.error) == (JobStatus.FAILED, error)
-    assert await queue.dead() == [poison]
+    assert await queue.dead_letters() == [poison]
     assert (processed("completed"), processed("retried"), processed("failed")) == (
         counted[0] + 5,
         counted[1] + 6 + 3,

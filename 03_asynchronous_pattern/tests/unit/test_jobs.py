@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from src import jobs
 from src.constants import MAX_ROWS
 
-from serving_common.queue import Job, JobId, JobState, JobStatus
+from serving_common.queue.types import Job, JobId, JobState, JobStatus
 
 ONE = [0.1, 0.7, 0.2]
 

@@ -8,7 +8,7 @@ from fastapi.responses import StreamingResponse
 from pydantic import BeforeValidator, Field
 
 from serving_common.errors import NotFound
-from serving_common.problems import documented
+from serving_common.problems import problem_responses
 from src.api.listing import json_array
 from src.constants import MAX_ID
 from src.db import cruds
@@ -38,10 +38,10 @@ AfterId = Annotated[AtLeast0, Query(description="Only items with greater ids.")]
 Limit = Annotated[AtLeast1 | None, Query(description="At most so many items; the rest with after_id.")]
 
 health_router = APIRouter(tags=["health"])
-router = APIRouter(tags=["data"], responses=documented(401))
+router = APIRouter(tags=["data"], responses=problem_responses(401))
 
 
-@health_router.get("/health", responses=documented(503))
+@health_router.get("/health", responses=problem_responses(503))
 def health(database: DatabaseDep) -> Health:
     """Whether the database answers."""
     database.ping()
@@ -54,7 +54,7 @@ async def metadata(request: Request) -> ModelMetadata:
     return cast(ModelMetadata, request.app.state.metadata)
 
 
-@router.post("/data", response_model=Item, responses=documented(400, 413, 429, 503))
+@router.post("/data", response_model=Item, responses=problem_responses(400, 413, 429, 503))
 def register(item: Annotated[ItemBase, Body()], database: DatabaseDep) -> Response:
     """Store one flower. It is predicted by the next batch."""
     with database.transaction(locks=True) as db:
@@ -62,7 +62,7 @@ def register(item: Annotated[ItemBase, Body()], database: DatabaseDep) -> Respon
     return Response(to_json(stored), media_type=JSON)
 
 
-@router.post("/data/list", response_model=list[Item], responses=documented(400, 413, 429, 503))
+@router.post("/data/list", response_model=list[Item], responses=problem_responses(400, 413, 429, 503))
 def register_list(items: Annotated[ItemList, Body()], database: DatabaseDep) -> Response:
     """Store many flowers: all of them, or none."""
     with database.transaction(locks=True) as db:
@@ -70,25 +70,25 @@ def register_list(items: Annotated[ItemList, Body()], database: DatabaseDep) -> 
     return Response(to_json(stored), media_type=JSON)
 
 
-@router.get("/data/all", response_model=list[Item], responses=documented(400, 503))
+@router.get("/data/all", response_model=list[Item], responses=problem_responses(400, 503))
 def list_all(database: DatabaseDep, after_id: AfterId = 0, limit: Limit = None) -> StreamingResponse:
     """All items."""
     return StreamingResponse(json_array(database, cruds.ALL, after_id, limit), media_type=JSON)
 
 
-@router.get("/data/unpredicted", response_model=list[Item], responses=documented(400, 503))
+@router.get("/data/unpredicted", response_model=list[Item], responses=problem_responses(400, 503))
 def list_unpredicted(database: DatabaseDep, after_id: AfterId = 0, limit: Limit = None) -> StreamingResponse:
     """Items that wait for the next batch."""
     return StreamingResponse(json_array(database, cruds.UNPREDICTED, after_id, limit), media_type=JSON)
 
 
-@router.get("/data/predicted", response_model=list[Item], responses=documented(400, 503))
+@router.get("/data/predicted", response_model=list[Item], responses=problem_responses(400, 503))
 def list_predicted(database: DatabaseDep, after_id: AfterId = 0, limit: Limit = None) -> StreamingResponse:
     """Items with a prediction."""
     return StreamingResponse(json_array(database, cruds.PREDICTED, after_id, limit), media_type=JSON)
 
 
-@router.get("/data/failed", response_model=list[Item], responses=documented(400, 503))
+@router.get("/data/failed", response_model=list[Item], responses=problem_responses(400, 503))
 def list_failed(database: DatabaseDep, after_id: AfterId = 0, limit: Limit = None) -> StreamingResponse:
     """Items that the job could not predict, with the reason."""
     return StreamingResponse(json_array(database, cruds.FAILED, after_id, limit), media_type=JSON)
@@ -100,7 +100,7 @@ async def list_is_no_id() -> None:
     raise HTTPException(405, "Method Not Allowed", {"Allow": "POST"})
 
 
-@router.get("/data/{id}", response_model=Item, responses=documented(400, 404, 503))
+@router.get("/data/{id}", response_model=Item, responses=problem_responses(400, 404, 503))
 def get_item(item_id: Annotated[Id, Path(alias="id")], database: DatabaseDep) -> Response:
     """One item."""
     with database.transaction() as db:

@@ -3,7 +3,7 @@
 import httpx
 import pytest
 
-from serving_common.testing import wait_until
+from serving_testing.processes import wait_until
 
 ROW = [5.1, 3.5, 1.4, 0.2]
 # The specified 60 s between two batches, and the batch.

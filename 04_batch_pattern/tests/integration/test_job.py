@@ -13,7 +13,7 @@ from sqlalchemy import select, text
 from src.db import cruds
 from src.db.models import BatchRun
 
-from serving_common.testing import wait_until
+from serving_testing.processes import wait_until
 from tests.conftest import environment_of
 from tests.processes import Stack, peak_memory_mb
 

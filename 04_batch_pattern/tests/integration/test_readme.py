@@ -17,6 +17,6 @@ def test_the_readmes_are_as_they_say(models, tmp_path, port, arguments):
     stack = Stack(environment_of(models, f"sqlite:///{tmp_path}/items.db"))
     with stack.api() as api, stack.batches():
         base = f"http://localhost:{port}={str(api.base_url).rstrip('/')}"
-        command = [sys.executable, "-m", "scripts.readme", *arguments, "--base", base]
+        command = [sys.executable, "-m", "scripts.checks.readme", *arguments, "--base", base]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -13,9 +13,9 @@ import structlog
 from httpx_aiohttp import AiohttpTransport
 from prometheus_client import Counter
 
-from serving_common.places import Places
+from serving_common.breaker import CircuitBreaker
+from serving_common.concurrency import ConcurrencyLimiter
 from src.configurations import ProxySettings
-from src.proxy.breaker import Breaker
 
 T = TypeVar("T", bound=Mapping[str, object])
 
@@ -65,7 +65,7 @@ class Backend:
         transport: httpx.AsyncBaseTransport,
         headers: Mapping[str, str],
         timeout_s: float,
-        breaker: Breaker,
+        breaker: CircuitBreaker,
     ) -> None:
         self._name = name
         # Parsed once for each path that is asked for: for every request it would be a tenth of the proxy's work.
@@ -81,11 +81,11 @@ class Backend:
             return Failure("is not asked at the moment: it failed several times in a row")
         answer = await self.probe(call, origin)
         if isinstance(answer, Failure):
-            self._breaker.failed()
+            self._breaker.record_failure()
             FAILURES.labels(self._name).inc()
             log.warning("service_failed", service=self._name, reason=answer.reason)
         else:
-            self._breaker.succeeded()
+            self._breaker.record_success()
         return answer
 
     async def probe(self, call: Call[T], origin: Origin) -> T | Failure:
@@ -121,7 +121,7 @@ class Backends:
     """
 
     by_name: Mapping[str, Backend]
-    places: Places
+    places: ConcurrencyLimiter
 
 
 @asynccontextmanager
@@ -147,8 +147,8 @@ async def open_backends(settings: ProxySettings) -> AsyncIterator[Backends]:
                 transport,
                 headers,
                 settings.service_timeouts.get(name, settings.service_timeout_s),
-                Breaker(settings.breaker_failures, settings.breaker_open_s),
+                CircuitBreaker(settings.breaker_failures, settings.breaker_open_s),
             )
             for name, url in settings.services.items()
         }
-        yield Backends(by_name, Places(settings.max_waiting, "Too many requests wait for the services"))
+        yield Backends(by_name, ConcurrencyLimiter(settings.max_waiting, "Too many requests wait for the services"))

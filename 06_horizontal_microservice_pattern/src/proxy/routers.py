@@ -6,7 +6,7 @@ from typing import Annotated, Any, TypeVar, cast
 from fastapi import APIRouter, Depends, Request
 
 from serving_common import iris
-from serving_common.problems import documented
+from serving_common.problems import problem_responses
 from src.models import Health, LabelResponse, Metadata, Prediction, PredictRequest, ServiceError
 from src.proxy import fan_out
 from src.proxy.backends import Backends, Call, Failure, Origin
@@ -36,7 +36,7 @@ QuestionDep = Annotated[Call[Prediction], Depends(_question)]
 def create_routers(services: list[str]) -> tuple[APIRouter, APIRouter]:
     """The routers for health and for predictions; the schema of their answers names these services."""
     health_router = APIRouter(tags=["health"])
-    router = APIRouter(tags=["prediction"], responses=documented(401))
+    router = APIRouter(tags=["prediction"], responses=problem_responses(401))
 
     @health_router.get("/health")
     async def health() -> Health:
@@ -62,24 +62,24 @@ def create_routers(services: list[str]) -> tuple[APIRouter, APIRouter]:
             "services": services,
         }
 
-    @router.post("/predict", responses=_named(services) | documented(413, 422, 429, 503))
+    @router.post("/predict", responses=_named(services) | problem_responses(413, 422, 429, 503))
     async def predict(
         question: QuestionDep, backends: BackendsDep, origin: OriginDep
     ) -> dict[str, Prediction | ServiceError]:
         """What each service thinks of the flowers."""
         return _entries(await fan_out.ask_all(backends, question, origin))
 
-    @router.post("/predict/label", responses=documented(413, 422, 429, 503), response_model_exclude_unset=True)
+    @router.post("/predict/label", responses=problem_responses(413, 422, 429, 503), response_model_exclude_unset=True)
     async def predict_label(question: QuestionDep, backends: BackendsDep, origin: OriginDep) -> LabelResponse:
         """The class whose service is surest."""
         return fan_out.decide(await fan_out.ask_all(backends, question, origin))
 
-    @router.get("/predict/get/test", responses=_named(services) | documented(429, 503))
+    @router.get("/predict/get/test", responses=_named(services) | problem_responses(429, 503))
     async def predict_get_test(backends: BackendsDep, origin: OriginDep) -> dict[str, Prediction | ServiceError]:
         """What each service thinks of its own test data."""
         return _entries(await fan_out.ask_all(backends, fan_out.PREDICT_TEST, origin))
 
-    @router.post("/predict/post/test", responses=_named(services) | documented(429, 503))
+    @router.post("/predict/post/test", responses=_named(services) | problem_responses(429, 503))
     async def predict_post_test(backends: BackendsDep, origin: OriginDep) -> dict[str, Prediction | ServiceError]:
         """What each service thinks of a flower that is known to be a setosa."""
         return _entries(await fan_out.ask_all(backends, fan_out.PREDICT_SAMPLE, origin))

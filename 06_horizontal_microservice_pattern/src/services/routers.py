@@ -5,7 +5,7 @@ from typing import Annotated, cast
 from fastapi import APIRouter, Depends, Request
 
 from serving_common import iris
-from serving_common.problems import documented
+from serving_common.problems import problem_responses
 from src.ml.predictor import Predictor
 from src.models import Health, Metadata, Prediction, PredictRequest
 
@@ -17,7 +17,7 @@ async def _predictor(request: Request) -> Predictor:
 PredictorDep = Annotated[Predictor, Depends(_predictor)]
 
 health_router = APIRouter(tags=["health"])
-router = APIRouter(tags=["prediction"], responses=documented(401))
+router = APIRouter(tags=["prediction"], responses=problem_responses(401))
 
 
 @health_router.get("/health")
@@ -41,13 +41,13 @@ async def metadata(request: Request) -> Metadata:
     }
 
 
-@router.post("/predict", responses=documented(413, 422, 429))
+@router.post("/predict", responses=problem_responses(413, 422, 429))
 async def predict(request: PredictRequest, predictor: PredictorDep) -> Prediction:
     """The probability that each flower is, and is not, of this service's class."""
     return _answer(await predictor.predict(request.data))
 
 
-@router.get("/predict/test", responses=documented(429))
+@router.get("/predict/test", responses=problem_responses(429))
 async def predict_test(predictor: PredictorDep) -> Prediction:
     """The same for a flower that is known to be a setosa."""
     return _answer(await predictor.predict(iris.SAMPLE))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from serving_common.testing import Process, free_port, running
+from serving_testing.processes import Process, free_port, running
 from tests.conftest import CLASSES
 
 PATTERN = Path(__file__).parents[2]

@@ -5,8 +5,8 @@ import subprocess
 import httpx
 import pytest
 
-from serving_common.testing import wait_until
-from serving_common.testing_compose import compose, crash, only_against_compose, wait_until_restarted
+from serving_testing.compose import compose, crash, only_against_compose, wait_until_restarted
+from serving_testing.processes import wait_until
 
 SAMPLE = {"data": [[5.1, 3.5, 1.4, 0.2]]}
 

@@ -20,7 +20,7 @@ def test_the_readmes_are_as_they_say(system, arguments):
     }
     bases = [word for base, actual in shown.items() for word in ("--base", f"{base}={actual}")]
     done = subprocess.run(
-        [sys.executable, "-m", "scripts.readme", *arguments, *bases],
+        [sys.executable, "-m", "scripts.checks.readme", *arguments, *bases],
         cwd=ROOT,
         capture_output=True,
         text=True,

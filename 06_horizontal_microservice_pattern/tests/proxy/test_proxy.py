@@ -14,7 +14,7 @@ from prometheus_client import REGISTRY
 from src.configurations import ProxySettings
 from src.proxy.app import create_app
 
-from serving_common.testing import free_port
+from serving_testing.processes import free_port
 
 ONE_ROW = {"data": [[5.1, 3.5, 1.4, 0.2]]}
 PREDICTED = '{"prediction":[0.75,0.25]}'

@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from fastapi.staticfiles import StaticFiles
 
 from serving_common.errors import StartupError
-from serving_common.queue import connect
+from serving_common.redis import connect
 from serving_common.service import api_key_required, create_service, lazy_app, serve
 from serving_common.settings import load
 from src.configurations import ProxySettings

@@ -13,10 +13,11 @@ from typing import Self
 
 import structlog
 
+from serving_common.concurrency import ConcurrencyLimiter
 from serving_common.errors import Overloaded
 from serving_common.onnx import FloatArray, available_cpus
-from serving_common.places import Places
-from serving_common.queue import JobId, QueueUnavailable
+from serving_common.queue.types import JobId
+from serving_common.redis import QueueUnavailable
 from src.configurations import ProxySettings
 from src.jobs import Jobs
 from src.ml.classifier import Classifier, Prediction
@@ -40,7 +41,7 @@ class Predictor:
         self._jobs = jobs
         self._settings = settings
         self._threads = ThreadPoolExecutor(available_cpus(), thread_name_prefix="predictor")
-        self._places = Places(settings.max_waiting, "Too many requests wait for the model")
+        self._places = ConcurrencyLimiter(settings.max_waiting, "Too many requests wait for the model")
         self._redis_rests_until = -float("inf")
 
     async def __aenter__(self) -> Self:

@@ -5,14 +5,14 @@ from typing import Annotated, cast
 import structlog
 from fastapi import APIRouter, Depends, Path, Query, Request
 
-from serving_common.problems import documented
-from serving_common.queue import JobId
+from serving_common.problems import problem_responses
+from serving_common.queue.types import JobId
 from src.jobs import MAX_WAIT_S, Jobs
 from src.proxy.predictor import Predictor
 from src.schemas import Health, JobEntry, Metadata, PredictRequest, PredictResponse
 
 health_router = APIRouter(tags=["health"])
-router = APIRouter(tags=["prediction"], responses=documented(401))
+router = APIRouter(tags=["prediction"], responses=problem_responses(401))
 
 log = structlog.get_logger()
 
@@ -53,13 +53,13 @@ async def metadata(request: Request) -> Metadata:
     }
 
 
-@router.post("/predict", responses=documented(400, 413, 429))
+@router.post("/predict", responses=problem_responses(400, 413, 429))
 async def predict(request: PredictRequest, predictor: PredictorDep) -> PredictResponse:
     """The fast model's label for an image, and the id under which the better model's will be."""
     return await _predict(predictor, request.image_data)
 
 
-@router.get("/predict/test", responses=documented(429))
+@router.get("/predict/test", responses=problem_responses(429))
 async def predict_test(request: Request, predictor: PredictorDep) -> PredictResponse:
     """The same for a photograph that the proxy has."""
     return await _predict(predictor, request.app.state.sample)
@@ -73,7 +73,7 @@ async def _predict(predictor: Predictor, image_data: str) -> PredictResponse:
     return PredictResponse(job_id=job_id, result_sync=prediction.label)
 
 
-@router.get("/job/{job_id}", responses=documented(400, 404, 503))
+@router.get("/job/{job_id}", responses=problem_responses(400, 404, 503))
 async def get_job(
     job_id: Annotated[JobId, Depends(_job_id)],
     jobs: Annotated[Jobs, Depends(_jobs)],

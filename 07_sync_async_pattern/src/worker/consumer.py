@@ -7,8 +7,11 @@ from collections.abc import Sequence
 import structlog
 from redis.asyncio import Redis
 
-from serving_common.at_work import insist, pause
-from serving_common.queue import Job, QueueUnavailable, Worker, backoff_s
+from serving_common.queue.consumers import retry_until_available
+from serving_common.queue.types import Job
+from serving_common.queue.worker import Worker
+from serving_common.redis import QueueUnavailable
+from serving_common.tasks import backoff_s, sleep_or_stop
 from src.configurations import WorkerSettings
 from src.jobs import store
 from src.ml.classifier import Prediction
@@ -48,7 +51,7 @@ class Consumer:
             except (QueueUnavailable, NoProcess) as exc:
                 if not self._stopping.is_set():
                     log.warning("neighbour_unavailable", neighbour=type(exc).__name__)
-                await pause(self._stopping, backoff_s(failures))
+                await sleep_or_stop(self._stopping, backoff_s(failures))
                 failures += 1
 
     async def _process(self, jobs: Sequence[Job]) -> None:
@@ -60,16 +63,16 @@ class Consumer:
         try:
             predictions = await self._processes.predict([job.data for job in jobs])
         except NoProcess:
-            await insist(self._worker.give_back, jobs)
+            await retry_until_available(self._worker.requeue, jobs)
             raise
         except ProcessDied:
             log.warning("model_process_died", jobs=ids)
             JOBS.labels("suspected").inc(len(jobs))
-            await insist(self._worker.suspect, jobs)
+            await retry_until_available(self._worker.quarantine, jobs)
         except Exception:  # whatever the model raises concerns these jobs, and must not end the worker
             log.exception("prediction_failed", jobs=ids)
             JOBS.labels("retried").inc(len(jobs))
-            await insist(self._worker.retry, jobs, "Model inference failed")
+            await retry_until_available(self._worker.retry, jobs, "Model inference failed")
         else:
             await self._store(jobs, predictions, started)
 
@@ -80,8 +83,8 @@ class Consumer:
                 known.append((job.id, prediction))
             else:
                 JOBS.labels("failed").inc()
-                await insist(self._worker.fail, job.id, "Not an image")
-        ended = await insist(store, self._redis, self._worker, known, self._settings.result_ttl_s)
+                await retry_until_available(self._worker.fail, job.id, "Not an image")
+        ended = await retry_until_available(store, self._redis, self._worker, known, self._settings.result_ttl_s)
         JOBS.labels("completed").inc(len(ended))
         duration_ms = round((time.perf_counter() - started) * 1000, 2)
         for job_id, prediction in known:

@@ -6,8 +6,10 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 from fastapi import FastAPI, Response
 
-from serving_common.at_work import at_work
-from serving_common.queue import JobQueue, Worker, connect
+from serving_common.queue.client import JobQueue
+from serving_common.queue.consumers import run_consumers
+from serving_common.queue.worker import Worker
+from serving_common.redis import connect
 from serving_common.service import create_service, serve
 from serving_common.settings import load
 from src import jobs
@@ -41,7 +43,7 @@ def create_app(settings: WorkerSettings) -> FastAPI:
             ]
             runs = [consumer.run() for consumer in consumers]
             grace_s = settings.shutdown_grace_s
-            async with at_work(worker, queue, runs, stopping, grace_s=grace_s, on_stop=processes.close):
+            async with run_consumers(worker, queue, runs, stopping, grace_s=grace_s, on_stop=processes.close):
                 yield
 
     app = create_service(settings, title="Worker", description="Predicts what is queued.", lifespan=lifespan)

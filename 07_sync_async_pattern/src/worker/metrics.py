@@ -1,4 +1,4 @@
-"""What the worker tells Prometheus of its work, beside `serving_common.queue_metrics`."""
+"""What the worker tells Prometheus of its work, beside `serving_common.queue.metrics`."""
 
 from prometheus_client import Counter, Histogram
 

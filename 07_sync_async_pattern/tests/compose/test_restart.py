@@ -5,7 +5,7 @@ import os
 import httpx
 import pytest
 
-from serving_common.testing_compose import crash, only_against_compose, wait_until_restarted
+from serving_testing.compose import crash, only_against_compose, wait_until_restarted
 
 IMAGES = 60
 

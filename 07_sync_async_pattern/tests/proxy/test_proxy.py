@@ -21,8 +21,9 @@ from src.ml.preprocessing import preprocess
 from src.proxy.app import create_app
 
 from serving_common.errors import StartupError
-from serving_common.queue import JobId, Worker
-from serving_common.testing import free_port
+from serving_common.queue.types import JobId
+from serving_common.queue.worker import Worker
+from serving_testing.processes import free_port
 from tests.conftest import PATTERN, ROOT
 from tests.proxy.conftest import body_of, proxy, until
 
@@ -35,7 +36,7 @@ BETTER = Prediction(
 async def worker(redis):
     worker = Worker(redis, jobs.keys("queue:jobs"), ttl_s=3600)
     yield worker
-    await worker.leave()
+    await worker.deregister()
 
 
 async def submit(client, photo) -> JobId:

@@ -13,8 +13,8 @@ from src.configurations import WorkerSettings
 from src.jobs import Jobs
 from src.ml.classifier import Classifier
 
-from serving_common.testing import Process, free_port, running
-from serving_common.testing_redis import RedisServer
+from serving_testing.processes import Process, free_port, running
+from serving_testing.redis_server import RedisServer
 from tests.conftest import PATTERN, ROOT
 from tests.worker.model import write_model
 

@@ -15,9 +15,9 @@ from redis.asyncio import Redis
 from src.configurations import WorkerSettings
 from src.jobs import Jobs, answer
 
-from serving_common.queue import QueueUnavailable
-from serving_common.testing import Process, answers, free_port, running, wait_until
-from serving_common.testing_fixtures import running_redis
+from serving_common.redis import QueueUnavailable
+from serving_testing.fixtures import running_redis
+from serving_testing.processes import Process, answers, free_port, running, wait_until
 from tests.conftest import PATTERN
 from tests.worker.conftest import children, environment, is_running, kill
 from tests.worker.model import HANGS, image_of, images
@@ -81,7 +81,7 @@ class System:
         return Counter(job_id.decode() for file in files for job_id in RESULT_STORED.findall(file.read_bytes()))
 
 
-async def insist(call, *arguments):
+async def retry_until_available(call, *arguments):
     while True:
         try:
             return await call(*arguments)
@@ -100,7 +100,7 @@ async def test_every_image_gets_its_answer_once_whoever_is_killed(tmp_path, mode
             killing = asyncio.create_task(system.kill_all_the_time())
             ids = []
             for image in many:
-                ids.append(await insist(jobs.register, image))
+                ids.append(await retry_until_available(jobs.register, image))
                 await asyncio.sleep(KILLS * KILL_EVERY_S / IMAGES)
             killed = await killing
 
@@ -108,7 +108,7 @@ async def test_every_image_gets_its_answer_once_whoever_is_killed(tmp_path, mode
             deadline = time.monotonic() + 60
             settings = WorkerSettings()
             for job_id, image in zip(ids, many, strict=True):
-                state = await insist(jobs.look, job_id, max(0, deadline - time.monotonic()))
+                state = await retry_until_available(jobs.look, job_id, max(0, deadline - time.monotonic()))
                 ended[state.status] += 1
                 prediction = expected(classifier, image, settings)
                 assert state.result == prediction.label.encode(), state

@@ -16,7 +16,7 @@ from src.ml.preprocessing import preprocess
 from src.worker.main import create_app
 
 from serving_common.errors import StartupError
-from serving_common.queue import POISON, JobStatus
+from serving_common.queue.types import POISON, JobStatus
 from tests.worker.conftest import ARTIFACTS, LABELS, children, kill
 from tests.worker.model import FAILS, HANGS, image_of, images
 

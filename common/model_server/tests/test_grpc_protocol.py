@@ -1,0 +1,401 @@
+"""PredictionService, ModelService, health and reflection, as a gRPC client sees them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+import tensorflow as tf
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
+from tensorflow.core.framework import tensor_pb2
+
+from tests.conftest import PATTERN, Server
+from tests.saved_models import DTYPES
+from tfserving_protos import messages
+
+
+def predict_request(model: str, signature: str = "", **inputs: tf.Tensor) -> messages.PredictRequest:
+    request = messages.PredictRequest(model_spec=messages.ModelSpec(name=model, signature_name=signature))
+    for name, value in inputs.items():
+        request.inputs[name].ParseFromString(tf.make_tensor_proto(value).SerializeToString())
+    return request
+
+
+def to_numpy(tensor: messages.TensorProto) -> np.ndarray:
+    """Read by TensorFlow itself, not by our own code."""
+    array: np.ndarray = tf.make_ndarray(tensor_pb2.TensorProto.FromString(tensor.SerializeToString()))
+    return array
+
+
+def refused(call, request, timeout_s: float = 30) -> tuple[str, str]:
+    """Code and message of the error that a call ends with."""
+    with pytest.raises(grpc.RpcError) as caught:
+        call(request, timeout=timeout_s)
+    return caught.value.code().name, caught.value.details() or ""
+
+
+def test_predict(server: Server) -> None:
+    response = server.predictions.Predict(predict_request("half_plus_two", x=[1.0, 2.0, 5.0]), timeout=30)
+    assert list(response.outputs["y"].float_val) == [2.5, 3.0, 4.5]
+    assert response.outputs["y"].tensor_content == b""
+    assert response.model_spec.name == "half_plus_two"
+    assert response.model_spec.signature_name == "serving_default"
+    assert response.model_spec.version.value == 123
+
+
+VALUES = {"string": [b"a", b"\xff\x00", b""], "bool": [True, False, True]}
+
+
+# TensorFlow 2.21 の make_ndarray が、16 ビット浮動小数点数で NumPy 2.5 の非推奨の書き方を使う。
+@pytest.mark.filterwarnings("ignore:Setting the dtype on a NumPy array:DeprecationWarning")
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: dtype.name)
+@pytest.mark.parametrize("form", ["typed", "content"])
+def test_every_type_in_both_forms(server: Server, dtype: tf.DType, form: str) -> None:
+    value = np.array(VALUES.get(dtype.name, [1, 2, 3]), dtype.as_numpy_dtype).reshape(3, 1)
+    request = predict_request("types", dtype.name, x=value)
+    tensor = request.inputs["x"]
+    if form == "typed":
+        tensor.Clear()
+        from model_server.tensors import encode
+
+        encode(value, tensor)
+        assert tensor.tensor_content == b""
+        np.testing.assert_array_equal(to_numpy(tensor), value)
+    elif dtype is tf.string:
+        tensor.ClearField("string_val")
+        tensor.tensor_content = b"\x01\x02\x00" + b"a\xff\x00"
+    else:
+        tensor.tensor_content = value.tobytes()
+        assert not tensor.float_val
+    answer = server.predictions.Predict(request, timeout=30).outputs["y"]
+    np.testing.assert_array_equal(to_numpy(answer), value)
+
+
+@pytest.mark.parametrize("shape", [(1,), (3,), (3, 1), (2, 2)])
+def test_a_size_of_one_in_the_signature_binds_nobody(server: Server, shape: tuple[int, ...]) -> None:
+    """As in TensorFlow Serving, which leaves shapes to the model: its half_plus_two takes any, though x is [-1,1]."""
+    request = predict_request("half_plus_two", "column", x=np.full(shape, 2, np.float32))
+    answer = server.predictions.Predict(request, timeout=30).outputs["y"]
+    np.testing.assert_array_equal(to_numpy(answer), np.full(shape, 3, np.float32))
+
+
+def test_the_last_value_stands_for_those_left_out(server: Server) -> None:
+    request = predict_request("types", "float32", x=np.zeros((2, 3), np.float32))
+    del request.inputs["x"].float_val[:]
+    request.inputs["x"].ClearField("tensor_content")
+    request.inputs["x"].float_val.extend([7.0, 1.0])
+    answer = server.predictions.Predict(request, timeout=30).outputs["y"]
+    assert to_numpy(answer).tolist() == [[7, 1, 1], [1, 1, 1]]
+
+
+def test_a_scalar_and_an_empty_tensor(server: Server) -> None:
+    for value in (np.float32(3), np.zeros((0, 4), np.float32)):
+        answer = server.predictions.Predict(predict_request("types", "float32", x=value), timeout=30).outputs["y"]
+        np.testing.assert_array_equal(to_numpy(answer), value)
+        assert answer.HasField("tensor_shape")
+
+
+def test_output_filter(server: Server) -> None:
+    signal = np.ones((2, 5), np.float32)
+    sensor = np.zeros((2, 2, 2), np.int64)
+    request = predict_request("several", tag=[b"a", b"b"], signal=signal, sensor=sensor)
+    assert sorted(server.predictions.Predict(request, timeout=30).outputs) == ["raw_bytes", "sensor", "tag", "total"]
+    request.output_filter.extend(["total", "tag"])
+    assert sorted(server.predictions.Predict(request, timeout=30).outputs) == ["tag", "total"]
+    request.output_filter.append("total")
+    assert refused(server.predictions.Predict, request) == (
+        "INVALID_ARGUMENT",
+        "duplicate output tensor alias: total",
+    )
+    request.output_filter[:] = ["nothing"]
+    code, message = refused(server.predictions.Predict, request)
+    assert code == "INVALID_ARGUMENT"
+    assert message.startswith("output tensor alias not found in signature: nothing Outputs expected to be in the set")
+
+
+def test_version_and_label(server: Server) -> None:
+    request = predict_request("counted", x=[0.0])
+    assert server.predictions.Predict(request, timeout=30).outputs["y"].float_val == [2.0]
+    request.model_spec.version.value = 1
+    assert server.predictions.Predict(request, timeout=30).outputs["y"].float_val == [1.0]
+    request.model_spec.version_label = "canary"
+    response = server.predictions.Predict(request, timeout=30)
+    assert (response.outputs["y"].float_val, response.model_spec.version.value) == ([2.0], 2)
+
+
+def bad(**changes) -> messages.PredictRequest:
+    """A good request, spoiled in one place."""
+    request = predict_request("half_plus_two", x=[1.0])
+    for name, value in changes.items():
+        if name == "version":
+            request.model_spec.version.value = value
+        elif name == "tensor":
+            request.inputs["x"].CopyFrom(value)
+        else:
+            setattr(request.model_spec, name, value)
+    return request
+
+
+def tensor(**fields) -> messages.TensorProto:
+    shape = messages.TensorShapeProto(dim=[messages.TensorShapeProto.Dim(size=size) for size in fields.pop("shape")])
+    return messages.TensorProto(tensor_shape=shape, **{"dtype": messages.DT_FLOAT, **fields})
+
+
+@pytest.mark.parametrize(
+    ("request_", "code", "message"),
+    [
+        pytest.param(messages.PredictRequest(), "INVALID_ARGUMENT", "Missing ModelSpec", id="no spec"),
+        pytest.param(bad(name=""), "INVALID_ARGUMENT", "ModelSpec has no name specified.", id="no name"),
+        pytest.param(bad(name="a"), "NOT_FOUND", "Servable not found for request: Latest(a)", id="unknown model"),
+        pytest.param(
+            bad(version=7),
+            "NOT_FOUND",
+            "Servable not found for request: Specific(half_plus_two, 7)",
+            id="unknown version",
+        ),
+        pytest.param(
+            bad(version_label="x"), "INVALID_ARGUMENT", "Unrecognized servable version label: x", id="unknown label"
+        ),
+        pytest.param(
+            bad(signature_name="x"), "FAILED_PRECONDITION", 'Serving signature key "x" not found.', id="signature"
+        ),
+        pytest.param(
+            predict_request("half_plus_two", x=[1.0], z=[1.0]),
+            "INVALID_ARGUMENT",
+            "input size does not match signature: 2!=1 len({x,z}) != len({x}). Sent extra: {z}. "
+            "Missing but required: {}.",
+            id="extra input",
+        ),
+        pytest.param(predict_request("half_plus_two"), "INVALID_ARGUMENT", "Missing but required: {x}.", id="no input"),
+        pytest.param(
+            predict_request("half_plus_two", z=[1.0]), "INVALID_ARGUMENT", "Signature input alias: x(", id="wrong name"
+        ),
+        pytest.param(
+            predict_request("half_plus_two", x=np.ones(1)),
+            "INVALID_ARGUMENT",
+            'Expects input "x" to be float [-1] but double [1] is provided',
+            id="dtype",
+        ),
+        pytest.param(
+            predict_request("half_plus_two", x=[[1.0, 2.0]]),
+            "INVALID_ARGUMENT",
+            'Expects input "x" to have shape [-1] but got [1,2]',
+            id="shape",
+        ),
+        pytest.param(
+            bad(tensor=tensor(shape=[3], tensor_content=b"1234")), "INVALID_ARGUMENT", "has 4 bytes", id="content"
+        ),
+        pytest.param(
+            bad(tensor=tensor(shape=[1], float_val=[1, 2])), "INVALID_ARGUMENT", "2 values for 1", id="too many"
+        ),
+        pytest.param(bad(tensor=tensor(shape=[-1])), "INVALID_ARGUMENT", "fully known", id="unknown size"),
+        pytest.param(
+            bad(tensor=tensor(shape=[1 << 40], float_val=[1])), "INVALID_ARGUMENT", "cannot stand for", id="bomb"
+        ),
+        pytest.param(bad(tensor=tensor(shape=[1] * 70)), "INVALID_ARGUMENT", "tensor parsing error: x", id="rank"),
+        pytest.param(bad(tensor=tensor(shape=[0, 1 << 62])), "INVALID_ARGUMENT", "tensor parsing error: x", id="size"),
+        pytest.param(
+            bad(tensor=tensor(shape=[], dtype=messages.DT_RESOURCE)), "INVALID_ARGUMENT", "unsupported", id="resource"
+        ),
+        pytest.param(
+            bad(tensor=tensor(shape=[2], dtype=messages.DT_STRING, tensor_content=b"\xff")),
+            "INVALID_ARGUMENT",
+            "malformed tensor_content",
+            id="strings",
+        ),
+    ],
+)
+def test_predict_errors(server: Server, request_: messages.PredictRequest, code: str, message: str) -> None:
+    found_code, found_message = refused(server.predictions.Predict, request_)
+    assert found_code == code
+    assert message in found_message
+
+
+def examples(*values: float) -> messages.Input:
+    given = messages.Input()
+    for value in values:
+        given.example_list.examples.add().features.feature["x"].float_list.value.append(value)
+    return given
+
+
+def spec(signature: str) -> messages.ModelSpec:
+    return messages.ModelSpec(name="half_plus_two", signature_name=signature)
+
+
+def test_classify_and_regress(server: Server) -> None:
+    request = messages.ClassificationRequest(model_spec=spec("classify"), input=examples(1, 2))
+    response = server.predictions.Classify(request, timeout=30)
+    found = [[(entry.label, entry.score) for entry in one.classes] for one in response.result.classifications]
+    assert found == [[("low", 2.5), ("high", 3.5)], [("low", 3.0), ("high", 4.0)]]
+    assert response.model_spec.version.value == 123
+    regression = messages.RegressionRequest(model_spec=spec("tensorflow/serving/regress"), input=examples(1, 2))
+    response = server.predictions.Regress(regression, timeout=30)
+    assert [one.value for one in response.result.regressions] == [2.5, 3.0]
+
+
+def test_method_names_are_not_checked(server: Server) -> None:
+    """As in TensorFlow Serving by default: TensorFlow 2 gives every signature the method of Predict."""
+    odd = predict_request("half_plus_two", "odd_method", x=[1.0])
+    assert server.predictions.Predict(odd, timeout=30).outputs["y"].float_val == [2.0]
+    classified = server.predictions.Classify(
+        messages.ClassificationRequest(model_spec=spec("tf2_classify"), input=examples(1)), timeout=30
+    )
+    assert [entry.label for entry in classified.result.classifications[0].classes] == ["low", "high"]
+    both = messages.MultiInferenceRequest(
+        tasks=[task("tf2_regress", "regress"), task("tf2_classify", "classify")], input=examples(1)
+    )
+    regression, classification = server.predictions.MultiInference(both, timeout=30).results
+    assert regression.regression_result.regressions[0].value == 2.5
+    assert classification.classification_result.classifications[0].classes[0].score == 2.5
+
+
+def test_a_context_is_added_to_every_example(server: Server) -> None:
+    given = messages.Input()
+    given.example_list_with_context.context.CopyFrom(examples(6).example_list.examples[0])
+    given.example_list_with_context.examples.add()
+    request = messages.RegressionRequest(model_spec=spec("tensorflow/serving/regress"), input=given)
+    assert server.predictions.Regress(request, timeout=30).result.regressions[0].value == 5.0
+
+
+@pytest.mark.parametrize(
+    ("signature", "given", "message"),
+    [
+        ("classify", messages.Input(), "Input is empty."),
+        ("no", examples(1), "No signature was found with the name: no"),
+        ("serving_default", examples(1), "No classification inputs found in SignatureDef: serving_default"),
+    ],
+)
+def test_classify_errors(server: Server, signature: str, given: messages.Input, message: str) -> None:
+    request = messages.ClassificationRequest(model_spec=spec(signature), input=given)
+    code, details = refused(server.predictions.Classify, request)
+    assert code == "INVALID_ARGUMENT"
+    assert message in details
+
+
+def task(signature: str, method: str, model: str = "half_plus_two") -> messages.InferenceTask:
+    return messages.InferenceTask(
+        model_spec=messages.ModelSpec(name=model, signature_name=signature), method_name=f"tensorflow/serving/{method}"
+    )
+
+
+def test_multi_inference(server: Server) -> None:
+    request = messages.MultiInferenceRequest(
+        tasks=[task("tensorflow/serving/regress", "regress"), task("classify", "classify")], input=examples(1)
+    )
+    regression, classification = server.predictions.MultiInference(request, timeout=30).results
+    assert regression.regression_result.regressions[0].value == 2.5
+    assert classification.classification_result.classifications[0].classes[1].label == "high"
+    assert classification.model_spec.signature_name == "classify"
+
+
+@pytest.mark.parametrize(
+    ("tasks", "code", "message"),
+    [
+        ([], "INVALID_ARGUMENT", "at least one task"),
+        ([task("classify", "classify"), task("classify", "classify")], "INVALID_ARGUMENT", "Duplicate evaluation of"),
+        ([task("no", "classify")], "INVALID_ARGUMENT", "Requested signature not found in model graph: no"),
+        ([task("classify", "predict")], "UNIMPLEMENTED", "Unsupported signature method_name"),
+        ([task("classify", "classify"), task("x", "regress", "other")], "INVALID_ARGUMENT", "the same model name"),
+        ([task("classify", "regress")], "INVALID_ARGUMENT", "Expected one output Tensor."),
+    ],
+)
+def test_multi_inference_errors(server: Server, tasks: list[messages.InferenceTask], code: str, message: str) -> None:
+    request = messages.MultiInferenceRequest(tasks=tasks, input=examples(1))
+    found_code, details = refused(server.predictions.MultiInference, request)
+    assert found_code == code
+    assert message in details
+
+
+def test_metadata(server: Server) -> None:
+    request = messages.GetModelMetadataRequest(model_spec=spec(""), metadata_field=["signature_def"])
+    response = server.predictions.GetModelMetadata(request, timeout=30)
+    signatures = messages.SignatureDefMap()
+    assert response.metadata["signature_def"].Unpack(signatures)
+    assert signatures.signature_def["serving_default"].inputs["x"].dtype == messages.DT_FLOAT
+    assert response.model_spec.version.value == 123
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"), [([], "must specify at least one metadata_field"), (["x"], "Metadata field x is not supp")]
+)
+def test_metadata_errors(server: Server, fields: list[str], message: str) -> None:
+    request = messages.GetModelMetadataRequest(model_spec=spec(""), metadata_field=fields)
+    code, details = refused(server.predictions.GetModelMetadata, request)
+    assert code == "INVALID_ARGUMENT"
+    assert message in details
+
+
+def test_model_status(server: Server) -> None:
+    request = messages.GetModelStatusRequest(model_spec=messages.ModelSpec(name="counted"))
+    found = server.models.GetModelStatus(request, timeout=30).model_version_status
+    assert [(one.version, one.state) for one in found] == [
+        (2, messages.ModelVersionStatus.AVAILABLE),
+        (1, messages.ModelVersionStatus.AVAILABLE),
+    ]
+    request.model_spec.name = "none"
+    assert refused(server.models.GetModelStatus, request) == (
+        "NOT_FOUND",
+        "Could not find any versions of model none",
+    )
+
+
+def test_health_and_reflection(server: Server) -> None:
+    check: Any = health_pb2_grpc.HealthStub(server.channel)
+    for service in ("", "tensorflow.serving.PredictionService"):
+        response = check.Check(health_pb2.HealthCheckRequest(service=service), timeout=30)
+        assert response.status == health_pb2.HealthCheckResponse.SERVING
+    database = ProtoReflectionDescriptorDatabase(server.channel)
+    assert {
+        "tensorflow.serving.PredictionService",
+        "tensorflow.serving.ModelService",
+        "grpc.health.v1.Health",
+    } <= set(database.get_services())
+    file = database.FindFileContainingSymbol("tensorflow.serving.PredictionService")
+    assert {service.name for service in file.service} == {"PredictionService", "ModelService"}
+
+
+def test_slow_calls_block_nobody(server: Server) -> None:
+    """More loops than the server has threads at first, each of about a second, and a fast call among them."""
+    predict: Any = server.predictions.Predict
+    slow = [predict.future(predict_request("slow", n=np.array(8_000)), timeout=60) for _ in range(4)]
+    fast = predict(predict_request("half_plus_two", x=[1.0]), timeout=30)
+    assert list(fast.outputs["y"].float_val) == [2.5]
+    assert not all(call.done() for call in slow)
+    assert all(call.result().outputs["done"].float_val for call in slow)
+
+
+def test_calls_that_end_early(server: Server) -> None:
+    """A deadline, a cancellation, no message at all: the server takes the next call."""
+    predict: Any = server.predictions.Predict
+    slow_request = predict_request("slow", n=np.array(3000))
+    assert refused(predict, slow_request, timeout_s=0.05)[0] == "DEADLINE_EXCEEDED"
+    predict.future(slow_request).cancel()
+    without_message: Any = server.channel.stream_unary("/tensorflow.serving.PredictionService/Predict")
+    assert refused(without_message, iter([]))[0] == "UNIMPLEMENTED"
+    unknown: Any = server.channel.unary_unary("/tensorflow.serving.PredictionService/Forget")
+    assert refused(unknown, b"")[0] == "UNIMPLEMENTED"
+    large = np.ones(1_000_000, np.float32)
+    answer = predict(predict_request("types", "float32", x=large), timeout=30)
+    np.testing.assert_array_equal(to_numpy(answer.outputs["y"]), large)
+
+
+def test_the_official_client_notices_no_difference(server: Server) -> None:
+    code = f"""
+import grpc, tensorflow as tf
+from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
+request = predict_pb2.PredictRequest()
+request.model_spec.name = "iris"
+request.model_spec.signature_name = "serving_default"
+request.inputs["input"].CopyFrom(tf.make_tensor_proto([[5.1, 3.5, 1.4, 0.2]], shape=[1, 4]))
+with grpc.insecure_channel("{server.grpc_address}") as channel:
+    stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
+    response = stub.Predict(request, timeout=30.0)
+print(max(range(3), key=response.outputs["output"].float_val.__getitem__))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=PATTERN, check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == "0"

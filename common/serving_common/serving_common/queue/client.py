@@ -1,0 +1,178 @@
+"""The callers' side of the queue: enqueue, look up, wait, cancel, and repair what failed."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from contextlib import suppress
+from hashlib import sha256
+from typing import Any
+
+from redis.asyncio import Redis
+
+from serving_common.errors import Conflict, InvalidInput, Overloaded
+from serving_common.queue.commands import Commands
+from serving_common.queue.listener import PubSubListener
+from serving_common.queue.types import JobEntry, JobId, JobKeys, JobNotFound, JobState, JobStatus, Priority, QueueStats
+from serving_common.redis import RedisInfo, translate_redis_errors
+
+
+class JobQueue:
+    """The side of those who have work: enqueue, look, wait, cancel, and mend what failed.
+
+    Every method raises QueueUnavailable if Redis does not answer.
+    """
+
+    def __init__(self, redis: Redis, keys: JobKeys, *, ttl_s: int = 86_400, max_length: int = 10_000) -> None:
+        """
+        Args:
+            redis: a client that does not decode.
+            keys: the pattern's names.
+            ttl_s: how long a job can be fetched, counted from its creation and again from its end.
+            max_length: more jobs than this do not wait: they are refused.
+        """
+        self._redis: Any = redis  # its annotations mix decoded and undecoded replies
+        self._keys = keys
+        self._max_length = max_length
+        self._ends = PubSubListener(redis, f"{keys.queue}:ended")
+        self._is_stopping = False
+        self._commands = Commands(redis, keys, ttl_s)
+
+    async def enqueue(
+        self, data: bytes, priority: Priority = Priority.NORMAL, idempotency_key: str | None = None
+    ) -> JobId:
+        """The job's id, once Redis has stored the job; the same id as before for a key that was used before.
+
+        A connection that breaks during the call may leave a job behind that nobody asks for: callers try again.
+
+        Raises:
+            Overloaded: the queue is full.
+            InvalidInput: the idempotency key was used for another job.
+        """
+        once = sha256(idempotency_key.encode()).hexdigest() if idempotency_key is not None else ""
+        while True:
+            candidate = secrets.token_hex(3)
+            outcome, job_id = await self._commands.run("enqueue", candidate, data, priority, self._max_length, once)
+            if outcome == b"queued":
+                return JobId(job_id.decode())
+            if outcome == b"full":
+                raise Overloaded(f"The queue is full: {self._max_length} jobs are waiting")
+            if outcome == b"conflict":
+                reason = "was used before for a different request"
+                raise InvalidInput("Invalid input", [{"field": "Idempotency-Key", "reason": reason}])
+
+    async def get(self, job_id: JobId) -> JobState:
+        """Raises JobNotFound."""
+        keys = [self._keys.status.replace("{}", job_id), self._keys.result.replace("{}", job_id)]
+        status, result = await translate_redis_errors(self._redis.mget(keys))
+        if status is None:
+            # Jobs and results that were put there with plain Redis commands, as the specifications show, have none.
+            if result is None and not await translate_redis_errors(
+                self._redis.exists(self._keys.data.replace("{}", job_id))
+            ):
+                raise JobNotFound("Job not found")
+            status = b"pending" if result is None else b"completed"
+        error = None
+        if status == b"failed":
+            found = await translate_redis_errors(self._redis.hget(f"{self._keys.queue}:meta:{job_id}", "error"))
+            error = found.decode() if found else None
+        return JobState(job_id, JobStatus(status.decode()), result, error)
+
+    async def wait(self, job_id: JobId, seconds: float) -> JobState:
+        """The job's state as soon as it has ended, or after so many seconds. Raises JobNotFound."""
+        deadline = time.monotonic() + seconds
+        with self._ends.subscribe(job_id) as ended:
+            while True:
+                if seconds > 0:
+                    await self._ends.ensure_listening()
+                ended.clear()
+                state = await self.get(job_id)
+                left = deadline - time.monotonic()
+                if state.status.is_final or left <= 0 or self._is_stopping:
+                    return state
+                # PubSubListener are lost while Redis is away, so there is a look every second in any case.
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(ended.wait(), min(left, 1))
+
+    def stop_waiting(self) -> None:
+        """Whoever waits is answered now, with the state as it is: a service that stops does not hold them up."""
+        self._is_stopping = True
+        self._ends.notify_all()
+
+    async def close(self) -> None:
+        """Stop listening for the ends of jobs; to be called before the client is closed."""
+        await self._ends.close()
+
+    async def cancel(self, job_id: JobId) -> None:
+        """A job that is being processed is not interrupted, but its result is thrown away.
+
+        Raises:
+            JobNotFound: there is no such job.
+            Conflict: it has ended.
+        """
+        was = await self._commands.run("cancel", job_id)
+        if was is None:
+            raise JobNotFound("Job not found")
+        if JobStatus(was.decode()).is_final:
+            raise Conflict(f"The job is already {was.decode()}")
+
+    async def page(
+        self, limit: int, cursor: int | None = None, status: JobStatus | None = None
+    ) -> tuple[list[JobEntry], int | None]:
+        """Up to `limit` jobs, the newest first, and the cursor of the next page, if there may be one.
+
+        With a status to filter for, a page may be short, or empty, though there are more.
+        """
+        scan = limit if status is None else max(limit, 10_000)
+        below = "+inf" if cursor is None else f"({cursor}"
+        found = await translate_redis_errors(
+            self._redis.zrevrangebyscore(f"{self._keys.queue}:jobs", below, "-inf", 0, scan, withscores=True)
+        )
+        if not found:
+            return [], None
+        statuses = await translate_redis_errors(
+            self._redis.mget([self._keys.status.replace("{}", job_id.decode()) for job_id, _ in found])
+        )
+        entries: list[JobEntry] = []
+        last = None
+        for (job_id, created), value in zip(found, statuses, strict=True):
+            if len(entries) == limit:
+                return entries, last
+            last = int(created)
+            if value is not None and (status is None or value.decode() == status):
+                entries.append(JobEntry(JobId(job_id.decode()), JobStatus(value.decode()), created / 1e6))
+        return entries, last if len(found) == scan else None
+
+    async def stats(self) -> QueueStats:
+        """Where the jobs are."""
+        normal, high, processing, dead_letters, workers, oldest_us = await self._commands.run("stats")
+        return QueueStats(normal, high, processing, dead_letters, workers, oldest_us / 1e6)
+
+    async def redis_info(self) -> RedisInfo:
+        """How Redis is."""
+        return await RedisInfo.ask(self._redis)
+
+    async def dead_letters(self) -> list[JobId]:
+        """The jobs that failed for good, the newest first. Those that have expired leave the list."""
+        found = await translate_redis_errors(self._redis.lrange(f"{self._keys.queue}:dead", 0, -1))
+        ids = [JobId(job_id.decode()) for job_id in found]
+        keys = [self._keys.status.replace("{}", job_id) for job_id in ids]
+        statuses = await translate_redis_errors(self._redis.mget(keys)) if keys else []
+        expired = {job_id for job_id, status in zip(ids, statuses, strict=True) if status is None}
+        for job_id in expired:
+            await self.discard(job_id)
+        return [job_id for job_id in ids if job_id not in expired]
+
+    async def data(self, job_id: JobId) -> bytes | None:
+        """What was enqueued, if it has not expired."""
+        data: bytes | None = await translate_redis_errors(self._redis.get(self._keys.data.replace("{}", job_id)))
+        return data
+
+    async def redrive(self, job_id: JobId) -> bool:
+        """Queue a failed job again, with all its tries. False: it has not failed, or its data has expired."""
+        return bool(await self._commands.run("redrive", job_id))
+
+    async def discard(self, job_id: JobId) -> bool:
+        """Forget a failed job. False: it is not in the list."""
+        return bool(await self._commands.run("discard", job_id))

@@ -1,0 +1,83 @@
+"""The values that the queue's modules and its callers exchange."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import NewType
+
+from serving_common.errors import NotFound
+
+JobId = NewType("JobId", str)
+
+POISON = "The job was in hand each time when its worker, or the model server, died"
+
+
+class JobNotFound(NotFound):
+    """There is no such job, or it has expired."""
+
+
+class JobStatus(StrEnum):
+    PENDING = "pending"
+    PROCESSING = "processing"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def is_final(self) -> bool:
+        return self not in (JobStatus.PENDING, JobStatus.PROCESSING)
+
+
+class Priority(StrEnum):
+    NORMAL = "normal"
+    HIGH = "high"
+
+
+@dataclass(frozen=True, slots=True)
+class JobKeys:
+    """How a pattern names its keys; `{}` stands for the id."""
+
+    queue: str
+    data: str = "job:{}:data"
+    result: str = "job:{}:result"
+    status: str = "job:{}:status"
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A job in a worker's hand."""
+
+    id: JobId
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class JobState:
+    """What is known of a job; `result` once it is completed, `error` once it has failed."""
+
+    id: JobId
+    status: JobStatus
+    result: bytes | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class JobEntry:
+    """A job in the listing; `created` in seconds since 1970."""
+
+    id: JobId
+    status: JobStatus
+    created: float
+
+
+@dataclass(frozen=True, slots=True)
+class QueueStats:
+    """Numbers of jobs by where they are, and how long the oldest waiting one has waited, in seconds."""
+
+    normal: int
+    high: int
+    processing: int
+    dead_letters: int
+    workers: int
+    oldest_age_s: float

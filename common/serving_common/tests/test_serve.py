@@ -1,0 +1,181 @@
+"""A service as a real process: start, stop, logs."""
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from functools import partial
+from pathlib import Path
+
+import httpx
+import pytest
+
+from serving_testing.processes import Process, free_port, running, wait_until
+
+COMMON = Path(__file__).parents[1]
+Start = Callable[..., AbstractContextManager[Process]]
+
+
+@pytest.fixture
+def port() -> int:
+    return free_port()
+
+
+@pytest.fixture
+def start(tmp_path: Path, port: int) -> Start:
+    env = {"PORT": str(port), "LOG_FORMAT": "json"}
+    return partial(running, "tests.apps.example", cwd=COMMON, env=env, log=tmp_path / "log")
+
+
+@pytest.fixture
+def service(start: Start, port: int) -> Iterator[Process]:
+    with start(ready=f"http://127.0.0.1:{port}/health") as process:
+        yield process
+
+
+def events(process: Process) -> list[dict[str, object]]:
+    return [json.loads(line) for line in process.log.splitlines()]
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT])
+def test_finishes_the_request_in_hand_and_exits_0(service, port, signal_number):
+    with ThreadPoolExecutor() as pool:
+        asked = pool.submit(httpx.get, f"http://127.0.0.1:{port}/slow/1", timeout=10)
+        wait_until(lambda: "slow_entered" in service.log)
+        service.popen.send_signal(signal_number)
+
+        assert asked.result().json() == "done"
+    assert service.popen.wait(10) == 0
+    assert events(service)[-1]["action"] == "service_stopped"
+
+
+def test_gives_up_a_request_that_outlasts_the_grace(start, port, tmp_path):
+    env = {"PORT": str(port), "SHUTDOWN_GRACE_S": "1"}
+    ready = f"http://127.0.0.1:{port}/health"
+    with (
+        running("tests.apps.example", cwd=COMMON, env=env, log=tmp_path / "log", ready=ready) as process,
+        ThreadPoolExecutor() as pool,
+    ):
+        asked = pool.submit(httpx.get, f"http://127.0.0.1:{port}/slow/30", timeout=60)
+        wait_until(lambda: "slow_entered" in process.log)
+
+        assert process.stop() == 0
+        with pytest.raises(httpx.HTTPError):
+            asked.result().raise_for_status()
+
+
+def test_the_api_key_from_a_file_opens_the_door_and_is_in_no_log(port, tmp_path):
+    (tmp_path / "key").write_text("hunter2\n")
+    env = {"PORT": str(port), "LOG_LEVEL": "debug", "API_KEY_FILE": str(tmp_path / "key")}
+    ready = f"http://127.0.0.1:{port}/health"
+    with running("tests.apps.example", cwd=COMMON, env=env, log=tmp_path / "log", ready=ready) as process:
+        answers = [
+            httpx.get(f"http://127.0.0.1:{port}/limited?limit=3", headers={"X-API-Key": key}).status_code
+            for key in ("hunter2", "hunter3")
+        ]
+        wait_until(lambda: process.log.count("request_completed") >= 2)
+
+    assert answers == [200, 401]
+    assert "hunter" not in process.log
+
+
+def test_logs_one_json_line_per_request(service, port):
+    httpx.get(f"http://127.0.0.1:{port}/limited?limit=3", headers={"X-Request-ID": "abc"})
+    wait_until(lambda: any(event["action"] == "request_completed" for event in events(service)))
+
+    [line] = [event for event in events(service) if event["action"] == "request_completed"]
+    assert list(line)[:4] == ["timestamp", "level", "component", "action"]
+    assert line["level"] == "INFO"
+    assert line["component"] == "example"
+    assert line["request_id"] == "abc"
+    assert (line["method"], line["path"], line["status"]) == ("GET", "/limited", 200)
+    assert isinstance(line["duration_ms"], float)
+
+
+def test_logs_the_whole_of_what_nobody_expected(service, port):
+    assert httpx.get(f"http://127.0.0.1:{port}/errors/unknown").status_code == 500
+    wait_until(lambda: "request_failed" in service.log)
+
+    [line] = [event for event in events(service) if event["action"] == "request_failed"]
+    assert "RuntimeError: a secret detail" in str(line["exception"])
+    assert line["request_id"]
+
+
+def test_a_service_that_cannot_start_says_so_in_one_line(start, tmp_path):
+    env = {"MODEL_FILEPATH": "/no/model.onnx", "LOG_FORMAT": "json"}
+    with running("tests.apps.example", cwd=COMMON, env=env, log=tmp_path / "log") as process:
+        assert process.popen.wait(30) == 1
+
+    [line] = events(process)
+    assert (line["level"], line["action"]) == ("CRITICAL", "startup_failed")
+    assert line["reason"] == "there is no model at /no/model.onnx"
+
+
+def test_a_bad_setting_is_one_line_and_exit_code_1(start, tmp_path):
+    with running("tests.apps.example", cwd=COMMON, env={"PORT": "x"}, log=tmp_path / "log") as process:
+        assert process.popen.wait(30) == 1
+
+    assert process.log.startswith("configuration error: PORT: ")
+    assert process.log.count("\n") == 1
+
+
+def test_a_port_that_is_taken_is_one_line_and_exit_code_1(service, start, tmp_path, port):
+    env = {"PORT": str(port), "LOG_FORMAT": "json"}
+    with running("tests.apps.example", cwd=COMMON, env=env, log=tmp_path / "second") as second:
+        assert second.popen.wait(30) == 1
+
+    [line] = events(second)
+    assert (line["level"], line["action"]) == ("CRITICAL", "startup_failed")
+    assert str(line["reason"]).startswith(f"cannot listen on 127.0.0.1 port {port}: Address already in use")
+    assert "service_started" not in second.log
+
+
+def test_runs_under_the_uvicorn_command_too(port, tmp_path):
+    module = f"uvicorn tests.apps.example:app --port {port}"
+    with running(module, cwd=COMMON, env={}, log=tmp_path / "log", ready=f"http://127.0.0.1:{port}/health"):
+        pass
+
+
+def test_importing_an_app_reads_no_settings():
+    code = "import os; os.environ['PORT'] = 'x'; import tests.apps.example"
+
+    subprocess.run([sys.executable, "-c", code], cwd=COMMON, check=True)
+
+
+def test_an_app_module_has_nothing_else_to_give_on_demand():
+    import tests.apps.example as module
+
+    with pytest.raises(AttributeError):
+        _ = module.something_else
+
+
+def test_readable_logs_leave_local_variables_out_of_tracebacks(start, port, tmp_path):
+    env = {"PORT": str(port), "LOG_FORMAT": "console"}
+    ready = f"http://127.0.0.1:{port}/health"
+    with running("tests.apps.example", cwd=COMMON, env=env, log=tmp_path / "log", ready=ready) as process:
+        httpx.get(f"http://127.0.0.1:{port}/errors/unknown")
+        wait_until(lambda: "a secret detail" in process.log)
+    assert "Traceback" in process.log
+    assert " locals " not in process.log
+
+
+def test_logs_are_readable_on_request(start, port, tmp_path):
+    env = {"PORT": str(port), "LOG_FORMAT": "console"}
+    ready = f"http://127.0.0.1:{port}/health"
+    with running("tests.apps.example", cwd=COMMON, env=env, log=tmp_path / "log", ready=ready) as process:
+        pass
+
+    assert "service_started" in process.log
+    assert not process.log.startswith("{")
+
+
+@pytest.mark.parametrize(("is_up", "code"), [(True, 0), (False, 1)])
+def test_the_health_check_tells_by_its_exit_code(is_up, code, port, tmp_path, request):
+    if is_up:
+        request.getfixturevalue("service")
+    env = {"PORT": str(port), "http_proxy": f"http://127.0.0.1:{free_port()}"}
+    with running("serving_common.healthcheck", cwd=COMMON, env=env, log=tmp_path / "check") as check:
+        assert check.popen.wait(30) == code

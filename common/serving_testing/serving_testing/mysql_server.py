@@ -1,0 +1,82 @@
+"""For tests: a private mariadbd or mysqld. Its user root needs no password and may do anything."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+from pathlib import Path
+
+from serving_testing.processes import free_port, wait_until
+
+
+def mysql_binary() -> str | None:
+    """The mariadbd or mysqld of this machine, or None."""
+    path = f"{os.environ['PATH']}:/usr/sbin"
+    return shutil.which("mariadbd", path=path) or shutil.which("mysqld", path=path)
+
+
+class MySqlServer:
+    """A server on a port of 127.0.0.1. Killed and started again, it has what it had."""
+
+    def __init__(self, binary: str, folder: Path, port: int | None = None) -> None:
+        self.port = port or free_port()
+        self._binary = binary
+        self._folder = folder
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def install(self) -> None:
+        """Make the folder of its data, unless that is there."""
+        data = self._folder / "data"
+        if data.exists():
+            return
+        if b"MariaDB" in subprocess.run([self._binary, "--version"], capture_output=True, check=True).stdout:
+            data.mkdir(parents=True)
+            install = ["mariadb-install-db", *self._options[:2], "--auth-root-authentication-method=normal"]
+        else:
+            install = [self._binary, *self._options[:2], "--initialize-insecure"]
+        subprocess.run([*install, *self._user], capture_output=True, check=True)
+
+    @property
+    def command(self) -> list[str]:
+        """What starts it, once it is installed."""
+        return [self._binary, *self._options, *self._user]
+
+    def start(self) -> None:
+        """Returns once it answers."""
+        with (self._folder / "log").open("ab") as log:
+            self._process = subprocess.Popen(self.command, stdout=log, stderr=log)
+        wait_until(self.is_up)
+
+    def is_up(self) -> bool:
+        """Whether it greets; AssertionError, with its log, if it has ended."""
+        if self._process is not None:
+            assert self._process.poll() is None, (self._folder / "log").read_text()
+        try:
+            with socket.create_connection(("127.0.0.1", self.port), timeout=2) as connection:
+                return bool(connection.recv(1))  # the server speaks first
+        except OSError:
+            return False
+
+    def stop(self, signal_number: int = signal.SIGKILL) -> None:
+        """Returns once it is gone."""
+        if self._process is not None:
+            self._process.send_signal(signal_number)
+            self._process.wait()
+
+    @property
+    def _options(self) -> list[str]:
+        return [
+            "--no-defaults",
+            f"--datadir={self._folder}/data",
+            f"--socket={self._folder}/socket",
+            f"--pid-file={self._folder}/pid",
+            f"--port={self.port}",
+            "--bind-address=127.0.0.1",
+            "--log-bin-trust-function-creators=1",  # tests make triggers
+            "--local-infile=1",
+        ]
+
+    @property
+    def _user(self) -> list[str]:
+        return ["--user=root"] if os.geteuid() == 0 else []

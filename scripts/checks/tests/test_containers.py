@@ -1,0 +1,105 @@
+"""What every container of every pattern is confined to, read from the compose files and Dockerfiles.
+
+There are no exceptions. If one becomes necessary, it belongs here, with its reason.
+"""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[3]
+COMPOSE_FILES = sorted(ROOT.glob("0*_pattern/docker-compose.yml"))
+SECRET_FILES = sorted(ROOT.glob("0*_pattern/docker-compose.secrets.yml"))
+DOCKERFILES = sorted([*ROOT.glob("0*_pattern/Dockerfile*"), *ROOT.glob("models/Dockerfile")])
+
+ROOT_USER = re.compile(r"(root|0)(:|$)")
+A_SECRET = re.compile(r"PASSWORD|API_KEY|TOKEN|SECRET|DATABASE_URL")
+# The random password of MySQL's root, and where a secret stands, are none.
+NO_SECRET = re.compile(r"MYSQL_RANDOM_ROOT_PASSWORD|.*_FILE")
+
+
+def services(paths):
+    return [
+        pytest.param(service, id=f"{path.parent.name}-{name}")
+        for path in paths
+        for name, service in yaml.safe_load(path.read_text(encoding="utf-8"))["services"].items()
+    ]
+
+
+def run_stages():
+    """The stages that containers run, each as the list of its lines: those with a CMD or an ENTRYPOINT."""
+    stages = []
+    for path in DOCKERFILES:
+        text = re.sub(r"\\\n", " ", path.read_text(encoding="utf-8"))
+        for stage in re.split(r"^(?=FROM )", text, flags=re.MULTILINE)[1:]:
+            lines = stage.splitlines()
+            if any(line.startswith(("CMD ", "ENTRYPOINT ")) for line in lines):
+                stages.append(pytest.param(lines, id=f"{path.relative_to(ROOT)} {lines[0]}"))
+    return stages
+
+
+def test_there_is_something_to_look_at():
+    assert len(COMPOSE_FILES) == len(list(ROOT.glob("0*_pattern")))
+    assert len(run_stages()) > len(COMPOSE_FILES)
+
+
+@pytest.mark.parametrize("service", services(COMPOSE_FILES))
+def test_a_container_is_confined(service):
+    assert service.get("read_only") is True
+    assert service.get("cap_drop") == ["ALL"]
+    assert service.get("security_opt") == ["no-new-privileges:true"]
+    assert not service.keys() & {"privileged", "cap_add", "pid", "ipc", "network_mode", "devices"}
+    # A volume has a name; a path of the host would let the container reach out.
+    assert all(re.match(r"[a-z]", volume) for volume in service.get("volumes", []))
+
+
+@pytest.mark.parametrize("service", services(COMPOSE_FILES))
+def test_a_container_does_not_run_as_root(service):
+    # Our own images name their user, see below. Those of others begin as root unless we say so.
+    assert "build" in service or "user" in service
+    assert not ROOT_USER.match(str(service.get("user", "app")))
+
+
+@pytest.mark.parametrize("stage", run_stages())
+def test_an_image_of_ours_does_not_run_as_root(stage):
+    users = [line.split()[1] for line in stage if line.startswith("USER ")]
+
+    assert users
+    assert not ROOT_USER.match(users[-1])
+
+
+@pytest.mark.parametrize("stage", run_stages())
+def test_an_image_holds_no_secret(stage):
+    assert not [line for line in stage if line.startswith(("ARG ", "ENV ")) and A_SECRET.search(line)]
+
+
+@pytest.mark.parametrize("service", services(COMPOSE_FILES))
+def test_a_database_is_published_on_the_loopback_address_only(service):
+    if "build" not in service:
+        assert all(port.startswith("127.0.0.1:") for port in service.get("ports", []))
+
+
+@pytest.mark.parametrize("service", services(COMPOSE_FILES))
+def test_a_secret_comes_from_outside_the_compose_file(service):
+    for name, value in service.get("environment", {}).items():
+        if A_SECRET.search(name) and not NO_SECRET.fullmatch(name):
+            assert re.fullmatch(r"\$\{\w+:?-[\w-]*\}", value), f"{name} cannot be set from outside"
+
+
+@pytest.mark.parametrize("path", SECRET_FILES, ids=lambda path: path.parent.name)
+def test_a_secret_that_comes_from_a_file_comes_from_nowhere_else(path):
+    base, overlay = (
+        yaml.safe_load(each.read_text(encoding="utf-8")) for each in (path.with_name("docker-compose.yml"), path)
+    )
+    for name, service in overlay["services"].items():
+        environment = base["services"][name].get("environment", {}) | service["environment"]
+        files = {variable: value for variable, value in service["environment"].items() if variable.endswith("_FILE")}
+        assert set(files.values()) == {f"/run/secrets/{secret}" for secret in service["secrets"]}
+        assert not [variable for variable in files if environment.get(variable.removesuffix("_FILE"))]
+        secrets = {
+            variable for variable in environment if A_SECRET.search(variable) and not NO_SECRET.fullmatch(variable)
+        }
+        assert secrets <= {variable.removesuffix("_FILE") for variable in files}
+    assert overlay["secrets"].keys() == {secret for each in overlay["services"].values() for secret in each["secrets"]}

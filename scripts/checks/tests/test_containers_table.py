@@ -1,0 +1,40 @@
+import json
+
+import pytest
+
+from scripts.checks.containers import healthy_after_s, table
+
+STARTED = "2026-11-22T14:00:00.123456789Z"
+
+
+@pytest.mark.parametrize(
+    ("log", "seconds"),
+    [
+        ([{"ExitCode": 0, "End": "2026-11-22T15:00:02.5+01:00"}], 2.4),
+        ([{"ExitCode": 1, "End": "2026-11-22T14:00:01Z"}, {"ExitCode": 0, "End": "2026-11-22T14:00:03Z"}], 2.9),
+        ([{"ExitCode": 1, "End": "2026-11-22T14:00:01Z"}], None),
+        (None, None),
+    ],
+)
+def test_a_container_is_healthy_at_its_first_good_check(log, seconds):
+    assert healthy_after_s({"StartedAt": STARTED, "Health": {"Log": log}}) == seconds
+
+
+def test_a_container_without_a_check_has_no_time():
+    assert healthy_after_s({"StartedAt": STARTED}) is None
+
+
+def test_the_table_has_the_slowest_of_each_service(tmp_path):
+    rows = [("api", 120, 1.5), ("job", 1200, None), ("job", 1200, 2.5), ("models", 9, None)]
+    notes = tmp_path / "notes"
+    notes.write_text(
+        "".join(
+            json.dumps({"pattern": "04", "service": service, "image_mb": mb, "healthy_s": seconds}) + "\n"
+            for service, mb, seconds in rows
+        )
+    )
+    assert table(notes).splitlines()[2:] == [
+        "| 04 | api | 120 MB | 1.5 s |",
+        "| 04 | job | 1,200 MB | 2.5 s |",
+        "| 04 | models | 9 MB |  |",
+    ]

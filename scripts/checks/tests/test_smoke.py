@@ -1,0 +1,151 @@
+"""`make smoke` on a pattern that serves one JSON file."""
+
+import json
+import textwrap
+
+import httpx
+import pytest
+
+from scripts.checks.smoke import main
+from scripts.devstack.patterns import Pattern, Process, table
+from serving_testing.processes import free_port, running
+
+README = """\
+    # Files
+
+    ```bash
+    curl http://localhost:PORT/data.json
+    ```
+
+    ```json
+    {"id": 1, "name": "iris"}
+    ```
+
+    ```console
+    $ python -m client
+    unimportant
+    $ curl localhost:PORT/data.json
+    {"id": 7,
+     "name": "iris"}
+    ```
+
+    ```
+    $ curl localhost:PORT/later.json
+    soon
+    ```
+    """
+
+
+def files(folder):
+    server = Process(
+        name="server",
+        argv=("python", "-m", "http.server", "{PORT_97_SERVER}", "--bind", "127.0.0.1"),
+        ports={"PORT_97_SERVER": 9700},
+        ready="http://127.0.0.1:{PORT_97_SERVER}/data.json",
+        ready_within_s=10,
+    )
+    pattern = Pattern(
+        number="97", title="Files", folder=str(folder), published={"PORT_97_SERVER": 8000}, processes=(server,)
+    )
+    return table([pattern])
+
+
+@pytest.fixture
+def root(tmp_path):
+    folder = tmp_path / "97_files_pattern"
+    folder.mkdir()
+    (folder / "data.json").write_text(json.dumps({"id": 7, "name": "iris"}))
+    write(folder, 8000)
+    write(tmp_path, 9700)
+    return tmp_path
+
+
+def write(folder, port):
+    (folder / "README.md").write_text(textwrap.dedent(README).replace("PORT", str(port)))
+
+
+@pytest.fixture
+def smoke(root, capsys):
+    def run_smoke(*argv):
+        code = main([*argv], files(root / "97_files_pattern"), root)
+        return code, capsys.readouterr().out
+
+    return run_smoke
+
+
+def test_what_does_not_run_is_started_and_stopped(smoke, root, monkeypatch):
+    monkeypatch.setenv("PORT_97_SERVER", str(free_port()))
+    code, said = smoke()
+    assert code == 0, said
+    assert "Starting 97." in said
+    assert [line.split("|")[1:6] for line in said.splitlines() if "README.md" in line] == [
+        [
+            " 97_files_pattern/README.md ",
+            " started     ",
+            " 2              ",
+            " 0              ",
+            " 1                      ",
+        ],
+        [
+            " README.md                  ",
+            " all of them ",
+            " 2              ",
+            " 0              ",
+            " 1                      ",
+        ],
+    ]
+
+
+def test_what_runs_is_asked_where_it_is_and_left_alone(smoke, root, monkeypatch):
+    port = free_port()
+    monkeypatch.setenv("PORT_97_SERVER", str(port))
+    url = f"http://127.0.0.1:{port}/data.json"
+    module, log = f"http.server {port} --bind 127.0.0.1", root / "log"
+    with running(module, cwd=root / "97_files_pattern", env={}, log=log, ready=url):
+        code, said = smoke("97")
+        assert httpx.get(url, trust_env=False).status_code == 200
+    assert code == 0, said
+    assert "Starting" not in said
+    assert "| running " in said
+
+
+def test_urls_as_shown(smoke, root):
+    port = free_port()
+    write(root / "97_files_pattern", port)
+    (root / "README.md").unlink()
+    url, module = f"http://127.0.0.1:{port}/data.json", f"http.server {port} --bind 127.0.0.1"
+    with running(module, cwd=root / "97_files_pattern", env={}, log=root / "log", ready=url):
+        assert smoke("97", "--as-shown")[0] == 0
+    code, said = smoke("97", "--as-shown")  # and nothing is started
+    assert code == 1
+    assert f"curl http://localhost:{port}/data.json" in said
+
+
+@pytest.mark.parametrize(
+    ("true", "false", "said_so"),
+    [
+        ('"iris"', '"rose"', 'answer.name: shown "rose", got "iris"'),
+        ("```json", "prose\n\n```json", "no ```json or ```text block follows this curl"),
+    ],
+)
+def test_what_is_not_as_shown_ends_with_1(smoke, root, monkeypatch, true, false, said_so):
+    monkeypatch.setenv("PORT_97_SERVER", str(free_port()))
+    readme = root / "97_files_pattern/README.md"
+    readme.write_text(readme.read_text().replace(true, false, 1))
+    code, said = smoke("97")
+    assert code == 1
+    assert "WRONG: " in said
+    assert said_so in said
+
+
+def test_what_cannot_be_started_ends_with_1(smoke, root, monkeypatch):
+    monkeypatch.setenv("PORT_97_SERVER", "many")
+    code, said = smoke("97")
+    assert code == 1
+    assert "make smoke: PORT_97_SERVER=many: a port is a number" in said
+
+
+def test_an_unknown_pattern_is_refused(smoke, capsys):
+    with pytest.raises(SystemExit):
+        smoke("05")
+    assert "no pattern 05; there are 97" in capsys.readouterr().err

@@ -1,0 +1,63 @@
+"""The real programs on a table of dummies: `python -m scripts.devstack.tests.dummies up|demo 90 ...`."""
+
+import sys
+
+from scripts.devstack import demo, up
+from scripts.devstack.demo import ask
+from scripts.devstack.patterns import Pattern, Process, table
+
+
+def dummy(name, fault, number, *, with_port=True, **options):
+    port = f"PORT_{number}_{name.upper()}"
+    options = {"ready": f"http://127.0.0.1:{{{port}}}/health" if with_port else None} | options
+    return Process(
+        name=name,
+        argv=("python", "-m", "scripts.devstack.tests.dummy", fault, *([f"{{{port}}}"] if with_port else [])),
+        ports={port: 1} if with_port else {},
+        **options,
+    )
+
+
+def pattern(number, *processes):
+    return Pattern(number=number, title=f"Pattern {number}", folder=".", processes=processes)
+
+
+DUMMIES = table(
+    [
+        pattern(
+            "90",
+            dummy("good", "serves", "90", env={"KIND": "fixed"}, defaults={"LEVEL": "info"}),
+            dummy("parent", "has-a-child", "90"),
+        ),
+        pattern("91", dummy("bad", "dies-at-start", "91"), dummy("good", "serves", "91")),
+        pattern("92", dummy("stubborn", "ignores-sigterm", "92")),
+        pattern("93", dummy("slow", "never-ready", "93", ready_within_s=0.3)),
+        pattern("94", dummy("patient", "never-ready", "94")),
+        pattern(
+            "95",
+            dummy("front", "says-when-it-stops", "95", needs=("96-store",)),
+        ),
+        pattern("96", dummy("store", "says-when-it-stops", "96", ready="tcp://127.0.0.1:{PORT_96_STORE}")),
+    ]
+)
+
+
+async def demo_right(client, urls):
+    yield await ask(client, "GET", f"{urls['PORT_90_GOOD']}/env", want={"LEVEL": "info"}, is_highlight=True)
+
+
+async def demo_wrong(client, urls):
+    yield await ask(client, "GET", f"{urls['PORT_92_STUBBORN']}/env", want={"HOME": 5})
+    raise AssertionError("a demo ends with its first wrong answer")
+
+
+async def demo_unreachable(client, urls):
+    yield await ask(client, "GET", "http://127.0.0.1:1/env", want=dict)
+
+
+DEMOS = {"90": demo_right, "91": demo_right, "92": demo_wrong, "94": demo_right, "95": demo_unreachable}
+
+
+if __name__ == "__main__":
+    program, *numbers = sys.argv[1:]
+    sys.exit(up.main(numbers, DUMMIES) if program == "up" else demo.main(numbers, DUMMIES, DEMOS))

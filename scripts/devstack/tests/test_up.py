@@ -1,0 +1,158 @@
+"""`make up` as a program: what its user sees, and what it leaves behind."""
+
+import json
+import os
+import pty
+import re
+import signal
+import socket
+import time
+
+import httpx
+import pytest
+
+from scripts.devstack.stack import ROOT
+from scripts.devstack.tests.conftest import is_alive
+from serving_testing.processes import wait_until
+
+
+def get(port, path="/health"):
+    return httpx.get(f"http://127.0.0.1:{port}{path}", trust_env=False)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_runs_until_a_signal_and_leaves_nothing(start, signum):
+    up = start("up", "90")
+    up.wait_for("All ready")
+    assert get(up.ports["PORT_90_GOOD"]).status_code == 200
+    assert f"http://127.0.0.1:{up.ports['PORT_90_PARENT']}" in up.text()
+    assert is_alive(up.pids("90 parent", "child")[0])
+    up.process.send_signal(signum)
+    assert up.ends() == 0
+    assert "All stopped." in up.text()
+    assert "child" in (ROOT / ".run/logs/90-parent.log").read_text()
+
+
+def test_kills_what_ignores_sigterm_within_ten_seconds(start):
+    up = start("up", "92")
+    up.wait_for("All ready")
+    asked = time.monotonic()
+    for _ in range(2):  # an impatient second Ctrl-C changes nothing
+        up.process.send_signal(signal.SIGINT)
+    assert up.ends() == 0
+    assert time.monotonic() - asked < 10  # the promise under test
+    assert "did not stop within 8 s of SIGTERM" in up.text()
+
+
+def test_a_killed_process_is_started_again(start):
+    up = start("up", "90")
+    up.wait_for("All ready")
+    (killed,) = up.pids("90 good")
+    os.kill(killed, signal.SIGKILL)
+    wait_until(lambda: sum("-- ready after" in line for line in up.lines("90 good")) == 2)
+    said = [line for line in up.lines("90 good") if line.startswith("--")]
+    assert said[1:4] == ["-- was killed by SIGKILL", f"--     pid {killed}", "-- starting again in 0.5 s"]
+    assert get(up.ports["PORT_90_GOOD"]).status_code == 200
+    up.process.send_signal(signal.SIGTERM)
+    assert up.ends() == 0
+
+
+def test_the_children_of_a_killed_process_are_killed_before_it_starts_again(start):
+    up = start("up", "90")
+    up.wait_for("All ready")
+    (orphan,) = up.pids("90 parent", "child")
+    os.kill(up.pids("90 parent")[0], signal.SIGKILL)
+    wait_until(lambda: len(up.pids("90 parent", "child")) == 2)
+    assert not is_alive(orphan)
+
+
+def test_a_process_that_dies_at_start_stops_everything(start):
+    up = start("up", "91")
+    assert up.ends() == 1
+    assert "make up: 91 bad did not become ready: it exited with code 3" in up.text()
+    assert "\n    the disk is on fire" in up.text()
+
+
+def test_a_process_that_is_never_ready_stops_everything(start):
+    up = start("up", "93", "90")
+    assert up.ends() == 1
+    assert "make up: 93 slow did not become ready within 0.3 s" in up.text()
+
+
+def test_can_be_stopped_while_it_starts(start):
+    up = start("up", "94")
+    wait_until(lambda: up.pids("94 patient"))
+    up.process.send_signal(signal.SIGINT)
+    assert up.ends() == 0
+    assert "All ready" not in up.text()
+
+
+def test_a_taken_port_is_said_before_anything_starts(start):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        up = start("up", "90", PORT_90_GOOD=str(port))
+        assert up.ends() == 1
+    assert f"Port {port}, which 90 good wants, is taken. To use another: PORT_90_GOOD=" in up.text()
+    assert up.all_pids() == set()
+
+
+def test_the_same_port_twice_is_refused(start):
+    up = start("up", "90", PORT_90_GOOD="23456", PORT_90_PARENT="23456")
+    assert up.ends() == 1
+    assert "Port 23456, which 90 parent wants, is wanted by 90 good too" in up.text()
+
+
+@pytest.mark.parametrize("port", ["many", "0", "65536", "-1"])
+def test_a_bad_port_is_refused(start, port):
+    up = start("up", "90", PORT_90_GOOD=port)
+    assert up.ends() == 1
+    assert f"PORT_90_GOOD={port}: a port is a number from 1 to 65535" in up.text()
+
+
+def test_an_unknown_pattern_is_refused(start):
+    up = start("up", "05")
+    assert up.ends() == 2
+    assert "no pattern 05; there are 90, 91" in up.text()
+
+
+def test_the_callers_environment_wins_over_defaults_but_not_over_what_makes_the_process(start):
+    up = start("up", "90", LEVEL="", KIND="mine")
+    up.wait_for("All ready")
+    environ = json.loads(get(up.ports["PORT_90_GOOD"], "/env").text)
+    assert (environ["LEVEL"], environ["KIND"]) == ("", "fixed")
+    up.process.send_signal(signal.SIGTERM)
+    assert up.ends() == 0
+
+
+def test_what_a_pattern_needs_starts_before_it_and_stops_after_it(start):
+    up = start("up", "95")
+    up.wait_for("All ready")
+    assert re.findall("(..) .* \\| -- ready", up.text()) == ["96", "95"]
+    up.process.send_signal(signal.SIGTERM)
+    assert up.ends() == 0
+    assert re.findall("(..) .* \\| stopped", up.text()) == ["95", "96"]
+
+
+def test_nothing_survives_a_killed_supervisor(start):
+    up = start("up", "90")
+    up.wait_for("All ready")
+    os.kill(up.process.pid, signal.SIGKILL)
+    wait_until(lambda: not any(map(is_alive, up.all_pids())))
+    assert len(up.all_pids()) == 3
+
+
+def test_on_a_terminal_every_process_has_its_colour(start):
+    ours, theirs = pty.openpty()
+    with os.fdopen(ours, "rb", buffering=0) as terminal:
+        up = start("up", "90", stdout=theirs, TERM="xterm-256color", NO_COLOR="", COLUMNS="120")
+        os.close(theirs)
+        shown = b""
+        while b"All ready" not in shown:
+            shown += terminal.read(4096)
+        up.process.send_signal(signal.SIGTERM)
+        up.process.wait()
+    colours = re.findall("\x1b\\[(\\d+)m(90 \\w+) +│ \x1b\\[0mpid ", shown.decode())
+    assert sorted(label for _, label in colours) == ["90 good", "90 parent"]
+    assert len({colour for colour, _ in colours}) == 2
