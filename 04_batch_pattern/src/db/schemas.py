@@ -1,4 +1,4 @@
-"""The JSON of the API."""
+"""The JSON of the API: what requests are validated against, and how rows are serialized."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,6 +10,7 @@ from pydantic import BeforeValidator, FailFast, Field, JsonValue
 from typing_extensions import TypedDict  # pydantic takes the one from typing only since Python 3.12
 
 from serving_common import iris
+from serving_common.manifest import Tensor
 
 Features = list[float]
 
@@ -24,7 +25,7 @@ class _ItemsBody(TypedDict):
     items: Annotated[list[ItemBase], Field(min_length=1)]
 
 
-def _unwrapped(body: Any) -> Any:
+def _unwrap_items(body: Any) -> Any:
     return body.get("items") if isinstance(body, dict) else body
 
 
@@ -32,28 +33,28 @@ ItemList = Annotated[
     list[ItemBase],
     Field(min_length=1),
     FailFast(),
-    BeforeValidator(_unwrapped, json_schema_input_type=_ItemsBody | Annotated[list[ItemBase], Field(min_length=1)]),
+    BeforeValidator(_unwrap_items, json_schema_input_type=_ItemsBody | Annotated[list[ItemBase], Field(min_length=1)]),
 ]
-"""`{"items": [...]}`, or just the list. Of a list with many faults the caller reads the first."""
+"""`{"items": [...]}` or a plain list. Validation stops at the first bad item: 400,000 errors would fill the memory."""
 
 
 class Item(TypedDict):
     """A flower as it is stored."""
 
     id: int
-    # Any JSON: other software may have written it.
+    # Any JSON: another program may have written it.
     values: Annotated[JsonValue, Field(description="As registered: four numbers, in cm.", examples=iris.SAMPLE)]
     prediction: Annotated[
         dict[str, float] | None, Field(description="Probability of each class, once the job has run.")
     ]
-    # No JSON Schema date-time, which would have to have a zone.
+    # Not a JSON Schema date-time, which requires a time zone.
     created_datetime: Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d$", description="UTC.")]
-    error: NotRequired[Annotated[str, Field(description="Only where the job could not predict these values: why.")]]
+    error: NotRequired[Annotated[str, Field(description="Why the job could not predict these values; absent otherwise.")]]
 
 
 @dataclass(frozen=True, slots=True)
 class StoredItem:
-    """A row as it is read: its JSON is text, which can be sent as it is."""
+    """A row as it is read. Its JSON stays text, which is sent unparsed."""
 
     id: int
     values: str
@@ -61,38 +62,32 @@ class StoredItem:
     created_datetime: datetime
     error: str | None
 
-    def answer(self) -> dict[str, Any]:
-        """This as an `Item`, for orjson."""
-        answer: dict[str, Any] = {
+    def to_item(self) -> dict[str, Any]:
+        """The `Item` for orjson."""
+        item: dict[str, Any] = {
             "id": self.id,
             "values": orjson.Fragment(self.values),
             "prediction": None if self.prediction is None else orjson.Fragment(self.prediction),
             "created_datetime": self.created_datetime,
         }
         if self.error is not None:
-            answer["error"] = self.error
-        return answer
+            item["error"] = self.error
+        return item
 
 
 def to_json(items: StoredItem | Sequence[StoredItem]) -> bytes:
-    """An `Item`, or a list of them."""
-    # A list in one go: orjson's result for each would keep kilobytes, and a body of 8 MiB has 400,000 items.
+    """JSON of an `Item`, or of a list of them."""
+    # The list in one call: orjson allocates kilobytes for each result, and a body of 8 MiB has 400,000 items.
     option = orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_OMIT_MICROSECONDS
-    return orjson.dumps(items, default=StoredItem.answer, option=option)
+    return orjson.dumps(items, default=StoredItem.to_item, option=option)
 
 
 class Health(TypedDict):
     status: str
 
 
-class Tensor(TypedDict):
-    name: str
-    dtype: str
-    shape: list[int | str]
-
-
 class ModelMetadata(TypedDict):
-    """What the job's model takes and gives, and what its manifest tells of it (null where there is none)."""
+    """The job's model: inputs, outputs, labels, and the figures of its manifest (null if it has none)."""
 
     name: str
     version: str

@@ -3,10 +3,10 @@
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
 
 from serving_common import iris
 from serving_common.errors import StartupError
+from serving_common.manifest import read_manifest_entry
 from src.db.schemas import ModelMetadata
 
 
@@ -43,24 +43,15 @@ def read_metadata(model_filepath: Path, label_filepath: Path) -> ModelMetadata:
     Raises:
         StartupError: model or labels are missing.
     """
-    entry = _manifest_entry(model_filepath)
+    entry = read_manifest_entry(model_filepath)
     return {
         "name": model_filepath.stem,
         "version": model_version(model_filepath),
-        "inputs": entry.get("inputs", []),
-        "outputs": entry.get("outputs", []),
+        "inputs": entry.inputs if entry else [],
+        "outputs": entry.outputs if entry else [],
         "labels": read_labels(label_filepath),
-        "weights": entry.get("weights"),
-        "accuracy": entry.get("metrics", {}).get("accuracy"),
+        "weights": entry.weights if entry else None,
+        "accuracy": entry.metrics.get("accuracy") if entry else None,
         "data_names": list(iris.FEATURES),
         "data_sample": iris.SAMPLE,
     }
-
-
-def _manifest_entry(model_filepath: Path) -> dict[str, Any]:
-    try:
-        manifest = json.loads((model_filepath.parent / "manifest.json").read_text(encoding="utf-8"))
-        entry: dict[str, Any] = manifest["artifacts"][model_filepath.stem]
-    except (OSError, ValueError, LookupError):
-        return {}
-    return entry
