@@ -48,7 +48,7 @@ chaos: setup  ## Kill workers, models and Redis under 2,000 jobs of 03 and of 07
 	@cd 03_asynchronous_pattern && CHAOS_JOBS=2000 CHAOS_KILLS=30 CHAOS_TF_SERVING_AWAY_S=5 \
 		../$(PYTHON_IN) -m pytest tests/e2e/test_faults.py -s
 	@cd 07_sync_async_pattern && FAULT_IMAGES=2000 FAULT_KILLS=60 \
-		../$(PYTHON_IN) -m pytest tests/worker/test_faults.py -s -k whoever
+		../$(PYTHON_IN) -m pytest tests/integration/worker/test_faults.py -s -k whoever
 	@cd common && CHAOS_IDS=200000 ../$(PYTHON_IN) -m pytest tests/test_queue.py -k share_an_id
 
 trace: setup  ## Follow every requirement to the test that shows it, and that test to the last `make test`

@@ -72,7 +72,6 @@ for number in "$@"; do
       # Built here, where TensorFlow is at hand if the download is not: an image with it has 2 GB.
       .venv/bin/python -m models.build --only mobilenet_v2 resnet50
       export COMPOSE_FILE=docker-compose.yml:docker-compose.models.yml
-      tests=(tests/e2e tests/compose)
       ;;
     *) echo "test-compose: nothing is known of pattern $number" >&2; exit 1 ;;
   esac

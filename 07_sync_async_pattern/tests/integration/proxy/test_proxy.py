@@ -25,7 +25,7 @@ from serving_common.queue.types import JobId
 from serving_common.queue.worker import Worker
 from serving_testing.processes import free_port
 from tests.conftest import PATTERN, ROOT
-from tests.proxy.conftest import body_of, proxy, until
+from tests.integration.proxy.conftest import body_of, proxy, until
 
 BETTER = Prediction(
     "Siamese cat", [("Siamese cat", 0.75), ("lynx", 0.125), ("tabby", 0.0625), ("tench", 0), ("crane", 0)]

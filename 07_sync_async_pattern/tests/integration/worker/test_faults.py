@@ -19,9 +19,9 @@ from serving_common.redis import QueueUnavailable
 from serving_testing.fixtures import running_redis
 from serving_testing.processes import Process, answers, free_port, running, wait_until
 from tests.conftest import PATTERN
-from tests.worker.conftest import children, environment, is_running, kill
-from tests.worker.model import HANGS, image_of, images
-from tests.worker.test_worker import expected, is_same
+from tests.integration.worker.conftest import children, environment, is_running, kill
+from tests.integration.worker.model import HANGS, image_of, images
+from tests.integration.worker.test_worker import expected, is_same
 
 IMAGES = int(os.environ.get("FAULT_IMAGES", "200"))
 KILLS = int(os.environ.get("FAULT_KILLS", "6"))

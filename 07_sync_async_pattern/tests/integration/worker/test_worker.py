@@ -17,8 +17,8 @@ from src.worker.main import create_app
 
 from serving_common.errors import StartupError
 from serving_common.queue.types import POISON, JobStatus
-from tests.worker.conftest import ARTIFACTS, LABELS, children, kill
-from tests.worker.model import FAILS, HANGS, image_of, images
+from tests.integration.worker.conftest import ARTIFACTS, LABELS, children, kill
+from tests.integration.worker.model import FAILS, HANGS, image_of, images
 
 GOOD = image_of((10, 120, 30))
 

@@ -16,7 +16,7 @@ from src.ml.classifier import Classifier
 from serving_testing.processes import Process, free_port, running
 from serving_testing.redis_server import RedisServer
 from tests.conftest import PATTERN, ROOT
-from tests.worker.model import write_model
+from tests.integration.worker.model import write_model
 
 ARTIFACTS = ROOT / "models/artifacts"
 LABELS = ROOT / "models/imagenet_labels.json"
