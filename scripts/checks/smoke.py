@@ -20,8 +20,9 @@ from rich import box
 from rich.table import Column, Table
 
 from scripts.checks.readme import check_examples, examples, unchecked
-from scripts.devstack.patterns import PATTERNS, Pattern
-from scripts.devstack.stack import ROOT, Stack, StackError, private_stack, run
+from scripts.devstack.patterns import PATTERNS
+from scripts.devstack.stack import DevStack, StackError, private_stack, run
+from scripts.devstack.table import ROOT, Pattern
 from scripts.devstack.terminal import INTERRUPTED, make_console, parsed, parser_of_patterns
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ async def smoke(numbers: Sequence[str], table: Mapping[str, Pattern], root: Path
     checked: list[Checked] = []
     try:
         async with contextlib.AsyncExitStack() as exits:
-            running = Stack(numbers, table=table)
+            running = DevStack(numbers, table=table)
             present = [number for number in numbers if as_shown or await is_up(running, number)]
             urls, where = dict(running.urls), dict.fromkeys(present, "as shown" if as_shown else "running")
             if absent := [number for number in numbers if number not in present]:
@@ -81,9 +82,11 @@ async def smoke(numbers: Sequence[str], table: Mapping[str, Pattern], root: Path
     return 1 if any(each.problems for each in checked) else 0
 
 
-async def is_up(stack: Stack, number: str) -> bool:
+async def is_up(stack: DevStack, number: str) -> bool:
     """Whether all of a pattern's processes answer where this stack would have them."""
-    probed = [each for each in stack.processes if each.id.startswith(f"{number}-") and each.process.ready is not None]
+    probed = [
+        each for each in stack.processes if each.id.startswith(f"{number}-") and each.definition.ready is not None
+    ]
     return bool(probed) and all(await asyncio.gather(*(each.is_ready() for each in probed)))
 
 
@@ -114,7 +117,7 @@ def shown_ports(table: Mapping[str, Pattern], number: str) -> Iterator[tuple[str
     """Each `localhost:PORT` of the README of this pattern (or of the root), the port's name, and whose it is."""
     published = table[number].published if number else {}
     for pattern in table.values():
-        for name, port in ((name, port) for process in pattern.processes for name, port in process.ports.items()):
+        for name, port in ((name, port) for definition in pattern.processes for name, port in definition.ports.items()):
             if name in published or port not in published.values():
                 yield f"localhost:{published.get(name, port)}", name, pattern
 

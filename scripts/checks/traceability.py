@@ -31,7 +31,7 @@ from rich.table import Table
 
 from scripts.benchmarks.__main__ import BENCHES
 from scripts.chaos.__main__ import PROOFS
-from scripts.devstack.stack import ROOT
+from scripts.devstack.table import ROOT
 from scripts.devstack.terminal import make_console
 
 if TYPE_CHECKING:

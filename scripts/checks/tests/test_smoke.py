@@ -7,7 +7,7 @@ import httpx
 import pytest
 
 from scripts.checks.smoke import main
-from scripts.devstack.patterns import Pattern, Process, table
+from scripts.devstack.table import Pattern, ProcessDefinition, by_number
 from serving_testing.processes import free_port, running
 
 README = """\
@@ -37,7 +37,7 @@ README = """\
 
 
 def files(folder):
-    server = Process(
+    server = ProcessDefinition(
         name="server",
         argv=("python", "-m", "http.server", "{PORT_97_SERVER}", "--bind", "127.0.0.1"),
         ports={"PORT_97_SERVER": 9700},
@@ -47,7 +47,7 @@ def files(folder):
     pattern = Pattern(
         number="97", title="Files", folder=str(folder), published={"PORT_97_SERVER": 8000}, processes=(server,)
     )
-    return table([pattern])
+    return by_number([pattern])
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from scripts.checks.traceability import Record, check, main, requirements
-from scripts.devstack.stack import ROOT
+from scripts.devstack.table import ROOT
 
 TESTS = """
 import pytest
