@@ -5,7 +5,7 @@ from typing import Literal, NotRequired
 from pydantic import BaseModel, Field
 from typing_extensions import TypedDict  # pydantic takes the one from typing only since Python 3.12
 
-from src.jobs import Answer, Ranked
+from src.jobs import LabelProbability, StoredPrediction
 from src.ml.weights import Weights
 
 # The smallest PNG: one white pixel.
@@ -24,30 +24,30 @@ class PredictRequest(BaseModel):
 
 
 class PredictResponse(BaseModel):
-    """The fast answer, and the id of the better one, which GET /job/{job_id} will have."""
+    """The fast model's label, and the id under which GET /job/{job_id} will have the better model's."""
 
-    job_id: str | None = Field(description="Null if no job could be queued: then there will be no better answer.")
+    job_id: str | None = Field(description="Null if no job could be queued: there will be no better answer.")
     result_sync: str = Field(examples=["Persian cat"])
 
 
-class JobEntry(TypedDict):
-    """`prediction` is empty as long as there is none; `error` says why there will be none.
+class ImageJobResult(TypedDict):
+    """`prediction` is empty until the job has completed; `error` says why it failed.
 
-    With `detail=true` also the five best classes of the better model, and what the fast one had said.
+    `detail=true` adds the better model's five most probable classes, and the fast model's prediction.
     """
 
     prediction: str
     error: NotRequired[str]
-    top5: NotRequired[list[Ranked]]
-    sync: NotRequired[Answer]
+    top5: NotRequired[list[LabelProbability]]
+    sync: NotRequired[StoredPrediction]
 
 
 WeightsOfBoth = TypedDict("WeightsOfBoth", {"sync": Weights, "async": Weights})
-"""With random weights everything works, but the labels mean nothing."""
+"""With random weights everything works, but the labels are meaningless."""
 
 
 class Metadata(TypedDict):
-    """What goes in, and what comes out."""
+    """Input and output of the API, and the weights of its models."""
 
     data_type: str
     data_structure: str

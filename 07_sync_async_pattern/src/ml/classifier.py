@@ -1,4 +1,4 @@
-"""An ImageNet model with the names of its classes."""
+"""An ImageNet model with its class labels."""
 
 import json
 from dataclasses import dataclass
@@ -15,8 +15,8 @@ TOP = 5
 
 
 @dataclass(frozen=True, slots=True)
-class Prediction:
-    """What is probably on an image: the best label, and the five best with their probabilities, best first."""
+class ImagePrediction:
+    """The best label, and the five most probable ones as (label, probability) in descending order."""
 
     label: str
     top5: list[tuple[str, float]]
@@ -24,22 +24,22 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True)
 class Classifier:
-    """May be used from several threads at once; a run blocks, and releases the GIL."""
+    """Thread-safe; a run blocks, and releases the GIL."""
 
     model: OnnxModel
     labels: list[str]
 
     @classmethod
     def load(cls, model_path: Path, labels_path: Path, *, threads: int = 1) -> Self:
-        """Load and warm up a model with float32 images (N, 3, 224, 224) in and scores (N, 1000) out.
+        """Load and warm up a model that maps float32 images (N, 3, 224, 224) to scores (N, 1000).
 
         Args:
             model_path: the .onnx file.
-            labels_path: a JSON list of the 1,000 names.
-            threads: used by one run; 0 means all that this container may use.
+            labels_path: a JSON list of the 1,000 labels.
+            threads: number of threads of one run; 0 means all CPUs of this container.
 
         Raises:
-            StartupError: a file is missing or not as it should be.
+            StartupError: a file is missing or malformed, or the model has other inputs or outputs.
         """
         labels = _read_labels(labels_path)
         model = OnnxModel.load(
@@ -47,18 +47,18 @@ class Classifier:
         )
         return cls(model, labels)
 
-    def classify(self, images: FloatArray) -> list[Prediction]:
-        """One prediction for each of the preprocessed images, float32 (N, 3, 224, 224)."""
+    def classify(self, images: FloatArray) -> list[ImagePrediction]:
+        """One prediction for each preprocessed image in float32 (N, 3, 224, 224)."""
         return [self._describe(row) for row in probabilities(self.model.run(images))]
 
-    def _describe(self, row: FloatArray) -> Prediction:
+    def _describe(self, row: FloatArray) -> ImagePrediction:
         best = np.argsort(row)[: -TOP - 1 : -1]
         top5 = [(self.labels[index], float(row[index])) for index in best]
-        return Prediction(top5[0][0], top5)
+        return ImagePrediction(top5[0][0], top5)
 
 
 def probabilities(outputs: FloatArray) -> FloatArray:
-    """Softmax of each row of (N, classes); rows that are probabilities already stay as they are."""
+    """Softmax of each row of (N, classes); a batch that already holds probabilities is returned unchanged."""
     if (outputs >= 0).all() and np.allclose(outputs.sum(axis=1), 1, atol=1e-3):
         return outputs
     powers = np.exp(outputs - outputs.max(axis=1, keepdims=True))

@@ -1,4 +1,4 @@
-"""From what a client sends to what the models take: Base64, image, 224x224 pixels, normalised numbers."""
+"""From the request to the models' input: Base64, image, 224x224 pixels, normalised numbers."""
 
 import contextlib
 import io
@@ -14,27 +14,27 @@ from serving_common.onnx import FloatArray
 
 SIZE = 224
 SHORT_SIDE = 256
-"""Of the whole image in RESIZE_MODE=crop, whose centre of 224x224 the model then sees."""
+"""RESIZE_MODE=crop scales the image's short side to this, then takes the centre of 224x224."""
 FILTER = Image.Resampling.BICUBIC
-"""Pillow's default. It antialiases: every pixel of the image counts, however small the result."""
+"""Pillow's default. It antialiases, so every source pixel contributes."""
 MEAN = np.array([0.485, 0.456, 0.406])
 STD = np.array([0.229, 0.224, 0.225])
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF")
 MAX_SIDE = 65_535
-"""What JPEG allows. Pillow resizes first in width, so a tall image goes through one of 224 x its height."""
+"""JPEG's own limit. Pillow resizes the width first, so a tall image passes through one of 224 x its height."""
 MAX_RATIO = 255
-"""A strip that is longer is cut before its short side is brought to 256, which could make it gigabytes long."""
+"""Images with a larger aspect ratio are cropped first: scaled to a short side of 256 they could take gigabytes."""
 MAX_IMAGE_PIXELS = 178_956_970
-"""Where Pillow itself refuses."""
+"""Pillow's own limit."""
 MAX_SEGMENTS = 500
-"""Scans of a JPEG, and pieces of its EXIF data. Ten scans are usual, and 7 MB have room for 90,000, each of which takes
-libjpeg through the whole image again; or for 300,000 pieces, with each of which Pillow copies those before it."""
+"""Most scans, and EXIF segments, of a JPEG. Ten scans are usual; 7 MB can hold 90,000, and libjpeg goes through the
+whole image for each, or 300,000 EXIF segments, and Pillow copies all earlier ones for each."""
 
 SCALE = (1 / (255 * STD)).astype(np.float32)
 OFFSET = (-MEAN / STD).astype(np.float32)
 
-# Remarks about files that are odd but readable; on stderr they would stand between the lines of JSON.
+# Pillow warns about odd but readable files; on stderr that would break up the JSON log.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
@@ -44,10 +44,10 @@ class ResizeMode(StrEnum):
 
 
 def decode_base64(text: str) -> bytes:
-    """The bytes of an image; a data URL's prefix and whitespace are allowed.
+    """The decoded bytes; whitespace and the prefix of a data URL are allowed.
 
     Raises:
-        InvalidInput: it is empty, or not Base64.
+        InvalidInput: the text is empty, or not Base64.
     """
     text = text.lstrip()
     if text[:5].lower() == "data:":
@@ -56,7 +56,7 @@ def decode_base64(text: str) -> bytes:
             raise _unreadable("is a data URL without ;base64")
     try:
         data = pybase64.b64decode(text, validate=True)
-    except ValueError:  # most have no whitespace, so it is looked for only now
+    except ValueError:  # strip whitespace only now, because few texts have any
         try:
             data = pybase64.b64decode("".join(text.split()), validate=True)
         except ValueError as exc:
@@ -67,11 +67,11 @@ def decode_base64(text: str) -> bytes:
 
 
 def load_image(data: bytes, *, max_pixels: int) -> Image.Image:
-    """The picture that a viewer would show, mode RGB: the first frame, upright, on white where it is transparent.
+    """The image as a viewer shows it, in mode RGB: first frame, EXIF orientation applied, transparency on white.
 
     Raises:
-        InvalidInput: the format is none of FORMATS, the image is too large (told from its header, before it is
-            decoded), would take minutes, or is damaged.
+        InvalidInput: the format is not in FORMATS; the image is too large, which is checked on its header before
+            anything is decoded; it would take minutes to decode; or it is damaged.
     """
     if data.startswith(b"\xff\xd8") and max(data.count(b"\xff\xda"), data.count(b"\xff\xe1")) > MAX_SEGMENTS:
         raise _unreadable(f"has more than {MAX_SEGMENTS} scans, or pieces of EXIF data")
@@ -90,15 +90,15 @@ def load_image(data: bytes, *, max_pixels: int) -> Image.Image:
         raise _unreadable(f"is too large: {width}x{height}, and no side may be longer than {MAX_SIDE}")
     try:
         image.load()
-        with contextlib.suppress(Exception):  # EXIF data that make no sense are no reason to refuse the image
+        with contextlib.suppress(Exception):  # malformed EXIF data do not make the image unreadable
             ImageOps.exif_transpose(image, in_place=True)
         return _on_white(image)
-    except Exception as exc:  # Pillow's decoders raise nearly everything when a file is damaged
+    except Exception as exc:  # Pillow's decoders raise nearly any exception on a damaged file
         raise _unreadable("is a damaged or truncated image") from exc
 
 
 def _on_white(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # 16 bits of grey, which convert() would cut off at 255 instead of scaling
+    if image.mode.startswith("I"):  # 16-bit grey, which convert() would clip at 255 instead of scaling
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
     if not image.has_transparency_data:
         return image if image.mode == "RGB" else image.convert("RGB")
@@ -109,7 +109,7 @@ def _on_white(image: Image.Image) -> Image.Image:
 
 
 def resize(image: Image.Image, mode: ResizeMode) -> Image.Image:
-    """224x224 pixels: the whole image stretched, or the centre of it once its short side is 256."""
+    """224x224 pixels: the whole image stretched, or its centre after scaling the short side to 256."""
     if mode is ResizeMode.STRETCH:
         return image.resize((SIZE, SIZE), FILTER)
     short = min(image.size)
@@ -126,7 +126,7 @@ def _centre(size: tuple[int, int], part: tuple[int, int]) -> tuple[int, int, int
 
 
 def normalise(image: Image.Image) -> FloatArray:
-    """An RGB image as the models take it: float32 (3, height, width), (value / 255 - mean) / std per channel.
+    """An RGB image as float32 (3, height, width): (value / 255 - mean) / std per channel.
 
     Source: the preprocessing of MobileNetV2 and ResNet50 in the ONNX Model Zoo.
     """
@@ -137,10 +137,10 @@ def normalise(image: Image.Image) -> FloatArray:
 
 
 def preprocess(data: bytes, *, resize_mode: ResizeMode, max_pixels: int) -> FloatArray:
-    """An image file as the models take it: float32 (3, 224, 224), RGB, about -2.1 to 2.7. Blocks while it decodes.
+    """An image file as the models' input: float32 (3, 224, 224), RGB, about -2.1 to 2.7. Blocks while decoding.
 
     Raises:
-        InvalidInput: it is no image that we can read; the reason says why.
+        InvalidInput: the image cannot be decoded; the error says why.
     """
     return normalise(resize(load_image(data, max_pixels=max_pixels), resize_mode))
 

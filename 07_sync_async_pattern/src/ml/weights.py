@@ -1,17 +1,16 @@
-"""Whether a model's weights mean anything, as the manifest says that models.build writes beside its models."""
+"""Whether a model's labels mean anything: which weights models.build gave it."""
 
-import json
 from pathlib import Path
 from typing import Literal
+
+from serving_common.manifest import read_manifest_entry
 
 Weights = Literal["pretrained", "random", "unknown"]
 
 
 def weights_of(model_path: Path) -> Weights:
-    """`random` or `pretrained` (also from a file that its builder was given); `unknown` without a manifest."""
-    try:
-        artifacts = json.loads((model_path.parent / "manifest.json").read_text())["artifacts"]
-        [weights] = (entry["weights"] for entry in artifacts.values() if entry["file"] == model_path.name)
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+    """`random`; `pretrained`, also for a file that was given to models.build; `unknown` without a manifest entry."""
+    entry = read_manifest_entry(model_path)
+    if entry is None or entry.weights is None:
         return "unknown"
-    return "random" if weights == "random" else "pretrained"
+    return "random" if entry.weights == "random" else "pretrained"

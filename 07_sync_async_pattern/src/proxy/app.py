@@ -18,12 +18,12 @@ from src.jobs import Jobs
 from src.ml.classifier import Classifier
 from src.ml.weights import weights_of
 from src.proxy.page import STATIC, page_router
-from src.proxy.predictor import Predictor
+from src.proxy.predictor import SyncPredictor
 from src.proxy.routers import health_router, router
 
 
 def create_app(settings: ProxySettings) -> FastAPI:
-    """The proxy with the fast model and the queue that these settings name."""
+    """The proxy, with the fast model and a client of the queue."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -43,13 +43,13 @@ def create_app(settings: ProxySettings) -> FastAPI:
             )
             stack.push_async_callback(app.state.jobs.queue.close)
             app.state.on_stop.append(app.state.jobs.queue.stop_waiting)
-            app.state.predictor = await stack.enter_async_context(Predictor(classifier, app.state.jobs, settings))
+            app.state.predictor = await stack.enter_async_context(SyncPredictor(classifier, app.state.jobs, settings))
             yield
 
     app = create_service(
         settings,
         title="Image classification: fast now, better later",
-        description="POST /predict answers with a fast model at once; GET /job/{job_id} has a better one's answer.",
+        description="POST /predict answers at once, with a fast model; GET /job/{job_id} has a better model's answer.",
         lifespan=lifespan,
         invalid_input=400,
     )

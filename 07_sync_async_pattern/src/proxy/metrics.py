@@ -1,11 +1,11 @@
-"""What the proxy tells Prometheus beside what every service tells."""
+"""The proxy's own metrics, in addition to those of every service."""
 
 from prometheus_client import Counter, Histogram
 
 STAGE_TIME = Histogram(
     "sync_stage_seconds",
-    "The fast answer's parts: `read` is Base64, decoding and resizing, `model` the run, neither waiting for a thread.",
+    "Stages of the fast answer: `read` is Base64, decoding and resizing, `model` the run; waiting excluded.",
     ["stage"],
     buckets=(0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5),
 )
-JOBS = Counter("jobs_registered", "Images for which the better answer was promised, or could not be.", ["outcome"])
+JOBS = Counter("jobs_registered", "Readable images, by whether a job for the better model was enqueued.", ["outcome"])

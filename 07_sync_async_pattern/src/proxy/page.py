@@ -1,4 +1,4 @@
-"""The page at /: drop an image, see the fast answer, and the better one replace it."""
+"""The page at /: drop an image, see the fast answer, then the better one in its place."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from fastapi.responses import FileResponse
 
 STATIC = Path(__file__).with_name("static")
 
-# Only what comes from here, and the dropped image itself; nothing inline, and in nobody's frame.
+# Only resources of this origin and the dropped image; no inline code, no framing.
 HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; connect-src 'self'; "

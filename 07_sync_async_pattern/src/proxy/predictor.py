@@ -1,9 +1,9 @@
-"""The pattern itself, on the proxy's side: a fast answer now, and the promise of a better one.
+"""The pattern itself, on the proxy's side: the fast model's answer now, and a job for the better model.
 
-image_data ──▶ read: Base64, decode, resize ──┬──▶ fast model ──┬──▶ label ─▶ the answer: label and id
+image_data ──▶ read: Base64, decode, resize ──┬──▶ fast model ──┬──▶ label ──▶ response: label and id
                (a thread)                     │    (a thread)   ▼
-                                              └──▶ register the job ─▶ note the fast answer ─▶ id
-                                                   (Redis)
+                                              └──▶ enqueue ──▶ store the sync result ──▶ id
+                                                   (Redis, behind a circuit breaker)
 """
 
 import asyncio
@@ -13,6 +13,7 @@ from typing import Self
 
 import structlog
 
+from serving_common.breaker import CircuitBreaker
 from serving_common.concurrency import ConcurrencyLimiter
 from serving_common.errors import Overloaded
 from serving_common.onnx import FloatArray, available_cpus
@@ -20,29 +21,26 @@ from serving_common.queue.types import JobId
 from serving_common.redis import QueueUnavailable
 from src.configurations import ProxySettings
 from src.jobs import Jobs
-from src.ml.classifier import Classifier, Prediction
+from src.ml.classifier import Classifier, ImagePrediction
 from src.ml.preprocessing import decode_base64, preprocess
 from src.proxy.metrics import JOBS, STAGE_TIME
 
-REDIS_REST_S = 1
-"""After Redis has failed, so long nobody asks it: not every request shall wait for its silence."""
+REDIS_COOL_DOWN_S = 1
+"""Seconds the circuit breaker stays open after a Redis failure, so that requests do not each wait for a timeout."""
 
 log = structlog.get_logger()
 
 
-class Predictor:
-    """Decodes and predicts on threads, one for each CPU, so that the event loop stays free.
-
-    Use as an async context manager.
-    """
+class SyncPredictor:
+    """Decodes and predicts on one thread per CPU, off the event loop. An async context manager."""
 
     def __init__(self, classifier: Classifier, jobs: Jobs, settings: ProxySettings) -> None:
         self._classifier = classifier
         self._jobs = jobs
         self._settings = settings
         self._threads = ThreadPoolExecutor(available_cpus(), thread_name_prefix="predictor")
-        self._places = ConcurrencyLimiter(settings.max_waiting, "Too many requests wait for the model")
-        self._redis_rests_until = -float("inf")
+        self._limiter = ConcurrencyLimiter(settings.max_waiting, "Too many requests wait for the model")
+        self._redis_breaker = CircuitBreaker(failure_threshold=1, open_s=REDIS_COOL_DOWN_S)
 
     async def __aenter__(self) -> Self:
         return self
@@ -52,28 +50,28 @@ class Predictor:
     ) -> None:
         self._threads.shutdown(cancel_futures=True)
 
-    async def predict(self, image_data: str) -> tuple[JobId | None, Prediction]:
-        """The fast model's prediction, and the id under which the better one will be; None if Redis takes no job.
+    async def predict(self, image_data: str) -> tuple[JobId | None, ImagePrediction]:
+        """The id of the better model's job, None if Redis takes no job, and the fast model's prediction.
 
-        The job is registered while the fast model works, and only once the image has turned out to be readable.
+        The job is enqueued while the fast model runs, and only after the image has been decoded.
 
         Raises:
-            InvalidInput: there is no image that we can read in it.
-            Overloaded: too many requests are being worked on.
+            InvalidInput: the image cannot be decoded.
+            Overloaded: too many requests are in flight.
         """
-        with self._places:
+        with self._limiter:
             return await self._predict(image_data)
 
-    async def _predict(self, image_data: str) -> tuple[JobId | None, Prediction]:
+    async def _predict(self, image_data: str) -> tuple[JobId | None, ImagePrediction]:
         loop = asyncio.get_running_loop()
         image, pixels = await loop.run_in_executor(self._threads, self._read, image_data)
-        answer = loop.run_in_executor(self._threads, self._classify, pixels)
-        promise = asyncio.create_task(self._promise(image, answer))
+        prediction = loop.run_in_executor(self._threads, self._classify, pixels)
+        enqueueing = asyncio.create_task(self._enqueue(image, prediction))
         try:
-            prediction = await answer
-            return await self._kept(promise), prediction
+            result = await prediction
+            return await self._await_job_id(enqueueing), result
         finally:
-            promise.cancel()
+            enqueueing.cancel()
 
     def _read(self, image_data: str) -> tuple[bytes, FloatArray]:
         with STAGE_TIME.labels("read").time():
@@ -81,37 +79,39 @@ class Predictor:
             settings = self._settings
             return image, preprocess(image, resize_mode=settings.resize_mode, max_pixels=settings.max_image_pixels)
 
-    def _classify(self, pixels: FloatArray) -> Prediction:
+    def _classify(self, pixels: FloatArray) -> ImagePrediction:
         with STAGE_TIME.labels("model").time():
             [prediction] = self._classifier.classify(pixels[None])
             return prediction
 
-    async def _promise(self, image: bytes, answer: asyncio.Future[Prediction]) -> JobId | None:
-        """The id of a job that exists, and knows the fast answer; None if there can be no job now."""
-        if asyncio.get_running_loop().time() < self._redis_rests_until:
+    async def _enqueue(self, image: bytes, prediction: asyncio.Future[ImagePrediction]) -> JobId | None:
+        """The id of a new job, once its sync result is stored too; None if Redis is unavailable or the queue full."""
+        if not self._redis_breaker.allows():
             JOBS.labels("redis_away").inc()
             return None
         try:
-            job_id = await self._jobs.register(image)
-            await self._jobs.note_sync(job_id, await answer)
+            job_id = await self._jobs.enqueue(image)
+            self._redis_breaker.record_success()
+            await self._jobs.store_sync_result(job_id, await prediction)
         except Overloaded:
+            self._redis_breaker.record_success()
             JOBS.labels("queue_full").inc()
             return None
         except QueueUnavailable:
-            self._let_redis_rest()
+            self._record_redis_failure()
             return None
         JOBS.labels("registered").inc()
         return job_id
 
-    async def _kept(self, promise: asyncio.Task[JobId | None]) -> JobId | None:
-        # The fast answer is there: it is not held back for long by a Redis that does not answer.
-        done, _ = await asyncio.wait([promise], timeout=self._settings.job_timeout_s)
+    async def _await_job_id(self, enqueueing: asyncio.Task[JobId | None]) -> JobId | None:
+        # The prediction is ready: do not hold it back for a Redis that does not answer.
+        done, _ = await asyncio.wait([enqueueing], timeout=self._settings.job_timeout_s)
         if not done:
-            self._let_redis_rest()
+            self._record_redis_failure()
             return None
-        return await promise
+        return await enqueueing
 
-    def _let_redis_rest(self) -> None:
+    def _record_redis_failure(self) -> None:
         JOBS.labels("redis_away").inc()
         log.warning("job_not_registered", reason="Redis does not answer")
-        self._redis_rests_until = asyncio.get_running_loop().time() + REDIS_REST_S
+        self._redis_breaker.record_failure()

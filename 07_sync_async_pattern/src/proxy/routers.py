@@ -8,8 +8,8 @@ from fastapi import APIRouter, Depends, Path, Query, Request
 from serving_common.problems import problem_responses
 from serving_common.queue.types import JobId
 from src.jobs import MAX_WAIT_S, Jobs
-from src.proxy.predictor import Predictor
-from src.schemas import Health, JobEntry, Metadata, PredictRequest, PredictResponse
+from src.proxy.predictor import SyncPredictor
+from src.schemas import Health, ImageJobResult, Metadata, PredictRequest, PredictResponse
 
 health_router = APIRouter(tags=["health"])
 router = APIRouter(tags=["prediction"], responses=problem_responses(401))
@@ -17,8 +17,8 @@ router = APIRouter(tags=["prediction"], responses=problem_responses(401))
 log = structlog.get_logger()
 
 
-async def _predictor(request: Request) -> Predictor:
-    return cast(Predictor, request.app.state.predictor)
+async def _predictor(request: Request) -> SyncPredictor:
+    return cast(SyncPredictor, request.app.state.predictor)
 
 
 async def _jobs(request: Request) -> Jobs:
@@ -30,18 +30,18 @@ async def _job_id(job_id: Annotated[str, Path(examples=["a1b2c3"])]) -> JobId:
     return JobId(job_id)
 
 
-PredictorDep = Annotated[Predictor, Depends(_predictor)]
+PredictorDep = Annotated[SyncPredictor, Depends(_predictor)]
 
 
 @health_router.get("/health")
 async def health() -> Health:
-    """Whether fast answers are given; better ones need Redis and a worker beside."""
+    """Whether the fast model is ready; the better one also needs Redis and a worker."""
     return {"health": "ok"}
 
 
 @router.get("/metadata")
 async def metadata(request: Request) -> Metadata:
-    """What goes in and what comes out, and whether the models' weights mean anything."""
+    """Input and output, and whether each model's weights are pretrained or random."""
     return {
         "data_type": "str",
         "data_structure": "(1,1)",
@@ -55,17 +55,17 @@ async def metadata(request: Request) -> Metadata:
 
 @router.post("/predict", responses=problem_responses(400, 413, 429))
 async def predict(request: PredictRequest, predictor: PredictorDep) -> PredictResponse:
-    """The fast model's label for an image, and the id under which the better model's will be."""
+    """The fast model's label for an image, and the id of the job for the better model's."""
     return await _predict(predictor, request.image_data)
 
 
 @router.get("/predict/test", responses=problem_responses(429))
 async def predict_test(request: Request, predictor: PredictorDep) -> PredictResponse:
-    """The same for a photograph that the proxy has."""
+    """The same for the proxy's own sample photograph."""
     return await _predict(predictor, request.app.state.sample)
 
 
-async def _predict(predictor: Predictor, image_data: str) -> PredictResponse:
+async def _predict(predictor: SyncPredictor, image_data: str) -> PredictResponse:
     job_id, prediction = await predictor.predict(image_data)
     structlog.contextvars.bind_contextvars(job_id=job_id)
     log.info("POST /predict - job_id: %s", job_id)
@@ -77,19 +77,20 @@ async def _predict(predictor: Predictor, image_data: str) -> PredictResponse:
 async def get_job(
     job_id: Annotated[JobId, Depends(_job_id)],
     jobs: Annotated[Jobs, Depends(_jobs)],
-    detail: Annotated[bool, Query(description="Also the five best classes, of both models.")] = False,
+    detail: Annotated[bool, Query(description="Also return the five best classes of both models.")] = False,
     wait: Annotated[
-        float, Query(ge=0, allow_inf_nan=False, description=f"Seconds to wait for the end; at most {MAX_WAIT_S}.")
+        float,
+        Query(ge=0, allow_inf_nan=False, description=f"Seconds to wait for the job to end; at most {MAX_WAIT_S}."),
     ] = 0,
-) -> dict[str, JobEntry]:
-    """The better model's label, or an empty one as long as it is not there."""
-    state = await jobs.look(job_id, wait)
-    entry: JobEntry = {"prediction": (state.result or b"").decode()}
+) -> dict[str, ImageJobResult]:
+    """The better model's label; empty until the job has completed."""
+    state = await jobs.get(job_id, wait)
+    entry: ImageJobResult = {"prediction": (state.result or b"").decode()}
     if state.error is not None:
         entry["error"] = state.error
     if detail:
-        answers = await jobs.details(job_id)
-        entry["top5"] = answers["async"]["top5"] if "async" in answers else []
-        if "sync" in answers:
-            entry["sync"] = answers["sync"]
+        details = await jobs.details(job_id)
+        entry["top5"] = details["async"]["top5"] if "async" in details else []
+        if "sync" in details:
+            entry["sync"] = details["sync"]
     return {job_id: entry}

@@ -14,9 +14,9 @@ from serving_common.redis import QueueUnavailable
 from serving_common.tasks import backoff_s, sleep_or_stop
 from src.configurations import WorkerSettings
 from src.jobs import store
-from src.ml.classifier import Prediction
+from src.ml.classifier import ImagePrediction
 from src.worker.metrics import JOBS
-from src.worker.processes import ModelProcesses, NoProcess, ProcessDied
+from src.worker.processes import ModelProcesses, ProcessDied, ProcessUnavailable
 
 log = structlog.get_logger()
 
@@ -46,23 +46,23 @@ class Consumer:
                 if jobs := await self._worker.claim(self._settings.batch_size):
                     await self._process(jobs)
                 else:
-                    await self._processes.mend()
+                    await self._processes.ensure_alive()
                 failures = 0
-            except (QueueUnavailable, NoProcess) as exc:
+            except (QueueUnavailable, ProcessUnavailable) as exc:
                 if not self._stopping.is_set():
                     log.warning("neighbour_unavailable", neighbour=type(exc).__name__)
                 await sleep_or_stop(self._stopping, backoff_s(failures))
                 failures += 1
 
     async def _process(self, jobs: Sequence[Job]) -> None:
-        """Bring these jobs to an end, or back into the queue. Raises NoProcess once they are back."""
+        """Bring these jobs to an end, or back into the queue. Raises ProcessUnavailable once they are back."""
         for job in jobs:
             log.info("Processing job: %s", job.id, job_id=job.id)
         ids = [job.id for job in jobs]
         started = time.perf_counter()
         try:
             predictions = await self._processes.predict([job.data for job in jobs])
-        except NoProcess:
+        except ProcessUnavailable:
             await retry_until_available(self._worker.requeue, jobs)
             raise
         except ProcessDied:
@@ -76,7 +76,7 @@ class Consumer:
         else:
             await self._store(jobs, predictions, started)
 
-    async def _store(self, jobs: Sequence[Job], predictions: Sequence[Prediction | None], started: float) -> None:
+    async def _store(self, jobs: Sequence[Job], predictions: Sequence[ImagePrediction | None], started: float) -> None:
         known = []
         for job, prediction in zip(jobs, predictions, strict=True):
             if prediction is not None:

@@ -1,8 +1,8 @@
-"""The better model in processes of its own: all cores for ONNX Runtime and Pillow, none of them taken from the queue.
+"""The better model in processes of its own, so that ONNX Runtime and Pillow do not hold up the worker's event loop.
 
-Each is a ProcessPoolExecutor of one process, rather than one executor having them all. An executor breaks when one of
-its processes dies, and fails everything that it has in hand: whose image it was, nobody knows then. Here only the one
-that had the guilty image breaks, and the images in the others go on.
+Each is a ProcessPoolExecutor of one process rather than one executor of them all. An executor breaks when any of its
+processes dies and fails every call in flight, so nobody could tell which image was to blame. This way only the executor
+whose process died breaks, and the images in the others are not affected.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ import structlog
 
 from serving_common.errors import StartupError
 from src.configurations import WorkerSettings
-from src.ml.classifier import Prediction
+from src.ml.classifier import ImagePrediction
 from src.worker import child
 from src.worker.metrics import INFERENCE_TIME, REPLACED
 
@@ -30,18 +30,18 @@ log = structlog.get_logger()
 
 
 class ProcessDied(Exception):
-    """The process died, or did not answer in time, with these jobs in hand."""
+    """The process died or timed out while it had these jobs."""
 
 
-class NoProcess(Exception):
-    """There is no process for these jobs at the moment; nothing has happened to them."""
+class ProcessUnavailable(Exception):
+    """No process can take these jobs now; they have not been touched."""
 
 
 @contextlib.contextmanager
 def _signals_blocked() -> Iterator[None]:
-    """For a process that is started meanwhile, and inherits this: for always.
+    """A process that is started in here inherits the mask and keeps it.
 
-    Ctrl-C, and a signal to the whole group, reach the children, too; but when they stop is the parent's decision.
+    Ctrl-C and signals to the process group reach the children too, but the parent decides when they stop.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
     try:
@@ -51,35 +51,35 @@ def _signals_blocked() -> Iterator[None]:
 
 
 class ModelProcess:
-    """One process with the model in it, and after its death another."""
+    """One process with the model in it, replaced when it dies."""
 
     def __init__(self, settings: WorkerSettings) -> None:
         self._settings = settings
         self.is_up = False
 
     async def start(self) -> None:
-        """Returns when the model is loaded. Raises StartupError, or NoProcess if it died meanwhile."""
-        # Spawned, not forked: the copy of a process that has threads may wait for ever for a lock that one of them had.
-        self._executor = ProcessPoolExecutor(1, get_context("spawn"), initializer=child.become_child)
+        """Load the model. Raises StartupError, or ProcessUnavailable if the process died meanwhile."""
+        # spawn, not fork: a forked copy of a process with threads can deadlock on a lock that one of them held.
+        self._executor = ProcessPoolExecutor(1, get_context("spawn"), initializer=child.exit_with_parent)
         try:
-            # The first task and not the initializer, which would print what it raises and keep it from us.
+            # Loaded by the first call, because an executor prints an initializer's exception instead of passing it on.
             with _signals_blocked():
                 loading = self._executor.submit(child.load, self._settings)
             self._pid = await asyncio.wrap_future(loading)
         except (StartupError, BrokenExecutor) as exc:
             await self.stop()
             if isinstance(exc, BrokenExecutor):
-                raise NoProcess("it died while it loaded the model") from exc
+                raise ProcessUnavailable("the process died while loading the model") from exc
             raise
         self.is_up = True
 
     async def stop(self) -> None:
-        """Returns when the process has done what it has in hand, and is gone."""
+        """Returns when the process has finished its call in flight and exited."""
         self.is_up = False
         await asyncio.to_thread(self._executor.shutdown)
 
-    async def predict(self, jobs: Sequence[bytes]) -> list[Prediction | None]:
-        """See `child.predict`. Raises NoProcess, ProcessDied, and what the model raises."""
+    async def predict(self, jobs: Sequence[bytes]) -> list[ImagePrediction | None]:
+        """See `child.predict`. Raises ProcessUnavailable, ProcessDied, and whatever the model raises."""
         try:
             running = await self._submit(child.predict, jobs)
             with INFERENCE_TIME.time():
@@ -95,27 +95,27 @@ class ModelProcess:
             self._kill()
             raise
 
-    async def mend(self) -> None:
-        """Start another process if this one died while it had nothing to do. Raises NoProcess."""
+    async def ensure_alive(self) -> None:
+        """Replace the process if it died while idle. Raises ProcessUnavailable."""
         with contextlib.suppress(BrokenExecutor):
             await self._submit(int)
 
     async def _submit(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         if self.is_up:
-            with contextlib.suppress(BrokenExecutor):  # an executor whose process is dead refuses at once
+            with contextlib.suppress(BrokenExecutor):  # raised at once if the process is dead
                 return self._executor.submit(call, *args, **kwargs)
         await self.stop()
         try:
             await self.start()
-        except (StartupError, NoProcess) as exc:
+        except (StartupError, ProcessUnavailable) as exc:
             log.error("model_process_not_started", reason=str(exc))
-            raise NoProcess from exc
+            raise ProcessUnavailable from exc
         REPLACED.inc()
         log.warning("model_process_replaced", pid=self._pid)
         return self._executor.submit(call, *args, **kwargs)
 
     def _kill(self) -> None:
-        # What a process computes can be broken off in no other way.
+        # The only way to stop a running inference.
         if self.is_up:
             self.is_up = False
             with contextlib.suppress(ProcessLookupError):
@@ -131,13 +131,13 @@ class ModelProcesses:
 
     @property
     def is_up(self) -> bool:
-        """Whether there is at least one process with a model."""
+        """Whether at least one process has a model loaded."""
         return any(process.is_up for process in self._all)
 
     async def __aenter__(self) -> Self:
         started = await asyncio.gather(*(process.start() for process in self._all), return_exceptions=True)
-        # One that died is replaced as it would be later; what one has told us of its model is true of all.
-        if failures := [each for each in started if each is not None and not isinstance(each, NoProcess)]:
+        # A process that died is replaced on its first use; a StartupError concerns the model, and so all processes.
+        if failures := [each for each in started if each is not None and not isinstance(each, ProcessUnavailable)]:
             await self.__aexit__(None, None, None)
             raise failures[0]
         for process in self._all:
@@ -149,30 +149,27 @@ class ModelProcesses:
     ) -> None:
         await asyncio.gather(*(process.stop() for process in self._all))
 
-    async def predict(self, jobs: Sequence[bytes]) -> list[Prediction | None]:
-        """See `child.predict`; by the process that is free first.
-
-        Raises NoProcess, ProcessDied, and what the model raises.
-        """
-        async with self._one() as process:
+    async def predict(self, jobs: Sequence[bytes]) -> list[ImagePrediction | None]:
+        """`ModelProcess.predict` on the first process that is free."""
+        async with self._borrow() as process:
             return await process.predict(jobs)
 
-    async def mend(self) -> None:
-        """Look after one of those that have nothing to do. Raises NoProcess."""
+    async def ensure_alive(self) -> None:
+        """Check one idle process, and replace it if it died. Raises ProcessUnavailable."""
         if not self._free.empty():
-            async with self._one() as process:
-                await process.mend()
+            async with self._borrow() as process:
+                await process.ensure_alive()
 
     def close(self) -> None:
-        """Whoever waits for a process, or will, goes without; what is being predicted is not disturbed."""
+        """Calls that wait for a process, now or later, raise ProcessUnavailable; predictions in flight finish."""
         self._free.put_nowait(None)
 
     @contextlib.asynccontextmanager
-    async def _one(self) -> AsyncIterator[ModelProcess]:
+    async def _borrow(self) -> AsyncIterator[ModelProcess]:
         process = await self._free.get()
         try:
             if process is None:
-                raise NoProcess
+                raise ProcessUnavailable
             yield process
         finally:
             self._free.put_nowait(process)

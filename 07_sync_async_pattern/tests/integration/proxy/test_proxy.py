@@ -16,7 +16,7 @@ from PIL import Image
 from src import jobs
 from src.configurations import ProxySettings, WorkerSettings
 from src.jobs import store
-from src.ml.classifier import Classifier, Prediction
+from src.ml.classifier import Classifier, ImagePrediction
 from src.ml.preprocessing import preprocess
 from src.proxy.app import create_app
 
@@ -27,7 +27,7 @@ from serving_testing.processes import free_port
 from tests.conftest import PATTERN, ROOT
 from tests.integration.proxy.conftest import body_of, proxy, until
 
-BETTER = Prediction(
+BETTER = ImagePrediction(
     "Siamese cat", [("Siamese cat", 0.75), ("lynx", 0.125), ("tabby", 0.0625), ("tench", 0), ("crane", 0)]
 )
 
@@ -174,7 +174,7 @@ async def test_without_redis_the_fast_answer_is_given(settings, photo):
 
 
 def connections(listening: socket.socket) -> int:
-    """How many have been made since the last look; they are closed."""
+    """How many have been made since the previous call; they are closed."""
     for count in itertools.count():
         try:
             listening.accept()[0].close()

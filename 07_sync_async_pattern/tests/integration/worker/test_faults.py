@@ -13,7 +13,7 @@ from pathlib import Path
 
 from redis.asyncio import Redis
 from src.configurations import WorkerSettings
-from src.jobs import Jobs, answer
+from src.jobs import Jobs, to_stored
 
 from serving_common.redis import QueueUnavailable
 from serving_testing.fixtures import running_redis
@@ -100,7 +100,7 @@ async def test_every_image_gets_its_answer_once_whoever_is_killed(tmp_path, mode
             killing = asyncio.create_task(system.kill_all_the_time())
             ids = []
             for image in many:
-                ids.append(await retry_until_available(jobs.register, image))
+                ids.append(await retry_until_available(jobs.enqueue, image))
                 await asyncio.sleep(KILLS * KILL_EVERY_S / IMAGES)
             killed = await killing
 
@@ -108,12 +108,12 @@ async def test_every_image_gets_its_answer_once_whoever_is_killed(tmp_path, mode
             deadline = time.monotonic() + 60
             settings = WorkerSettings()
             for job_id, image in zip(ids, many, strict=True):
-                state = await retry_until_available(jobs.look, job_id, max(0, deadline - time.monotonic()))
+                state = await retry_until_available(jobs.get, job_id, max(0, deadline - time.monotonic()))
                 ended[state.status] += 1
                 prediction = expected(classifier, image, settings)
                 assert state.result == prediction.label.encode(), state
                 details = await jobs.details(job_id)
-                assert is_same(details["async"], prediction), (details, answer(prediction))
+                assert is_same(details["async"], prediction), (details, to_stored(prediction))
             suspects = [key async for key in redis.scan_iter("queue:jobs:meta:*")]
         stored = system.times_stored()
         died_in_hand = system.log.read_text().count("model_process_died")
@@ -132,11 +132,11 @@ async def test_every_image_gets_its_answer_once_whoever_is_killed(tmp_path, mode
 
 
 async def test_sigterm_loses_no_job_and_uses_up_no_try(redis, jobs, start_worker):
-    ids = [await jobs.register(image) for image in images(150)]
+    ids = [await jobs.enqueue(image) for image in images(150)]
     with start_worker(BATCH_SIZE="2") as stopped:
         processes = children(stopped.popen.pid)
         assert len(processes) == 2
-        await jobs.look(ids[10], 20)
+        await jobs.get(ids[10], 20)
         assert stopped.stop() == 0
         assert not any(is_running(pid) for pid in processes)
     done = [await redis.get(f"status:{job_id}") for job_id in ids]
@@ -145,12 +145,12 @@ async def test_sigterm_loses_no_job_and_uses_up_no_try(redis, jobs, start_worker
         job_id for job_id, status in zip(ids, done, strict=True) if status == b"pending"
     ]
     with start_worker(NUM_WORKERS="1"):
-        assert {(await jobs.look(job_id, 30)).status for job_id in ids} == {"completed"}
+        assert {(await jobs.get(job_id, 30)).status for job_id in ids} == {"completed"}
     assert not [key async for key in redis.scan_iter("queue:jobs:meta:*")]
 
 
 async def test_what_cannot_be_finished_in_time_is_given_back(redis, jobs, start_worker):
-    endless = await jobs.register(image_of(HANGS))
+    endless = await jobs.enqueue(image_of(HANGS))
     with start_worker(SHUTDOWN_GRACE_S="1", NUM_WORKERS="1") as stopped:
         wait_until(lambda: f"Processing job: {endless}" in stopped.log)
         assert stopped.stop() == 0
@@ -193,7 +193,7 @@ def test_a_process_that_is_killed_while_it_loads_is_replaced(tmp_path, redis_ser
 
 
 async def test_no_process_outlives_a_worker_that_was_killed(jobs, start_worker):
-    ids = [await jobs.register(image) for image in images(60)]
+    ids = [await jobs.enqueue(image) for image in images(60)]
     with start_worker() as killed:
         processes = children(killed.popen.pid)
         kill(processes[0], signal.SIGSTOP)  # so that it has a job in hand, and others behind it
@@ -202,7 +202,7 @@ async def test_no_process_outlives_a_worker_that_was_killed(jobs, start_worker):
         kill(processes[0], signal.SIGCONT)
         wait_until(lambda: not any(is_running(pid) for pid in processes), within_s=10)
     with start_worker(NUM_WORKERS="1"):
-        assert {(await jobs.look(job_id, 30)).status for job_id in ids} == {"completed"}
+        assert {(await jobs.get(job_id, 30)).status for job_id in ids} == {"completed"}
 
 
 def test_a_missing_model_is_one_line_and_an_exit_code(tmp_path, redis_server):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from prometheus_client import REGISTRY
 from src.configurations import WorkerSettings
-from src.jobs import answer
+from src.jobs import to_stored
 from src.ml.classifier import Classifier
 from src.ml.preprocessing import preprocess
 from src.worker.main import create_app
@@ -31,7 +31,7 @@ async def worker(settings: WorkerSettings):
 
 
 async def ends(jobs, job_id):
-    state = await jobs.look(job_id, 30)
+    state = await jobs.get(job_id, 30)
     assert state.status.is_final, state
     return state
 
@@ -43,7 +43,7 @@ def expected(classifier, image, settings):
 
 def is_same(got, prediction) -> bool:
     """Batches of other sizes may differ in a sum's last bit."""
-    wanted = answer(prediction)
+    wanted = to_stored(prediction)
     one, other = ([each["probability"] for each in top5] for top5 in (got["top5"], wanted["top5"]))
     return got["prediction"] == wanted["prediction"] and np.allclose(one, other, atol=1e-5)
 
@@ -71,7 +71,7 @@ async def busy(pids: list[int]) -> int:
 async def test_each_image_gets_its_own_answer(redis, jobs, classifier, settings, batch_size):
     chosen = settings(batch_size=batch_size, num_workers=2)
     many = images(20)
-    ids = [await jobs.register(image) for image in many]
+    ids = [await jobs.enqueue(image) for image in many]
     assert await redis.get(f"image:{ids[0]}") is not None
     async with worker(chosen):
         for job_id, image in zip(ids, many, strict=True):
@@ -86,11 +86,11 @@ async def test_each_image_gets_its_own_answer(redis, jobs, classifier, settings,
 
 
 async def test_what_is_no_image_fails_alone(redis, jobs, settings):
-    not_an_image = await jobs.register(b"GIF89a, but not really")
+    not_an_image = await jobs.enqueue(b"GIF89a, but not really")
     not_base64 = "zzzzzz"
     await redis.set(f"image:{not_base64}", "*", ex=60)
     await redis.lpush("queue:jobs", not_base64)
-    good = await jobs.register(GOOD)
+    good = await jobs.enqueue(GOOD)
     async with worker(settings(batch_size=3)):
         assert (await ends(jobs, good)).status is JobStatus.COMPLETED
         for job_id in (not_an_image, not_base64):
@@ -100,8 +100,8 @@ async def test_what_is_no_image_fails_alone(redis, jobs, settings):
 
 
 async def test_a_model_that_fails_is_asked_three_times_more(redis, jobs, settings):
-    failing = await jobs.register(image_of(FAILS))
-    good = await jobs.register(GOOD)
+    failing = await jobs.enqueue(image_of(FAILS))
+    good = await jobs.enqueue(GOOD)
     async with worker(settings(batch_size=2)):
         assert (await ends(jobs, good)).status is JobStatus.COMPLETED
         state = await ends(jobs, failing)
@@ -112,15 +112,15 @@ async def test_a_model_that_fails_is_asked_three_times_more(redis, jobs, setting
 
 async def test_an_image_that_takes_for_ever_three_times_is_poison_and_takes_nobody_along(jobs, settings):
     replaced = metric("model_processes_replaced_total")
-    before = [await jobs.register(image) for image in images(2)]
-    poison = await jobs.register(image_of(HANGS))
-    after = [await jobs.register(image) for image in images(6)]
+    before = [await jobs.enqueue(image) for image in images(2)]
+    poison = await jobs.enqueue(image_of(HANGS))
+    after = [await jobs.enqueue(image) for image in images(6)]
     async with worker(settings(batch_size=4, inference_timeout_s=1.0)):
         for job_id in before + after:
             assert (await ends(jobs, job_id)).status is JobStatus.COMPLETED
         state = await ends(jobs, poison)
         assert (state.status, state.error) == (JobStatus.FAILED, POISON)
-        another = await jobs.register(GOOD)
+        another = await jobs.enqueue(GOOD)
         assert (await ends(jobs, another)).status is JobStatus.COMPLETED
     # More, where the machine has so much to do that others take a second, too.
     assert metric("model_processes_replaced_total") >= replaced + 3
@@ -128,10 +128,10 @@ async def test_an_image_that_takes_for_ever_three_times_is_poison_and_takes_nobo
 
 async def test_an_image_that_kills_its_process_three_times_is_poison_and_takes_nobody_along(redis, jobs, settings):
     # It does not kill by itself: it holds the process that has it, until that is killed.
-    poison = await jobs.register(image_of(HANGS))
+    poison = await jobs.enqueue(image_of(HANGS))
     async with worker(settings(num_workers=2, batch_size=1)):
         for deaths in (b"1", b"2", b"3"):
-            others = [await jobs.register(image) for image in images(5)]
+            others = [await jobs.enqueue(image) for image in images(5)]
             assert [(await ends(jobs, job_id)).status for job_id in others] == [JobStatus.COMPLETED] * 5
             kill(await busy(children(os.getpid())))
             while await redis.hget(f"queue:jobs:meta:{poison}", "deaths") != deaths:  # noqa: ASYNC110
@@ -149,7 +149,7 @@ async def test_a_process_that_dies_idle_is_replaced_and_no_job_suspected(redis, 
             while metric("model_processes_replaced_total") < replaced + 2:  # noqa: ASYNC110 - nobody is told
                 await asyncio.sleep(0.02)
         assert len(children(os.getpid())) == 2
-        assert (await ends(jobs, await jobs.register(GOOD))).status is JobStatus.COMPLETED
+        assert (await ends(jobs, await jobs.enqueue(GOOD))).status is JobStatus.COMPLETED
     assert not [key async for key in redis.scan_iter("queue:jobs:meta:*")]
 
 
@@ -166,7 +166,7 @@ async def test_a_model_that_is_gone_is_waited_for(tmp_path, jobs, settings, mode
         model.rename(tmp_path / "elsewhere.onnx")
         (pid,) = children(os.getpid())
         kill(pid)
-        job_id = await jobs.register(GOOD)
+        job_id = await jobs.enqueue(GOOD)
         while "model_process_not_started" not in capsys.readouterr().out:  # noqa: ASYNC110
             await asyncio.sleep(0.02)
         assert not app.state.processes.is_up
@@ -187,7 +187,7 @@ async def test_the_real_model_says_what_it_says_without_us(jobs, settings):
         pytest.skip("models/artifacts/resnet50.onnx has not been built")
     photograph = files("sklearn.datasets.images").joinpath("china.jpg").read_bytes()
     chosen = settings(async_model_path=ARTIFACTS / "resnet50.onnx")
-    job_id = await jobs.register(photograph)
+    job_id = await jobs.enqueue(photograph)
     async with worker(chosen):
         assert (await ends(jobs, job_id)).status is JobStatus.COMPLETED
     prediction = expected(Classifier.load(chosen.async_model_path, LABELS), photograph, chosen)
