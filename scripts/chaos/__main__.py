@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING
 from scripts.chaos.faults import RUN_DIR
 from scripts.chaos.ledger import ledger_table, write
 from scripts.chaos.proof import Form, Proof
-from scripts.devstack.patterns import PATTERNS, Pattern
-from scripts.devstack.stack import ROOT, StackError, run
+from scripts.devstack.patterns import PATTERNS
+from scripts.devstack.stack import StackError, run
+from scripts.devstack.table import ROOT, Pattern
 from scripts.devstack.terminal import INTERRUPTED, make_console, parsed, parser_of_patterns
 
 if TYPE_CHECKING:

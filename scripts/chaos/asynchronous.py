@@ -18,7 +18,7 @@ from redis.asyncio import Redis
 from scripts.chaos.faults import RUN_DIR, back, hanging, kill, process, times_written, with_whole_log, with_workers
 from scripts.chaos.proof import Problem, Proof
 from scripts.devstack.patterns import PATTERNS
-from scripts.devstack.stack import Stack, Supervised, free_ports, private_stack
+from scripts.devstack.stack import DevStack, ManagedProcess, free_ports, private_stack
 
 CLIENTS = 6
 WORKERS = 4
@@ -127,7 +127,7 @@ async def prove(proof: Proof) -> None:
         proof.error = f"{states['completed']} jobs are completed, but Redis's file has results of {len(stored)}"
 
 
-async def kill_busy_worker(proof: Proof, stack: Stack, redis_port: int) -> None:
+async def kill_busy_worker(proof: Proof, stack: DevStack, redis_port: int) -> None:
     """SIGKILL to a worker that has jobs in hand; as before once these are completed and the worker is back."""
     async with (
         proof.incident("kill -9", "worker", is_outage=False) as incident,
@@ -142,13 +142,13 @@ async def kill_busy_worker(proof: Proof, stack: Stack, redis_port: int) -> None:
                 if held:
                     incident.started = time.monotonic()
                     killed = kill(worker)
-        incident.note = f"{worker.process.name} had {len(held)} jobs in hand"
+        incident.note = f"{worker.definition.name} had {len(held)} jobs in hand"
         while set(await redis.mget([f"job:{job_id}:status" for job_id in held])) != {"completed"}:
             await asyncio.sleep(0.02)
         await back(worker, killed)
 
 
-async def busy_worker(stack: Stack, redis: Redis) -> tuple[Supervised, list[str]]:
+async def busy_worker(stack: DevStack, redis: Redis) -> tuple[ManagedProcess, list[str]]:
     """A worker and the ids of the jobs that it has in hand; of any, and none, if that takes too long."""
     workers = [process(stack, f"03-worker_{number}") for number in range(WORKERS)]
     deadline = time.monotonic() + STALL_S

@@ -19,8 +19,9 @@ from sqlalchemy.exc import DBAPIError
 
 from scripts.chaos.faults import RUN_DIR, back, kill, process
 from scripts.chaos.proof import Problem, Proof
-from scripts.devstack.patterns import PATTERNS, Pattern, Process
-from scripts.devstack.stack import HOST, free_ports, private_stack
+from scripts.devstack.patterns import PATTERNS
+from scripts.devstack.stack import free_ports, private_stack
+from scripts.devstack.table import HOST, Pattern, ProcessDefinition
 from serving_testing.mysql_server import mysql_binary
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ ROW = {"values": [5.1, 3.5, 1.4, 0.2]}
 def pattern_with_server() -> Pattern:
     """04 with a database server, which the stack supervises, and two jobs."""
     api, job = PATTERNS["04"].processes
-    server = Process(
+    server = ProcessDefinition(
         name="database",
         argv=("python", "{root}/scripts/devstack/mysql_server.py", "{PORT_04_DATABASE}", "{state}"),
         ports={"PORT_04_DATABASE": 3304},
@@ -46,7 +47,7 @@ def pattern_with_server() -> Pattern:
         ready_within_s=60,
     )
     second = replace(job, name="job_2")
-    return replace(PATTERNS["04"], processes=(server, replace(api, needs=("04-database",)), job, second))
+    return replace(PATTERNS["04"], processes=(server, replace(api, depends_on=("04-database",)), job, second))
 
 
 @dataclass

@@ -13,13 +13,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from scripts.devstack.stack import HOST, ROOT
+from scripts.devstack.table import HOST, ROOT
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
-    from scripts.devstack.patterns import Pattern, Process
-    from scripts.devstack.stack import Running, Stack, Supervised
+    from scripts.devstack.stack import DevStack, ManagedProcess, RunningProcess
+    from scripts.devstack.table import Pattern, ProcessDefinition
 
 RUN_DIR = ROOT / ".run/prove"
 
@@ -33,7 +33,7 @@ def with_workers(pattern: Pattern, count: int, **variables: str) -> Pattern:
     *others, worker = pattern.processes
     (port,) = worker.ports
 
-    def numbered(number: int) -> Process:
+    def numbered(number: int) -> ProcessDefinition:
         own = f"{port}_{number}"
         env = dict(worker.env) | {"PORT": f"{{{own}}}"} | variables
         ready = f"http://{HOST}:{{{own}}}/health"
@@ -42,12 +42,12 @@ def with_workers(pattern: Pattern, count: int, **variables: str) -> Pattern:
     return replace(pattern, processes=(*others, *map(numbered, range(count))))
 
 
-def process(stack: Stack, id_: str) -> Supervised:
+def process(stack: DevStack, id_: str) -> ManagedProcess:
     """The process of this id, as "06-proxy"."""
     return next(supervised for supervised in stack.processes if supervised.id == id_)
 
 
-def kill(victim: Supervised) -> Running:
+def kill(victim: ManagedProcess) -> RunningProcess:
     """SIGKILL, to it and its children; the stack starts it again. What was killed."""
     running = victim.running
     if running is None:
@@ -56,7 +56,7 @@ def kill(victim: Supervised) -> Running:
     return running
 
 
-async def back(victim: Supervised, killed: Running) -> None:
+async def back(victim: ManagedProcess, killed: RunningProcess) -> None:
     """Returns when a killed process has been started again and is ready."""
     while victim.running in (None, killed) or not await victim.is_ready():
         await asyncio.sleep(POLL_S)
@@ -75,7 +75,7 @@ def children(pid: int) -> list[int]:
 
 
 @asynccontextmanager
-async def hanging(victim: Supervised) -> AsyncIterator[None]:
+async def hanging(victim: ManagedProcess) -> AsyncIterator[None]:
     """The process is stopped: its ports accept, and nothing ever answers."""
     running = victim.running
     if running is None:

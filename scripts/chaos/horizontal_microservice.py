@@ -14,7 +14,8 @@ import httpx
 
 from scripts.chaos.faults import RUN_DIR, Relay, back, garbage, hanging, kill, process
 from scripts.chaos.proof import Problem, Proof
-from scripts.devstack.stack import HOST, free_ports, private_stack
+from scripts.devstack.stack import free_ports, private_stack
+from scripts.devstack.table import HOST
 
 CLIENTS = 6
 DEADLINE_S = 5

@@ -20,7 +20,8 @@ import httpx
 from scripts.chaos.faults import RUN_DIR, back, children, kill, process, times_written, with_whole_log, with_workers
 from scripts.chaos.proof import Problem, Proof
 from scripts.devstack.patterns import PATTERNS
-from scripts.devstack.stack import ROOT, Stack, free_ports, private_stack
+from scripts.devstack.stack import DevStack, free_ports, private_stack
+from scripts.devstack.table import ROOT
 
 CLIENTS = 4
 PACE_S = 0.8  # of each client: one worker can keep up while the other starts again
@@ -126,7 +127,7 @@ async def prove(proof: Proof) -> None:
         proof.error = f"{states['completed']} images are done, but Redis's file has results of {len(stored)}"
 
 
-async def kill_busy_process(proof: Proof, images: Images, stack: Stack, number: int) -> None:
+async def kill_busy_process(proof: Proof, images: Images, stack: DevStack, number: int) -> None:
     """SIGKILL to a model process that has an image in hand; as before once another has taken its place."""
     worker = process(stack, f"07-worker_{number}")
     if worker.running is None:

@@ -18,7 +18,8 @@ import httpx
 from scripts.chaos.faults import RUN_DIR, back, garbage, kill, process
 from scripts.chaos.proof import Problem, Proof
 from scripts.devstack.patterns import PATTERNS
-from scripts.devstack.stack import ROOT, build_models, free_ports, private_stack
+from scripts.devstack.stack import build_models, free_ports, private_stack
+from scripts.devstack.table import ROOT
 from tfserving_protos import messages
 from tfserving_protos.services import PredictionServiceStub
 
@@ -26,8 +27,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from scripts.devstack.patterns import Pattern
-    from scripts.devstack.stack import Stack
+    from scripts.devstack.stack import DevStack
+    from scripts.devstack.table import Pattern
 
 CLIENTS = 6  # half of them over gRPC
 DEADLINE_S = 10
@@ -107,7 +108,7 @@ async def prove(proof: Proof) -> None:
                 await _kill(proof, stack)
 
 
-async def _kill(proof: Proof, stack: Stack) -> None:
+async def _kill(proof: Proof, stack: DevStack) -> None:
     async with proof.incident("kill -9", SERVER):
         server = process(stack, f"02-{SERVER}")
         await back(server, kill(server))

@@ -1,11 +1,14 @@
 """Runs patterns as local processes, supervised as `restart: always` would.
 
-    async with Stack(["06"], ports=free_ports(["06"])) as stack:
+    async with DevStack(["06"], ports=free_ports(["06"])) as stack:
         await client.get(stack.urls["PORT_06_PROXY"] + "/health")
 
-Own code, because no well-kept library has readiness, start order, restart with back-off and use inside a program in
-one: honcho ends everything when one process ends, supervisor and circus are daemons that know "running" but not
-"ready", and simpervisor has no start order, no back-off and signals single processes, not their groups.
+    with blocking(private_stack(["06"], folder)) as stack:    # from synchronous code
+        extra = stack.start("06", definition)
+
+Own code, because no well-kept library combines readiness, start order, restart with back-off and use inside a program:
+honcho ends everything when one process ends, supervisor and circus are daemons that know "running" but not "ready", and
+simpervisor has no start order, no back-off and signals single processes, not their groups.
 """
 
 from __future__ import annotations
@@ -26,19 +29,20 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Self
 from urllib.parse import urlsplit
 
-from scripts.devstack.patterns import PATTERNS, Pattern, Process
+from anyio.from_thread import BlockingPortal, start_blocking_portal
+
+from scripts.devstack.patterns import PATTERNS
+from scripts.devstack.table import HOST, ROOT, Pattern, ProcessDefinition
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 
-    from scripts.devstack.patterns import ReadyCheck
-
-ROOT = Path(__file__).resolve().parents[2]
-HOST = "127.0.0.1"
+    from scripts.devstack.table import ReadyCheck
 
 STOP_GRACE_S = 8.0
-LAST_CALL_S = 0.5  # for what others need, when those took the whole grace to stop
+LAST_CALL_S = 0.5  # for a dependency, when the processes that depend on it took the whole grace to stop
 POLL_S = 0.05
+WATCH_S = 0.5  # between two looks at the source files
 PROBE_TIMEOUT_S = 1.0
 OUTPUT_TIMEOUT_S = 0.5  # for the last lines, when a process that left the group still holds the pipe
 BACKOFF_FIRST_S = 0.5
@@ -53,19 +57,23 @@ class StackError(Exception):
 
 
 @dataclass(eq=False, kw_only=True)
-class Supervised:
-    """A process of the table, made ready to start, and what is known of it while a stack runs it."""
+class ManagedProcess:
+    """A process of the table, prepared to start, and its state while a stack runs it."""
 
     id: str
-    process: Process
+    definition: ProcessDefinition
     argv: list[str]
     cwd: Path
     env: dict[str, str]
     is_ready: Callable[[], Awaitable[bool]]
     addresses: list[str]
     log: Path
-    running: Running | None = None
+    running: RunningProcess | None = None
+    supervisor: asyncio.Task[None] | None = None
+    exit_code: int | None = None
     ready: asyncio.Event = field(default_factory=asyncio.Event)
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+    """Its source files have changed: it starts again without back-off."""
     stopped: asyncio.Event = field(default_factory=asyncio.Event)
     tail: deque[str] = field(default_factory=lambda: deque(maxlen=TAIL_LINES))
 
@@ -74,9 +82,21 @@ class Supervised:
         """As log lines and messages name it: "06 proxy"."""
         return self.id.replace("-", " ", 1)
 
+    @property
+    def url(self) -> str:
+        """Base URL of its first port."""
+        return f"http://{self.addresses[0].removeprefix('http://')}"
+
+    @property
+    def pid(self) -> int:
+        """Its process id. Raises StackError while it does not run."""
+        if self.running is None:
+            raise StackError(f"{self.label} is not running")
+        return self.running.handle.pid
+
 
 @dataclass(frozen=True)
-class Running:
+class RunningProcess:
     """One start of a process, which leads a process group of its own, and the task that copies what it prints."""
 
     handle: asyncio.subprocess.Process
@@ -91,14 +111,14 @@ class Running:
         return True
 
 
-class Stack:
-    """Starts patterns, and what they need of others, on entry; stops every process on exit, within 10 s.
+class DevStack:
+    """Starts patterns, and the processes of others that they depend on, on entry; stops all on exit, within 10 s.
 
     Entry builds the models that are missing. It raises StackError, with nothing left running, when a port is taken or
-    a process does not become ready. `ports` and then the environment win over the table's; `fresh` empties the
-    patterns' state first. A process that dies again and again is started again after 0.5 s, 1 s, 2 s and so on, at most
-    backoff_max_s. on_output gets (label, lines) of what processes print, on_event (label, text) of what
-    happens to them.
+    a process does not become ready. `ports` and then the environment override the table's; `fresh` empties the
+    patterns' state first. A process that keeps dying is started again after 0.5 s, 1 s, 2 s and so on, at most
+    backoff_max_s. `reload` restarts Python modules when files of the pattern's src/ or of common/ change. on_output
+    gets (label, lines) of what processes print, on_event (label, text) of what happens to them.
     """
 
     def __init__(
@@ -110,82 +130,101 @@ class Stack:
         environ: Mapping[str, str] | None = None,
         run_dir: Path = ROOT / ".run",
         fresh: bool = False,
+        reload: bool = False,
         backoff_max_s: float | None = None,
         on_output: Callable[[str, list[str]], None] = lambda label, lines: None,
         on_event: Callable[[str, str], None] = lambda label, text: None,
     ) -> None:
-        environ = os.environ if environ is None else environ
-        self._ports = _resolve_ports(table, environ) | dict(ports or {})
-        self._run_dir, self._fresh = run_dir, fresh
+        self._table, self._environ = table, os.environ if environ is None else environ
+        self.ports = _resolve_ports(table, self._environ) | dict(ports or {})
+        self._run_dir, self._fresh, self._reload = run_dir, fresh, reload
         self._backoff_max_s = BACKOFF_MAX_S if backoff_max_s is None else backoff_max_s
         self._on_output, self._on_event = on_output, on_event
-        self._keepers: list[asyncio.Task[None]] = []
         self._exits = contextlib.AsyncExitStack()
         self._tell_watchdog: Callable[[str], None]
-        self.processes = [self._prepare(*entry, environ) for entry in _with_needs(numbers, table)]
-        self._patterns = [table[n] for n in sorted({supervised.id.split("-")[0] for supervised in self.processes})]
+        self.processes = [self._prepare(*entry) for entry in _with_dependencies(numbers, table)]
 
     @property
     def urls(self) -> dict[str, str]:
         """Base URLs by port name, as "PORT_06_PROXY": "http://127.0.0.1:9000"."""
-        return {
-            name: f"http://{HOST}:{self._ports[name]}"
-            for supervised in self.processes
-            for name in supervised.process.ports
-        }
+        return {name: f"http://{HOST}:{self.ports[name]}" for each in self.processes for name in each.definition.ports}
+
+    def process(self, id_: str) -> ManagedProcess:
+        """The process of this id, as "06-proxy"."""
+        return next(managed for managed in self.processes if managed.id == id_)
 
     async def __aenter__(self) -> Self:
         self._check_ports()
-        await build_models([artifact for pattern in self._patterns for artifact in pattern.artifacts])
-        for pattern in self._patterns:
-            state = self._run_dir / pattern.number
-            if self._fresh:
-                shutil.rmtree(state, ignore_errors=True)
-            state.mkdir(parents=True, exist_ok=True)
-        (self._run_dir / "logs").mkdir(exist_ok=True)
+        numbers = {managed.id.partition("-")[0] for managed in self.processes}
+        await build_models([artifact for number in sorted(numbers) for artifact in self._table[number].artifacts])
+        for number in numbers if self._fresh else ():
+            shutil.rmtree(self._run_dir / number, ignore_errors=True)
         async with contextlib.AsyncExitStack() as exits:
             self._tell_watchdog = await exits.enter_async_context(_watchdog())
             exits.push_async_callback(self._stop_all)
             await self._start_all()
-            self._keepers = [asyncio.create_task(self._keep_running(each)) for each in self.processes]
+            if self._reload:
+                exits.callback(asyncio.create_task(self._watch_sources()).cancel)
             self._exits = exits.pop_all()
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
         await self._exits.aclose()
 
-    def _prepare(self, pattern: Pattern, process: Process, environ: Mapping[str, str]) -> Supervised:
-        values = {"root": ROOT, "state": self._run_dir / pattern.number, **self._ports}
+    async def start(self, number: str, definition: ProcessDefinition) -> ManagedProcess:
+        """Start one more process of a pattern, on free ports where its ports are not the stack's already.
+
+        Returns when it is ready; the stack supervises it like the others. Raises StackError.
+        """
+        self.ports |= _free_ports(name for name in definition.ports if name not in self.ports)
+        managed = self._prepare(self._table[number], definition)
+        self.processes.append(managed)
+        await self._launch_and_supervise(managed)
+        return managed
+
+    async def stop(self, managed: ManagedProcess) -> int | None:
+        """Stop one process for good: SIGTERM, and SIGKILL after the grace. Its exit code."""
+        await self._stop(managed, time.monotonic() + STOP_GRACE_S)
+        self.processes.remove(managed)
+        return managed.exit_code
+
+    async def wait(self, managed: ManagedProcess) -> int | None:
+        """Wait until a process with restart=False exits. Its exit code."""
+        await managed.stopped.wait()
+        return managed.exit_code
+
+    def _prepare(self, pattern: Pattern, definition: ProcessDefinition) -> ManagedProcess:
+        values = {"root": ROOT, "state": self._run_dir / pattern.number, **self.ports}
 
         def fill(templates: Mapping[str, str]) -> dict[str, str]:
             return {name: template.format_map(values) for name, template in templates.items()}
 
-        argv = [word.format_map(values) for word in process.argv]
-        env = fill(process.defaults) | dict(environ) | fill(process.env) | {"PYTHONUNBUFFERED": "1"}
-        ready = process.ready.format_map(values) if isinstance(process.ready, str) else process.ready
-        addresses = [f"{HOST}:{self._ports[name]}" for name in process.ports]
-        return Supervised(
-            id=_id(pattern, process),
-            process=process,
+        argv = [word.format_map(values) for word in definition.argv]
+        env = fill(definition.defaults) | dict(self._environ) | fill(definition.env) | {"PYTHONUNBUFFERED": "1"}
+        ready = definition.ready.format_map(values) if isinstance(definition.ready, str) else definition.ready
+        addresses = [f"{HOST}:{self.ports[name]}" for name in definition.ports]
+        return ManagedProcess(
+            id=_id(pattern, definition),
+            definition=definition,
             argv=[sys.executable, *argv[1:]] if argv[0] == "python" else argv,
-            cwd=ROOT / pattern.folder,
+            cwd=ROOT / (definition.folder or pattern.folder),
             env=env,
             is_ready=_readiness(ready, env),
             addresses=[f"http://{at}" if str(ready).startswith(f"http://{at}/") else at for at in addresses],
-            log=self._run_dir / "logs" / f"{_id(pattern, process)}.log",
+            log=self._run_dir / "logs" / f"{_id(pattern, definition)}.log",
         )
 
     def _check_ports(self) -> None:
         problems = []
         wanted_by: dict[int, str] = {}
-        for supervised in self.processes:
-            for name in supervised.process.ports:
-                port = self._ports[name]
+        for managed in self.processes:
+            for name in managed.definition.ports:
+                port = self.ports[name]
                 problem = f"is wanted by {wanted_by[port]} too" if port in wanted_by else _why_unusable(port)
-                wanted_by[port] = supervised.label
+                wanted_by[port] = managed.label
                 if problem:
                     problems.append(
-                        f"Port {port}, which {supervised.label} wants, {problem}. To use another: {name}=<port> make up"
+                        f"Port {port}, which {managed.label} wants, {problem}. To use another: {name}=<port> make up"
                     )
         if problems:
             raise StackError("\n".join(problems))
@@ -193,143 +232,209 @@ class Stack:
     # Start
 
     async def _start_all(self) -> None:
-        by_id = {supervised.id: supervised for supervised in self.processes}
-
-        async def start(supervised: Supervised) -> None:
-            for need in supervised.process.needs:
-                await by_id[need].ready.wait()
-            await self._launch(supervised)
-            supervised.ready.set()
+        async def start(managed: ManagedProcess) -> None:
+            for id_ in managed.definition.depends_on:
+                await self.process(id_).ready.wait()
+            await self._launch_and_supervise(managed)
 
         try:
             async with asyncio.TaskGroup() as group:
-                for supervised in self.processes:
-                    supervised.log.unlink(missing_ok=True)
-                    group.create_task(start(supervised))
+                for managed in self.processes:
+                    group.create_task(start(managed))
         except BaseExceptionGroup as failures:
             raise failures.exceptions[0] from None  # the others were cancelled because of it
 
-    async def _launch(self, supervised: Supervised) -> Running:
+    async def _launch_and_supervise(self, managed: ManagedProcess) -> None:
+        (self._run_dir / managed.id.partition("-")[0]).mkdir(parents=True, exist_ok=True)
+        managed.log.parent.mkdir(exist_ok=True)
+        managed.log.unlink(missing_ok=True)
+        running = await self._launch(managed)
+        managed.ready.set()
+        managed.supervisor = asyncio.create_task(self._keep_running(managed, running))
+
+    async def _launch(self, managed: ManagedProcess) -> RunningProcess:
         """Start the process and wait until it is ready. Raises StackError if it exits before, or takes too long."""
         started = time.monotonic()
-        limit_s = supervised.process.ready_within_s
-        running = supervised.running = await self._spawn(supervised)
+        limit_s = managed.definition.ready_within_s
+        running = managed.running = await self._spawn(managed)
         self._tell_watchdog(f"+{running.handle.pid}")
         try:
             async with asyncio.timeout(limit_s):
-                while not await supervised.is_ready():
+                while not await managed.is_ready():
                     if running.handle.returncode is not None:
-                        how = await self._ended(supervised, running)
-                        raise StackError(f"{supervised.label} did not become ready: it {how}")
+                        how = await self._ended(managed, running)
+                        raise StackError(f"{managed.label} did not become ready: it {how}")
                     await asyncio.sleep(POLL_S)
         except TimeoutError:
             running.signal_group(signal.SIGKILL)
-            await self._ended(supervised, running)
-            tail = _indented(supervised.tail)
-            raise StackError(f"{supervised.label} did not become ready within {limit_s:g} s{tail}") from None
-        self._on_event(supervised.label, f"ready after {time.monotonic() - started:.1f} s")
+            await self._ended(managed, running)
+            tail = _indented(managed.tail)
+            raise StackError(f"{managed.label} did not become ready within {limit_s:g} s{tail}") from None
+        self._on_event(managed.label, f"ready after {time.monotonic() - started:.1f} s")
         return running
 
-    async def _spawn(self, supervised: Supervised) -> Running:
+    async def _spawn(self, managed: ManagedProcess) -> RunningProcess:
         # A pipe of our own: with asyncio's, wait() returns only after grandchildren have closed their copies of it.
         read_end, write_end = os.pipe()
         try:
-            output = asyncio.create_task(self._copy_output(supervised, os.fdopen(read_end, "rb")))
+            output = asyncio.create_task(self._copy_output(managed, os.fdopen(read_end, "rb")))
             handle = await asyncio.create_subprocess_exec(
-                *supervised.argv,
-                cwd=supervised.cwd,
-                env=supervised.env,
+                *managed.argv,
+                cwd=managed.cwd,
+                env=managed.env,
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=write_end,
                 stderr=asyncio.subprocess.STDOUT,
                 start_new_session=True,
             )
         except OSError as exc:
-            raise StackError(f"{supervised.label} cannot be started: {exc}") from exc
+            raise StackError(f"{managed.label} cannot be started: {exc}") from exc
         finally:
             os.close(write_end)
-        return Running(handle, output)
+        return RunningProcess(handle, output)
 
-    async def _copy_output(self, supervised: Supervised, pipe: IO[bytes]) -> None:
-        """Copy what the process prints to its log file and to on_output, until nobody holds the pipe any more."""
+    async def _copy_output(self, managed: ManagedProcess, pipe: IO[bytes]) -> None:
+        """Copy what the process prints to its log file and to on_output, until the last copy of the pipe is closed."""
         reader = asyncio.StreamReader()
         transport, _ = await asyncio.get_running_loop().connect_read_pipe(
             lambda: asyncio.StreamReaderProtocol(reader), pipe
         )
         unfinished = b""
-        with contextlib.closing(transport), supervised.log.open("ab", buffering=0) as log:
+        with contextlib.closing(transport), managed.log.open("ab", buffering=0) as log:
             while chunk := await reader.read(CHUNK_BYTES):
                 log.write(chunk)
                 *lines, unfinished = (unfinished + chunk).split(b"\n")
                 if len(unfinished) > CHUNK_BYTES:
                     lines, unfinished = [*lines, unfinished], b""
-                self._show(supervised, lines)
-        self._show(supervised, [unfinished] if unfinished else [])
+                self._show(managed, lines)
+        self._show(managed, [unfinished] if unfinished else [])
 
     # Keep running
 
-    async def _keep_running(self, supervised: Supervised) -> None:
+    async def _keep_running(self, managed: ManagedProcess, running: RunningProcess | None) -> None:
         backoff_s = BACKOFF_FIRST_S
         ready_at = time.monotonic()
-        running = supervised.running
         while running is not None:
-            what = await self._ended(supervised, running)
+            what = await self._ended(managed, running)
+            if not managed.definition.restart:
+                managed.stopped.set()
+                return
             if running.handle.returncode == 0 or time.monotonic() - ready_at > STABLE_AFTER_S:
                 backoff_s = BACKOFF_FIRST_S
             running = None
             while running is None:
-                self._on_event(supervised.label, f"{what}\nstarting again in {backoff_s:g} s")
-                await asyncio.sleep(backoff_s)
-                backoff_s = min(2 * backoff_s, self._backoff_max_s)
+                if not managed.changed.is_set():
+                    self._on_event(managed.label, f"{what}\nstarting again in {backoff_s:g} s")
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout(backoff_s):
+                            await managed.changed.wait()
+                backoff_s = BACKOFF_FIRST_S if managed.changed.is_set() else min(2 * backoff_s, self._backoff_max_s)
+                managed.changed.clear()
                 try:
-                    running = await self._launch(supervised)
+                    running = await self._launch(managed)
                     ready_at = time.monotonic()
                 except StackError as exc:
                     what = str(exc)
 
-    async def _ended(self, supervised: Supervised, running: Running) -> str:
+    async def _ended(self, managed: ManagedProcess, running: RunningProcess) -> str:
         """Wait until the process has ended; how it did, with its last log lines if it failed."""
         code = await running.handle.wait()
         running.signal_group(signal.SIGKILL)  # children that it left behind may hold its port
-        supervised.running = None  # from here on its process id may be somebody else's
+        managed.running, managed.exit_code = None, code  # from here on another process may get its process id
         self._tell_watchdog(f"-{running.handle.pid}")
         await asyncio.wait({running.output}, timeout=OUTPUT_TIMEOUT_S)
         if code == 0:
             return "exited with code 0"
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"
-        return how + _indented(supervised.tail)
+        return how + _indented(managed.tail)
+
+    async def _watch_sources(self) -> None:
+        """Restart every Python module whose pattern's src/, or common/, has a changed file."""
+        modules = [managed for managed in self.processes if managed.definition.argv[:2] == ("python", "-m")]
+        roots = {managed: (managed.cwd / "src", ROOT / "common") for managed in modules}
+        before = {root: _modified(root) for root in {root for pair in roots.values() for root in pair}}
+        while True:
+            await asyncio.sleep(WATCH_S)
+            after = {root: await asyncio.to_thread(_modified, root) for root in before}
+            changes = {root: sorted(dict(before[root].items() ^ after[root].items())) for root in before}
+            for managed, pair in roots.items():
+                if changed := [path for root in pair for path in changes[root]]:
+                    self._on_event(managed.label, f"{changed[0].removeprefix(f'{ROOT}/')} has changed: restarting")
+                    managed.changed.set()
+                    if managed.running:
+                        managed.running.signal_group(signal.SIGTERM)
+            before = after
 
     # Stop
 
     async def _stop_all(self) -> None:
-        for keeper in self._keepers:
-            keeper.cancel()
-        await asyncio.gather(*self._keepers, return_exceptions=True)
+        for managed in self.processes:
+            if managed.supervisor:
+                managed.supervisor.cancel()  # all of them first: none may start a process again while others stop
         deadline = time.monotonic() + STOP_GRACE_S
-        await asyncio.gather(*(self._stop(supervised, deadline) for supervised in self.processes))
 
-    async def _stop(self, supervised: Supervised, deadline: float) -> None:
-        """SIGTERM to the group, once the processes that need it are gone; SIGKILL to what is left at the deadline."""
-        for other in self.processes:
-            if supervised.id in other.process.needs:
-                await other.stopped.wait()
-        if running := supervised.running:
+        async def stop(managed: ManagedProcess) -> None:
+            for other in self.processes:
+                if managed.id in other.definition.depends_on:
+                    await other.stopped.wait()
+            await self._stop(managed, deadline)
+
+        await asyncio.gather(*map(stop, self.processes))
+
+    async def _stop(self, managed: ManagedProcess, deadline: float) -> None:
+        """SIGTERM to the group, SIGKILL to what is left of it at the deadline."""
+        if managed.supervisor:
+            managed.supervisor.cancel()
+            await asyncio.wait({managed.supervisor})
+        if running := managed.running:
             deadline = max(deadline, time.monotonic() + LAST_CALL_S)
             running.signal_group(signal.SIGTERM)
             # Polled, because a process group has no event to wait for.
             while time.monotonic() < deadline and running.signal_group(0):  # noqa: ASYNC110
                 await asyncio.sleep(POLL_S)
             if running.signal_group(signal.SIGKILL):
-                self._on_event(supervised.label, f"killed: it did not stop within {STOP_GRACE_S:g} s of SIGTERM")
-            await self._ended(supervised, running)
+                self._on_event(managed.label, f"killed: it did not stop within {STOP_GRACE_S:g} s of SIGTERM")
+            await self._ended(managed, running)
             running.output.cancel()
             await asyncio.wait({running.output})
-        supervised.stopped.set()
+        managed.stopped.set()
 
-    def _show(self, supervised: Supervised, raw_lines: Iterable[bytes]) -> None:
+    def _show(self, managed: ManagedProcess, raw_lines: Iterable[bytes]) -> None:
         lines = [line.decode(errors="replace").rstrip("\r") for line in raw_lines]
-        supervised.tail.extend(lines)
-        self._on_output(supervised.label, lines)
+        managed.tail.extend(lines)
+        self._on_output(managed.label, lines)
+
+
+class BlockingStack:
+    """A running DevStack for synchronous code; its event loop runs in a thread of its own."""
+
+    def __init__(self, stack: DevStack, portal: BlockingPortal) -> None:
+        self._stack, self._portal = stack, portal
+        self.process = stack.process
+
+    @property
+    def urls(self) -> dict[str, str]:
+        """Base URLs by port name."""
+        return self._stack.urls
+
+    def start(self, number: str, definition: ProcessDefinition) -> ManagedProcess:
+        """As DevStack.start."""
+        return self._portal.call(self._stack.start, number, definition)
+
+    def stop(self, managed: ManagedProcess) -> int | None:
+        """As DevStack.stop."""
+        return self._portal.call(self._stack.stop, managed)
+
+    def wait(self, managed: ManagedProcess) -> int | None:
+        """As DevStack.wait."""
+        return self._portal.call(self._stack.wait, managed)
+
+
+@contextlib.contextmanager
+def blocking(stack: DevStack) -> Iterator[BlockingStack]:
+    """Start a stack from synchronous code, and stop it at the end. Raises StackError."""
+    with start_blocking_portal() as portal, portal.wrap_async_context_manager(stack):
+        yield BlockingStack(stack, portal)
 
 
 def private_stack(
@@ -339,15 +444,16 @@ def private_stack(
     table: Mapping[str, Pattern] = PATTERNS,
     ports: Mapping[str, int] | None = None,
     environ: Mapping[str, str] | None = None,
-) -> Stack:
-    """A stack beside any other that runs: free ports, empty state in a folder of its own, and open to all clients.
+) -> DevStack:
+    """A stack beside any other that runs: free ports, empty state in a folder of its own, and no access control.
 
-    It is for programs, who may kill its processes again and again, and do not wait for them longer each time.
+    It is for programs that start more processes in it (`start`), or kill some again and again and do not want to wait
+    longer each time. `numbers` may be empty.
     """
     numbers = list(numbers)
     closing = {"API_KEY", "API_KEY_FILE", "RATE_LIMIT"}
     inherited = {name: value for name, value in os.environ.items() if name not in closing}
-    return Stack(
+    return DevStack(
         numbers,
         table=table,
         ports=free_ports(numbers, table) if ports is None else ports,
@@ -359,13 +465,16 @@ def private_stack(
 
 
 def free_ports(numbers: Iterable[str], table: Mapping[str, Pattern] = PATTERNS) -> dict[str, int]:
-    """A free port for every port of these patterns and of what they need, by port name."""
-    names = [name for _, process in _with_needs(numbers, table) for name in process.ports]
-    with contextlib.ExitStack() as held:  # all at once, or the same port could be drawn twice
-        sockets = [held.enter_context(socket.socket()) for _ in names]
-        for each in sockets:
+    """A free port for every port of these patterns and of their dependencies, by port name."""
+    return _free_ports(name for _, definition in _with_dependencies(numbers, table) for name in definition.ports)
+
+
+def _free_ports(names: Iterable[str]) -> dict[str, int]:
+    with contextlib.ExitStack() as bound:  # all at once, or the same port could be drawn twice
+        sockets = {name: bound.enter_context(socket.socket()) for name in names}
+        for each in sockets.values():
             each.bind((HOST, 0))
-        return {name: each.getsockname()[1] for name, each in zip(names, sockets, strict=True)}
+        return {name: each.getsockname()[1] for name, each in sockets.items()}
 
 
 def run(program: Coroutine[Any, Any, int]) -> int:
@@ -383,26 +492,35 @@ def run(program: Coroutine[Any, Any, int]) -> int:
     return asyncio.run(main())
 
 
-def _id(pattern: Pattern, process: Process) -> str:
-    return f"{pattern.number}-{process.name}"
+def _id(pattern: Pattern, definition: ProcessDefinition) -> str:
+    return f"{pattern.number}-{definition.name}"
 
 
-def _with_needs(numbers: Iterable[str], table: Mapping[str, Pattern]) -> list[tuple[Pattern, Process]]:
-    """The processes of these patterns and, transitively, the ones that they need, in the table's order."""
-    everything = {
-        _id(pattern, process): (pattern, process) for pattern in table.values() for process in pattern.processes
-    }
-    wanted = [_id(table[number], process) for number in numbers for process in table[number].processes]
+def _with_dependencies(numbers: Iterable[str], table: Mapping[str, Pattern]) -> list[tuple[Pattern, ProcessDefinition]]:
+    """The processes of these patterns and, transitively, those that they depend on, in the table's order."""
+    everything = {_id(pattern, each): (pattern, each) for pattern in table.values() for each in pattern.processes}
+    wanted = [_id(table[number], each) for number in numbers for each in table[number].processes]
     for id_ in wanted:  # grows while it is walked
-        wanted += [need for need in everything[id_][1].needs if need not in wanted]
+        wanted += [other for other in everything[id_][1].depends_on if other not in wanted]
     return [entry for id_, entry in everything.items() if id_ in wanted]
+
+
+def _modified(root: Path) -> dict[str, int]:
+    """When each source file below this folder was last modified, in ns."""
+    found = {}
+    for folder, folders, files in os.walk(root):
+        folders[:] = [name for name in folders if name not in ("__pycache__", "tests") and not name.startswith(".")]
+        for path in (Path(folder, name) for name in files if not name.startswith(".")):
+            with contextlib.suppress(OSError):  # editors' temporary files come and go
+                found[str(path)] = path.stat().st_mtime_ns
+    return found
 
 
 def _resolve_ports(table: Mapping[str, Pattern], environ: Mapping[str, str]) -> dict[str, int]:
     ports = {}
     for pattern in table.values():
-        for process in pattern.processes:
-            for name, default in process.ports.items():
+        for definition in pattern.processes:
+            for name, default in definition.ports.items():
                 text = environ.get(name) or str(default)
                 if not text.isdecimal() or not 1 <= int(text) <= 65535:
                     raise StackError(f"{name}={text}: a port is a number from 1 to 65535")
@@ -411,11 +529,11 @@ def _resolve_ports(table: Mapping[str, Pattern], environ: Mapping[str, str]) -> 
 
 
 def _why_unusable(port: int) -> str | None:
-    with socket.socket() as probe:
-        # As servers do: connections of an earlier run that linger in TIME_WAIT are no obstacle, a listener is.
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    with socket.socket() as candidate:
+        # As servers do: connections of an earlier run in TIME_WAIT do not matter, a listener does.
+        candidate.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((HOST, port))
+            candidate.bind((HOST, port))
         except OSError as exc:
             return "is taken" if exc.errno == errno.EADDRINUSE else f"cannot be used ({exc.strerror})"
     return None

@@ -16,8 +16,8 @@ from rich.text import Text
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
 
-    from scripts.devstack.patterns import Pattern
-    from scripts.devstack.stack import Stack
+    from scripts.devstack.stack import DevStack
+    from scripts.devstack.table import Pattern
 
 COLOURS = ("cyan", "green", "magenta", "blue", "yellow", "bright_cyan", "bright_green", "bright_magenta")
 PLAIN_WIDTH = 120
@@ -79,10 +79,10 @@ def event_printer(console: Console, table: Mapping[str, Pattern]) -> Callable[[s
     return lambda label, text: show(label, [f"-- {line}" for line in text.splitlines()])
 
 
-def address_table(stack: Stack) -> Table:
+def address_table(stack: DevStack) -> Table:
     """Where every process of a running stack is reached, and where its log is."""
     rows = Table("pattern", "process", "address", "log")
-    for supervised in stack.processes:
-        number, _, name = supervised.id.partition("-")
-        rows.add_row(number, name, "\n".join(supervised.addresses) or "-", os.path.relpath(supervised.log))
+    for managed in stack.processes:
+        number, _, name = managed.id.partition("-")
+        rows.add_row(number, name, "\n".join(managed.addresses) or "-", os.path.relpath(managed.log))
     return rows

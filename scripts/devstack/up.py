@@ -10,8 +10,9 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from scripts.devstack.patterns import PATTERNS, Pattern
-from scripts.devstack.stack import Stack, StackError, run
+from scripts.devstack.patterns import PATTERNS
+from scripts.devstack.stack import DevStack, StackError, run
+from scripts.devstack.table import Pattern
 from scripts.devstack.terminal import address_table, chosen_patterns, event_printer, line_printer, make_console
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ async def up(numbers: Sequence[str], table: Mapping[str, Pattern]) -> int:
     console = make_console()
     readable_logs = {"LOG_FORMAT": "console", **os.environ}
     try:
-        async with Stack(
+        async with DevStack(
             numbers,
             table=table,
             environ=readable_logs if console.is_terminal else None,

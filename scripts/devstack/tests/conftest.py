@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from scripts.devstack.stack import ROOT, free_ports
+from scripts.devstack.stack import free_ports
+from scripts.devstack.table import ROOT
 from scripts.devstack.tests.dummies import DUMMIES
 from serving_testing.processes import wait_until
 

@@ -3,14 +3,14 @@
 import sys
 
 from scripts.devstack import demo, up
-from scripts.devstack.demo import ask
-from scripts.devstack.patterns import Pattern, Process, table
+from scripts.devstack.steps import send
+from scripts.devstack.table import Pattern, ProcessDefinition, by_number
 
 
 def dummy(name, fault, number, *, with_port=True, **options):
     port = f"PORT_{number}_{name.upper()}"
     options = {"ready": f"http://127.0.0.1:{{{port}}}/health" if with_port else None} | options
-    return Process(
+    return ProcessDefinition(
         name=name,
         argv=("python", "-m", "scripts.devstack.tests.dummy", fault, *([f"{{{port}}}"] if with_port else [])),
         ports={port: 1} if with_port else {},
@@ -22,7 +22,7 @@ def pattern(number, *processes):
     return Pattern(number=number, title=f"Pattern {number}", folder=".", processes=processes)
 
 
-DUMMIES = table(
+DUMMIES = by_number(
     [
         pattern(
             "90",
@@ -35,7 +35,7 @@ DUMMIES = table(
         pattern("94", dummy("patient", "never-ready", "94")),
         pattern(
             "95",
-            dummy("front", "says-when-it-stops", "95", needs=("96-store",)),
+            dummy("front", "says-when-it-stops", "95", depends_on=("96-store",)),
         ),
         pattern("96", dummy("store", "says-when-it-stops", "96", ready="tcp://127.0.0.1:{PORT_96_STORE}")),
     ]
@@ -43,16 +43,16 @@ DUMMIES = table(
 
 
 async def demo_right(client, urls):
-    yield await ask(client, "GET", f"{urls['PORT_90_GOOD']}/env", want={"LEVEL": "info"}, is_highlight=True)
+    yield await send(client, "GET", f"{urls['PORT_90_GOOD']}/env", want={"LEVEL": "info"}, is_highlight=True)
 
 
 async def demo_wrong(client, urls):
-    yield await ask(client, "GET", f"{urls['PORT_92_STUBBORN']}/env", want={"HOME": 5})
+    yield await send(client, "GET", f"{urls['PORT_92_STUBBORN']}/env", want={"HOME": 5})
     raise AssertionError("a demo ends with its first wrong answer")
 
 
 async def demo_unreachable(client, urls):
-    yield await ask(client, "GET", "http://127.0.0.1:1/env", want=dict)
+    yield await send(client, "GET", "http://127.0.0.1:1/env", want=dict)
 
 
 DEMOS = {"90": demo_right, "91": demo_right, "92": demo_wrong, "94": demo_right, "95": demo_unreachable}

@@ -8,9 +8,11 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from scripts.devstack.demo import DEMOS, mismatch, readable
-from scripts.devstack.patterns import PATTERNS
-from scripts.devstack.stack import ROOT, free_ports
+from scripts.devstack.demo import readable
+from scripts.devstack.patterns import DEMOS, PATTERNS
+from scripts.devstack.stack import free_ports
+from scripts.devstack.steps import mismatch
+from scripts.devstack.table import ROOT
 from serving_testing.processes import wait_until
 
 

@@ -6,8 +6,9 @@ import httpx
 import pytest
 
 from scripts.devstack import stack as stack_module
-from scripts.devstack.patterns import PATTERNS, Pattern, Process, table
-from scripts.devstack.stack import Stack, StackError, free_ports
+from scripts.devstack.patterns import PATTERNS
+from scripts.devstack.stack import DevStack, StackError, free_ports
+from scripts.devstack.table import Pattern, ProcessDefinition, by_number
 from scripts.devstack.tests.conftest import is_alive
 from scripts.devstack.tests.dummies import DUMMIES, dummy
 
@@ -15,7 +16,7 @@ from scripts.devstack.tests.dummies import DUMMIES, dummy
 def one(*processes, **options):
     return {
         "numbers": ["70"],
-        "table": table([Pattern(number="70", title="", folder=".", processes=processes, **options)]),
+        "table": by_number([Pattern(number="70", title="", folder=".", processes=processes, **options)]),
     }
 
 
@@ -44,11 +45,11 @@ class Events(list[str]):
 
 @pytest.mark.parametrize("number", PATTERNS)
 def test_every_entry_of_the_table_can_be_prepared(number, run_dir):
-    stack = Stack([number], run_dir=run_dir)
+    stack = DevStack([number], run_dir=run_dir)
     assert PATTERNS[number].processes
-    for supervised in stack.processes:
-        assert "{" not in " ".join([*supervised.argv, *(supervised.env[name] for name in supervised.process.env)])
-        assert supervised.cwd.is_dir()
+    for managed in stack.processes:
+        assert "{" not in " ".join([*managed.argv, *(managed.env[name] for name in managed.definition.env)])
+        assert managed.cwd.is_dir()
 
 
 def test_default_ports_are_unique():
@@ -57,7 +58,7 @@ def test_default_ports_are_unique():
 
 
 def test_the_proxy_of_06_asks_the_services_where_they_are():
-    stack = Stack(["06"], environ={"PORT_06_SERVICE_VIRGINICA": "8102"}, ports={"PORT_06_PROXY": 9100})
+    stack = DevStack(["06"], environ={"PORT_06_SERVICE_VIRGINICA": "8102"}, ports={"PORT_06_PROXY": 9100})
     proxy = stack.processes[-1]
     assert proxy.env["SERVICES"].endswith("virginica=http://127.0.0.1:8102")
     assert proxy.env["PORT"] == "9100"
@@ -66,7 +67,7 @@ def test_the_proxy_of_06_asks_the_services_where_they_are():
 
 async def test_runs_inside_a_program(run_dir):
     lines = []
-    stack = Stack(
+    stack = DevStack(
         ["90"],
         table=DUMMIES,
         ports=free_ports(["90"], DUMMIES),
@@ -86,7 +87,7 @@ async def test_backs_off_from_a_process_that_keeps_failing(run_dir, monkeypatch)
     monkeypatch.setattr(stack_module, "BACKOFF_MAX_S", 0.03)
     events = Events()
     failing = dummy("bad", "dies-at-start", "70", with_port=False)
-    async with Stack(**one(failing), run_dir=run_dir, on_event=events.add):
+    async with DevStack(**one(failing), run_dir=run_dir, on_event=events.add):
         await events.until(lambda all_: len(all_) >= 8)
     assert [text.splitlines()[-1] for text in events if "again" in text][:4] == [
         f"starting again in {delay_s} s" for delay_s in (0.01, 0.02, 0.03, 0.03)
@@ -98,7 +99,7 @@ async def test_a_job_that_finishes_is_run_again_without_back_off(run_dir, monkey
     monkeypatch.setattr(stack_module, "BACKOFF_FIRST_S", 0.01)
     events = Events()
     job = dummy("job", "finishes", "70", with_port=False)
-    async with Stack(**one(job), run_dir=run_dir, on_event=events.add):
+    async with DevStack(**one(job), run_dir=run_dir, on_event=events.add):
         await events.until(lambda all_: len(all_) >= 8)
     ended = [text for text in events if "again" in text]
     assert set(ended) == {"exited with code 0\nstarting again in 0.01 s"}
@@ -113,21 +114,21 @@ async def test_keeps_trying_when_a_restart_does_not_become_ready(run_dir, monkey
     async def is_first_start(env):
         return env["MARK"] == str(mark) and not events
 
-    once = Process(
+    once = ProcessDefinition(
         name="once",
         argv=("python", "-m", "scripts.devstack.tests.dummy", "runs-once", "{state}/mark"),
         env={"MARK": "{state}/mark"},
         ready=is_first_start,
     )
     failure = "did not become ready: it exited with code 4"
-    async with Stack(**one(once), run_dir=run_dir, on_event=events.add):
+    async with DevStack(**one(once), run_dir=run_dir, on_event=events.add):
         await events.until(lambda all_: sum(failure in text for text in all_) == 2)
 
 
 @pytest.mark.parametrize(
     "process",
     [
-        pytest.param(Process(name="none", argv=("/no/such/program",)), id="no such program"),
+        pytest.param(ProcessDefinition(name="none", argv=("/no/such/program",)), id="no such program"),
         pytest.param(
             dummy("deaf", "never-ready", "70", ready="tcp://127.0.0.1:{PORT_70_DEAF}", ready_within_s=0.3), id="no port"
         ),
@@ -136,22 +137,22 @@ async def test_keeps_trying_when_a_restart_does_not_become_ready(run_dir, monkey
 async def test_what_cannot_start_is_named(process, run_dir):
     definition = one(process)
     with pytest.raises(StackError, match=f"70 {process.name} (cannot be started|did not become ready within 0.3 s)"):
-        async with Stack(**definition, ports=free_ports(["70"], definition["table"]), run_dir=run_dir):
+        async with DevStack(**definition, ports=free_ports(["70"], definition["table"]), run_dir=run_dir):
             pass
 
 
 async def test_a_failed_model_build_starts_nothing(run_dir):
     definition = one(dummy("good", "serves", "70", with_port=False), artifacts=("no_such_model",))
     with pytest.raises(StackError, match="models could not be built"):
-        async with Stack(**definition, run_dir=run_dir):
+        async with DevStack(**definition, run_dir=run_dir):
             pass
     assert not run_dir.exists()
 
 
 async def test_endless_lines_are_cut(run_dir):
     lines, events = [], Events()
-    program = Process(name="endless", argv=("python", "-c", "print('x' * 1_000_000)"))
-    async with Stack(
+    program = ProcessDefinition(name="endless", argv=("python", "-c", "print('x' * 1_000_000)"))
+    async with DevStack(
         **one(program), run_dir=run_dir, on_output=lambda label, new: lines.extend(new), on_event=events.add
     ):
         await events.until(lambda all_: "exited" in all_[-1])

@@ -11,7 +11,7 @@ import time
 import httpx
 import pytest
 
-from scripts.devstack.stack import ROOT
+from scripts.devstack.table import ROOT
 from scripts.devstack.tests.conftest import is_alive
 from serving_testing.processes import wait_until
 

@@ -1,0 +1,54 @@
+"""03: Redis, a proxy that queues jobs, and a worker that calls 02's model server."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from scripts.devstack.steps import FLOWERS, Step, send
+from scripts.devstack.table import Pattern, redis_process, web_process
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Mapping
+
+    import httpx
+
+_QUEUE = {
+    "REDIS_HOST": "127.0.0.1",
+    "REDIS_PORT": "{PORT_03_REDIS}",
+    "TF_SERVING_HOST": "127.0.0.1",
+    "TF_SERVING_GRPC_PORT": "{PORT_02_GRPC}",
+}
+_BEFORE = ("03-redis", "02-model_server")
+
+PATTERN = Pattern(
+    number="03",
+    title="Asynchronous",
+    folder="03_asynchronous_pattern",
+    artifacts=("iris_saved_model",),
+    published={"PORT_03_PROXY": 8000},
+    processes=(
+        redis_process("PORT_03_REDIS", 6303),
+        web_process("proxy", "src.proxy.app", "PORT_03_PROXY", 8300, env=_QUEUE, depends_on=_BEFORE),
+        web_process("worker", "src.worker.main", "PORT_03_WORKER", 9103, env=_QUEUE, depends_on=_BEFORE),
+    ),
+)
+
+
+async def demo(client: httpx.AsyncClient, urls: Mapping[str, str]) -> AsyncGenerator[Step, None]:
+    """A job's id at once, its result once a worker has called the model server."""
+    proxy = urls["PORT_03_PROXY"]
+    well = {"status": "healthy", "components": {"redis": "ok", "tensorflow_serving": "ok"}}
+
+    yield await send(client, "GET", f"{proxy}/health", want=well)
+    yield await send(client, "GET", f"{proxy}/metadata", want={"model_spec": {"name": "iris", "version": "1"}})
+    for label, row in FLOWERS.items():
+        body = {"data": [row]}
+        queued = await send(client, "POST", f"{proxy}/predict", body, want={"job_id": str}, is_highlight=True)
+        yield queued
+        if isinstance(queued.answer, dict):
+            job = f"{proxy}/job/{queued.answer['job_id']}?wait=10"
+            result = {"prediction": int, "class_name": label, "probabilities": [float, float, float]}
+            yield await send(client, "GET", job, want={"status": "completed", "result": result}, is_highlight=True)
+    yield await send(client, "POST", f"{proxy}/predict/test", want={"job_id": str})
+    yield await send(client, "GET", f"{proxy}/jobs?limit=2", want={"jobs": [dict, dict]})
+    yield await send(client, "GET", f"{proxy}/job/000000", want={"detail": "Job not found"}, status=404)

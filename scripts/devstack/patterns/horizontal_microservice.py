@@ -1,0 +1,70 @@
+"""06: three services of one class each, and a proxy that calls them in parallel."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from scripts.devstack.steps import FLOWERS, Step, send
+from scripts.devstack.table import Pattern, ProcessDefinition, web_process
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Mapping
+
+    import httpx
+
+_PORTS = {"PORT_06_SERVICE_SETOSA": 8000, "PORT_06_SERVICE_VERSICOLOR": 8001, "PORT_06_SERVICE_VIRGINICA": 8002}
+
+
+def _service(label: str, port: str) -> ProcessDefinition:
+    env = {
+        "SERVICE_NAME": label,
+        "MODEL_FILEPATH": f"{{root}}/models/artifacts/iris_svc_0_{label}.onnx",
+        # As in compose, the caller's key protects the proxy; on a service it would lock the proxy out.
+        "API_KEY": "",
+        "API_KEY_FILE": "",
+    }
+    return web_process(f"service_{label}", "src.services.app", port, _PORTS[port], env=env)
+
+
+_URLS = {label: f"http://127.0.0.1:{{{port}}}" for label, port in zip(FLOWERS, _PORTS, strict=True)}
+
+PATTERN = Pattern(
+    number="06",
+    title="Horizontal microservices",
+    folder="06_horizontal_microservice_pattern",
+    artifacts=tuple(f"iris_svc_0_{label}" for label in FLOWERS),
+    published={"PORT_06_PROXY": 9000} | _PORTS,
+    processes=(
+        *map(_service, FLOWERS, _PORTS),
+        # It does not wait for the services: answering without them is the point of the pattern.
+        web_process(
+            *("proxy", "src.proxy.app", "PORT_06_PROXY", 9000),
+            defaults={"SERVICES": ",".join(f"{label}={url}" for label, url in _URLS.items())},
+        ),
+    ),
+)
+
+
+async def demo(client: httpx.AsyncClient, urls: Mapping[str, str]) -> AsyncGenerator[Step, None]:
+    """The proxy calls three services that know one class each; then each service is called on its own."""
+    proxy = urls["PORT_06_PROXY"]
+    one_flower = {"data": [FLOWERS["setosa"]]}
+    is_well = {"health": "ok"}
+    probabilities = {"prediction": [float, float]}
+    all_services = dict.fromkeys(FLOWERS, probabilities)
+
+    yield await send(client, "GET", f"{proxy}/health", want=is_well)
+    yield await send(client, "GET", f"{proxy}/health/all", want=dict.fromkeys(FLOWERS, is_well))
+    yield await send(client, "GET", f"{proxy}/metadata", want=dict)
+    yield await send(client, "POST", f"{proxy}/predict", one_flower, want=all_services)
+    for label, row in FLOWERS.items():
+        best = {"prediction": {"proba": float, "label": label}}
+        yield await send(client, "POST", f"{proxy}/predict/label", {"data": [row]}, want=best, is_highlight=True)
+    yield await send(client, "GET", f"{proxy}/predict/get/test", want=all_services)
+    yield await send(client, "POST", f"{proxy}/predict/post/test", want=all_services)
+    for label, row in FLOWERS.items():
+        service = urls[f"PORT_06_SERVICE_{label.upper()}"]
+        yield await send(client, "GET", f"{service}/health", want=is_well)
+        yield await send(client, "GET", f"{service}/metadata", want=dict)
+        yield await send(client, "POST", f"{service}/predict", {"data": [row]}, want=probabilities)
+        yield await send(client, "GET", f"{service}/predict/test", want=probabilities)

@@ -1,0 +1,73 @@
+"""07: a proxy that answers with a fast model and queues the image, Redis, and a worker with the better model."""
+
+from __future__ import annotations
+
+import base64
+from typing import TYPE_CHECKING
+
+from scripts.devstack.steps import Step, send
+from scripts.devstack.table import ROOT, Pattern, redis_process, web_process
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Mapping
+
+    import httpx
+
+_ENV = {
+    "REDIS_HOST": "127.0.0.1",
+    "REDIS_PORT": "{PORT_07_REDIS}",
+    "SYNC_MODEL_PATH": "{root}/models/artifacts/mobilenet_v2.onnx",
+    "ASYNC_MODEL_PATH": "{root}/models/artifacts/resnet50.onnx",
+    "LABELS_PATH": "{root}/models/artifacts/imagenet_labels.json",
+    "SAMPLE_IMAGE_PATH": "{root}/models/artifacts/sample.jpg",
+}
+
+PATTERN = Pattern(
+    number="07",
+    title="Sync-async",
+    folder="07_sync_async_pattern",
+    artifacts=("mobilenet_v2", "resnet50"),
+    published={"PORT_07_PROXY": 8000},
+    vary=frozenset({"result_sync", "prediction", "label", "probability", "weights"}),
+    files={"photo.jpg": "models/artifacts/sample.jpg"},
+    processes=(
+        redis_process("PORT_07_REDIS", 6307),
+        web_process("proxy", "src.proxy.app", "PORT_07_PROXY", 8700, env=_ENV, depends_on=("07-redis",)),
+        web_process(
+            *("worker", "src.worker.main", "PORT_07_WORKER", 9107),
+            env=_ENV,
+            depends_on=("07-redis",),
+            ready_within_s=60,  # two processes that load 100 MB each, at a low priority
+        ),
+    ),
+)
+
+
+async def demo(client: httpx.AsyncClient, urls: Mapping[str, str]) -> AsyncGenerator[Step, None]:
+    """The fast model's answer about a photograph at once, the better model's a moment later."""
+    proxy = urls["PORT_07_PROXY"]
+    photograph = (ROOT / "models/artifacts/sample.jpg").read_bytes()
+    body = {"image_data": base64.b64encode(photograph).decode()}
+    shown = {"image_data": f"<{len(photograph):,} bytes of a JPEG, a palace, in Base64>"}
+    weights = {"sync": str, "async": str}  # "random": nothing was downloaded, and the labels mean nothing
+
+    yield await send(client, "GET", f"{proxy}/health", want={"health": "ok"})
+    yield await send(client, "GET", f"{proxy}/metadata", want={"data_type": "str", "weights": weights})
+    answer = {"job_id": str, "result_sync": str}
+    posted = await send(client, "POST", f"{proxy}/predict", body, want=answer, shown=shown, is_highlight=True)
+    yield posted
+    if isinstance(posted.answer, dict):
+        job_id = posted.answer["job_id"]
+        job = f"{proxy}/job/{job_id}"
+        yield await send(client, "GET", job, want={job_id: {"prediction": str}})
+        five = [{"label": str, "probability": float}] * 5
+        both = {"prediction": str, "top5": five, "sync": {"prediction": posted.answer["result_sync"], "top5": five}}
+        done = await send(client, "GET", f"{job}?wait=30&detail=true", want={job_id: both})
+        yield done
+        if isinstance(done.answer, dict):
+            best = done.answer[job_id]["prediction"]
+            yield await send(client, "GET", job, want={job_id: {"prediction": best}}, is_highlight=True)
+    yield await send(client, "GET", f"{proxy}/predict/test", want=answer)
+    no_image = {"image_data": "aGVsbG8="}
+    yield await send(client, "POST", f"{proxy}/predict", no_image, want={"detail": str, "errors": [dict]}, status=400)
+    yield await send(client, "GET", f"{proxy}/job/000000", want={"detail": "Job not found"}, status=404)

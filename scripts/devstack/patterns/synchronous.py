@@ -1,0 +1,78 @@
+"""02: the portable model server."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING
+
+import httpx
+
+from scripts.devstack.steps import FLOWERS, Step, mismatch, send
+from scripts.devstack.table import ROOT, Pattern, ProcessDefinition
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Mapping
+
+PORTS = {"PORT_02_GRPC": 8500, "PORT_02_REST": 8501}
+
+PATTERN = Pattern(
+    number="02",
+    title="Synchronous",
+    folder="02_synchronous_pattern",
+    artifacts=("iris_saved_model",),
+    published=PORTS,
+    processes=(
+        ProcessDefinition(
+            name="model_server",
+            argv=(
+                *("python", "-m", "model_server", "--port={PORT_02_GRPC}", "--rest_api_port={PORT_02_REST}"),
+                *("--model_name=iris", "--model_base_path={root}/models/artifacts/saved_model/iris"),
+            ),
+            ports=PORTS,
+            defaults={"TF_ENABLE_ONEDNN_OPTS": "0"},  # oneDNN is for larger models: see the README
+            ready="http://127.0.0.1:{PORT_02_REST}/v1/models/iris",
+        ),
+    ),
+)
+
+
+async def demo(client: httpx.AsyncClient, urls: Mapping[str, str]) -> AsyncGenerator[Step, None]:
+    """The model server answers at once, over REST and over gRPC; then through its two clients."""
+    model = f"{urls['PORT_02_REST']}/v1/models/iris"
+    rows = list(FLOWERS.values())
+    available = {"model_version_status": [{"version": "1", "state": "AVAILABLE", "status": dict}]}
+    three = [[float, float, float]] * 3
+
+    yield await send(client, "GET", model, want=available)
+    yield await send(client, "GET", f"{model}/metadata", want={"model_spec": dict, "metadata": dict})
+    yield await send(client, "POST", f"{model}:predict", {"instances": rows}, want={"predictions": three})
+    by_name = {"inputs": {"input": rows}}
+    yield await send(client, "POST", f"{model}/versions/1:predict", by_name, want={"outputs": three})
+    for name, address in (("rest", urls["PORT_02_REST"]), ("grpc", urls["PORT_02_GRPC"].replace("http", "grpc"))):
+        yield await _send_with_client(f"client.{name}_client", address, rows)
+
+
+async def _send_with_client(module: str, address: str, rows: list[list[float]]) -> Step:
+    """The same rows, sent by one of the pattern's clients as a process of its own."""
+    words = [str(number) for row in rows for number in row]
+    command = [sys.executable, "-m", module, *words, "--json", "--address", address.removeprefix("grpc://")]
+    started = time.perf_counter()
+    done = await asyncio.to_thread(
+        subprocess.run, command, cwd=ROOT / PATTERN.folder, capture_output=True, text=True, check=False
+    )
+    answer = [json.loads(line) for line in done.stdout.splitlines()]
+    labels = [{"input": list, "label": label, "probabilities": list} for label in FLOWERS]
+    return Step(
+        method="RUN",
+        url=httpx.URL(address),
+        sent=f"python -m {module} {' '.join(words)}",
+        answer=answer,
+        status=done.returncode,
+        latency_ms=1000 * (time.perf_counter() - started),
+        problem=mismatch(labels, answer) if done.returncode == 0 else done.stderr.strip(),
+        is_highlight=True,
+    )

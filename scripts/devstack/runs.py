@@ -1,0 +1,112 @@
+"""What `make bench` and `make prove` share: profiles, one module for each pattern, and going on when one pattern fails."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from dataclasses import dataclass, field
+from enum import StrEnum
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, TypeVar
+
+from scripts.devstack.patterns import PATTERNS
+from scripts.devstack.stack import StackError
+from serving_testing.redis_server import redis_binary
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
+
+    from rich.console import Console
+
+    from scripts.devstack.table import Pattern
+
+T = TypeVar("T")
+
+
+class Profile(StrEnum):
+    """How much is run: quick for the tests, short by default, long for the committed results."""
+
+    QUICK = "quick"
+    SHORT = "short"
+    LONG = "long"
+
+
+class SkippedError(Exception):
+    """A pattern, or a part of one, cannot run on this machine; the text says why."""
+
+
+def require(found: T | None, missing: str) -> T:
+    """What was found on this machine. Raises SkippedError if it is None."""
+    if found is None:
+        raise SkippedError(missing)
+    return found
+
+
+def require_redis() -> str:
+    """Path of redis-server. Raises SkippedError without one."""
+    return require(redis_binary(), "no redis-server found")
+
+
+@dataclass(kw_only=True)
+class PatternRun:
+    """One pattern's part of a long command."""
+
+    pattern: Pattern
+    profile: Profile = Profile.SHORT
+    say: Callable[[str], None] = lambda line: None
+    error: str = ""
+    """Why the run ended early."""
+    skipped: list[str] = field(default_factory=list)
+    """What could not run on this machine, with the reason."""
+    started: float = field(default_factory=time.monotonic)
+    seconds: float = 0.0
+
+    @property
+    def title(self) -> str:
+        """Number and title, as "06 Horizontal microservices"."""
+        return f"{self.pattern.number} {self.pattern.title}"
+
+    def choose(self, *, quick: T, short: T, long: T) -> T:
+        """The value for this run's profile."""
+        return {Profile.QUICK: quick, Profile.SHORT: short, Profile.LONG: long}[self.profile]
+
+    def skip(self, reason: str) -> None:
+        """Record, and print, what cannot run on this machine."""
+        self.skipped.append(reason)
+        self.say(f"skipped: {reason}")
+
+
+R = TypeVar("R", bound=PatternRun)
+
+
+def modules(package: str, table: Mapping[str, Pattern] = PATTERNS) -> dict[str, str]:
+    """Names of the modules of this package that are about a pattern (`<package>.<Pattern.name>`), by its number."""
+    named = {number: f"{package}.{pattern.name}" for number, pattern in table.items()}
+    return {number: name for number, name in named.items() if find_spec(name)}
+
+
+async def run_each(runs: Sequence[R], console: Console, execute: Callable[[R], Awaitable[None]]) -> bool:
+    """Execute one run after the other; False if Ctrl-C ended it early. A run that fails does not stop the others."""
+    for run in runs:
+        console.rule(run.title, characters="-")
+        run.started = time.monotonic()
+        try:
+            await execute(run)
+        except SkippedError as exc:
+            run.skip(str(exc))
+        except StackError as exc:
+            run.error = str(exc)
+        except asyncio.CancelledError:
+            run.error = "interrupted"
+            return False
+        except Exception as exc:
+            logging.exception("%s ended early", run.title)
+            while isinstance(exc, ExceptionGroup):  # of the clients' task group
+                exc = exc.exceptions[0]
+            run.error = f"ended early: {type(exc).__name__}: {exc}"
+        finally:
+            run.seconds = time.monotonic() - run.started
+        if run.error:
+            console.print(f"FAILED: {run.title}: {run.error}", markup=False, style="bold red")
+    return True
