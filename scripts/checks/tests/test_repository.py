@@ -154,11 +154,11 @@ def unit(name: str) -> str | None:
 
 
 def own_units(path: Path) -> set[str]:
-    where = room(path)
-    if where == "patterns":
-        # 02's client and build_model.py are what other patterns call src.
-        return {"src"} if (ROOT / path.relative_to(ROOT).parts[0] / "src").is_dir() else {"client", "build_model"}
-    return {where.replace("/", "."), where.rpartition("/")[2]}
+    where = room(path) or ""
+    # 02 has client and build_model.py where the others have src. Only a pattern's own folder is on its path.
+    return (
+        {"src", "client", "build_model"} if where == "patterns" else {where.replace("/", "."), where.rpartition("/")[2]}
+    )
 
 
 @pytest.mark.parametrize("where", MAY_IMPORT)
