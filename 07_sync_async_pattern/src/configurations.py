@@ -1,4 +1,4 @@
-"""What the proxy and the worker read from their environment; nothing else reads it."""
+"""All settings that the proxy and the worker read from the environment."""
 
 from enum import StrEnum
 from pathlib import Path
@@ -16,75 +16,85 @@ class Precision(StrEnum):
 
 
 class QueueSettings(RedisSettings):
-    """The queue between the two."""
+    """The queue between proxy and worker."""
 
-    queue_name: str = Field("queue:jobs", min_length=1, description="Redis list of the waiting jobs' ids.")
-    result_ttl_s: PositiveInt = Field(3600, description="A job and its results can be fetched for so long.")
+    queue_name: str = Field("queue:jobs", min_length=1, description="Redis list of waiting job ids.")
+    result_ttl_s: PositiveInt = Field(3600, description="Seconds for which a job and its results can be fetched.")
 
 
 class ImageSettings(Settings):
-    """How an image is looked at; as a rule it is the same for both models."""
+    """How an image is preprocessed; normally the same for both models."""
 
-    labels_path: Path = Field(Path("/models/imagenet_labels.json"), description="Names of the 1,000 classes.")
+    labels_path: Path = Field(Path("/models/imagenet_labels.json"), description="JSON list of the 1,000 class labels.")
     resize_mode: ResizeMode = Field(
         ResizeMode.STRETCH,
-        description="`stretch` to 224x224, or `crop`: short side to 256 and the centre, as the weights were trained.",
+        description="`stretch` to 224x224, or `crop`: short side to 256, then the centre, as in training.",
     )
     max_image_pixels: int = Field(
         50_000_000,
         gt=0,
         le=MAX_IMAGE_PIXELS,
-        description="Images with more are refused before they are decoded; each needs 8 bytes of memory.",
+        description="Larger images are rejected before decoding (400); a pixel needs 8 bytes of memory.",
     )
     model_precision: Precision = Field(
-        Precision.FLOAT32, description="`int8` takes the quantised model beside the other: `…_int8.onnx`."
+        Precision.FLOAT32, description="`int8` uses the quantised model in the same folder, `…_int8.onnx`."
     )
 
     def in_precision(self, model: Path) -> Path:
-        """The file of this model in the precision that is wanted."""
+        """The file of this model in the configured precision."""
         return model if self.model_precision is Precision.FLOAT32 else model.with_stem(f"{model.stem}_int8")
 
 
 class ProxySettings(HttpSettings, QueueSettings, ImageSettings):
-    """The proxy: the fast model, and what is accepted."""
+    """The proxy: the fast model and its limits."""
 
     max_body_bytes: int = Field(
-        10 * 1024 * 1024, gt=0, description="Larger request bodies are refused with 413, unread."
+        10 * 1024 * 1024, gt=0, description="Larger request bodies are rejected with 413, unread."
     )
     max_inflight_body_bytes: int = Field(
-        64 * 1024 * 1024, gt=0, description="With so much of bodies in memory, what comes on top is refused (429)."
+        64 * 1024 * 1024, gt=0, description="Total size of bodies in memory; what exceeds it is rejected with 429."
     )
     sync_model_path: Path = Field(Path("/models/mobilenet_v2.onnx"), description="The fast model.")
     async_model_path: Path = Field(
-        Path("/models/resnet50.onnx"), description="The worker's model, of which /metadata tells the weights."
+        Path("/models/resnet50.onnx"), description="The worker's model; the proxy only reads its weights for /metadata."
     )
     sample_image_path: Path = Field(Path("/models/sample.jpg"), description="The photograph of GET /predict/test.")
-    model_threads: NonNegativeInt = Field(1, description="Threads of one model run; 0: all that the container has.")
-    max_waiting: PositiveInt = Field(64, description="With so many requests in hand, more are refused (429).")
+    model_threads: NonNegativeInt = Field(1, description="Threads per model run; 0: all CPUs of the container.")
+    max_waiting: PositiveInt = Field(64, description="Requests in flight; more are rejected with 429.")
     job_timeout_s: PositiveFloat = Field(
-        0.2, description="The fast answer waits so long for Redis to take the job, and then goes out without an id."
+        0.2, description="Seconds that the fast answer waits for Redis to store the job; then it is sent without an id."
     )
     max_queue_length: PositiveInt = Field(
-        1000, description="With so many jobs waiting, requests are answered without one (`job_id` null)."
+        1000, description="With this many jobs waiting, responses have no job (`job_id` null)."
     )
 
 
 class WorkerSettings(HttpSettings, QueueSettings, ImageSettings):
-    """The worker: the better model, and how it takes jobs."""
+    """The worker: the better model and its processes."""
 
     port: int = Field(
-        9100, ge=0, le=65535, description="Port of its /metrics and /health. Not set, and taken: another one."
+        9100,
+        ge=0,
+        le=65535,
+        description="Port of /metrics and /health; if it is unset and 9100 is taken, any free one.",
     )
     async_model_path: Path = Field(Path("/models/resnet50.onnx"), description="The better model.")
-    num_workers: PositiveInt = Field(2, description="Processes, each with a model of its own.")
+    num_workers: PositiveInt = Field(2, description="Model processes, each with its own copy of the model.")
     worker_nice: int = Field(
-        5, ge=0, le=19, description="They leave the processor to others, above all to the proxy: 0 not, 19 most."
+        5,
+        ge=0,
+        le=19,
+        description="Niceness of the model processes, so that the proxy gets the CPU first: 0 none, 19 most.",
     )
-    # Measured from the queue to the result: batches of up to 1, 2 and 4 reach 0.81, 0.84 and 0.88 of ResNet50 alone.
-    # Nobody waits for one to fill; but its first image waits for its last, so it should not be long.
-    batch_size: PositiveInt = Field(4, description="Images in one run of the model, at most.")
+    # Measured from queue to result: batches of at most 1, 2 and 4 reach 0.81, 0.84 and 0.88 of ResNet50 alone. No batch
+    # waits to be filled, but its first image waits for its last, so it should stay small.
+    batch_size: PositiveInt = Field(
+        4, description="Most images in one model run; a smaller batch does not wait to be filled."
+    )
     inference_timeout_s: PositiveFloat = Field(
-        30.0, description="A process that takes longer for a batch is killed, and another started."
+        30.0, description="Seconds per batch; a process that takes longer is killed and replaced."
     )
-    max_retries: NonNegativeInt = Field(3, description="A failed inference is tried again so often.")
-    heartbeat_s: PositiveInt = Field(10, description="A worker that is silent for so long is dead: its jobs return.")
+    max_retries: NonNegativeInt = Field(3, description="Retries of a failed inference.")
+    heartbeat_s: PositiveInt = Field(
+        10, description="Seconds after its last heartbeat until a worker counts as dead and its jobs are requeued."
+    )

@@ -1,10 +1,10 @@
 const $ = (id) => document.getElementById(id);
 const WAIT_S = 10;
-let current = 0; // an answer to an image that has been replaced is not shown
+let current = 0; // number of the newest image; answers to earlier ones are not shown
 
 const milliseconds = (from) => `${Math.round(performance.now() - from).toLocaleString("en")} ms`;
 
-async function ask(path, body) {
+async function request(path, body) {
   const headers = { "Content-Type": "application/json" };
   if ($("key").value) headers["X-API-Key"] = $("key").value;
   const response = await fetch(path, body ? { method: "POST", headers, body: JSON.stringify(body) } : { headers });
@@ -48,28 +48,28 @@ function clear(file) {
   $("picture").src = URL.createObjectURL(file);
   $("picture").alt = file.name;
   $("picture").hidden = false;
-  $("hint").textContent = "Another one?";
+  $("hint").textContent = "Try another image";
   $("error").hidden = $("answer").hidden = $("details").hidden = true;
   for (const id of ["sync", "async"]) { list(id); time(id, ""); }
   $("async").className = "";
 }
 
 async function classify(file) {
-  const mine = ++current;
-  const isCurrent = () => mine === current;
+  const number = ++current;
+  const isCurrent = () => number === current;
   clear(file);
   try {
     const image_data = await asDataUrl(file);
     const started = performance.now();
-    const { job_id, result_sync } = await ask("predict", { image_data });
+    const { job_id, result_sync } = await request("predict", { image_data });
     if (!isCurrent()) return;
     time("sync", milliseconds(started));
     $("details").hidden = false;
     if (job_id === null) {
-      announce("fast", "Fast answer", result_sync, "There will be no better one: the queue takes no jobs now.");
+      announce("fast", "Fast answer", result_sync, "There will be no better answer: the job queue is full or unavailable.");
       return;
     }
-    announce("fast", "Fast answer", result_sync, "A better one is being made …");
+    announce("fast", "Fast answer", result_sync, "The better answer is on its way …");
     $("async").className = "waiting";
     time("async", "…");
     await better(job_id, result_sync, started, isCurrent);
@@ -84,7 +84,7 @@ async function classify(file) {
 
 async function better(job_id, result_sync, started, isCurrent) {
   for (let wait = 0; ; wait = WAIT_S) {
-    const entry = (await ask(`job/${job_id}?detail=true&wait=${wait}`))[job_id];
+    const entry = (await request(`job/${job_id}?detail=true&wait=${wait}`))[job_id];
     if (!isCurrent()) return;
     list("sync", entry.sync?.top5);
     if (entry.error) throw new Error(`There will be no better answer: ${entry.error}`);
@@ -103,15 +103,15 @@ addEventListener("paste", (event) => { if (event.clipboardData.files.length) cla
 
 for (const type of ["dragover", "dragleave", "drop"]) {
   addEventListener(type, (event) => {
-    event.preventDefault(); // a browser shows what is dropped beside the field
+    event.preventDefault(); // otherwise the browser opens a file that is dropped beside the field
     $("drop").classList.toggle("over", type === "dragover");
     if (type === "drop" && event.dataTransfer.files.length) classify(event.dataTransfer.files[0]);
   });
 }
 
-ask("metadata").then(({ weights }) => {
+request("metadata").then(({ weights }) => {
   if (Object.values(weights).includes("random")) {
     const models = [weights.sync === "random" && "MobileNetV2", weights.async === "random" && "ResNet50"];
-    $("weights").textContent = `${models.filter(Boolean).join(" and ")}: random weights, the labels mean nothing.`;
+    $("weights").textContent = `${models.filter(Boolean).join(" and ")}: random weights, so the labels are meaningless.`;
   }
 }, () => {});
