@@ -1,10 +1,11 @@
 """Structured logs: one line per event, JSON in containers, readable on a terminal.
 
-Fields: `timestamp` (UTC), `level`, `component`, `action` (the event, past tense), `request_id` or `job_id` where there
-is one, `duration_ms`, and what else the event is about.
+Fields: `timestamp` (UTC), `level`, `component`, `action` (the event, past tense), `request_id` or `job_id` if the line
+belongs to one, `duration_ms`, and the event's own fields.
 """
 
 import logging
+import os
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -38,13 +39,13 @@ def configure(component: str, settings: Settings) -> None:
         structlog.processors.add_log_level,
         add_component,
     ]
-    # A worker writes thousands of lines per second: JSON goes out as the bytes that orjson makes, its time included.
+    # A worker writes thousands of lines per second, so orjson's bytes are written as they are, timestamp included.
     as_json = partial(orjson.dumps, default=repr, option=orjson.OPT_UTC_Z)
 
     def rendering(serialize: Callable[[Any], str | bytes]) -> list[Processor]:
         if is_console:
             stamp = structlog.processors.TimeStamper(fmt="%Y-%m-%dT%H:%M:%S.%fZ", utc=True)
-            # By default rich, where it is installed, takes seconds for a traceback and prints all local variables.
+            # Where rich is installed, the default takes seconds per traceback and prints all local variables.
             plain = structlog.dev.plain_traceback
             return [stamp, structlog.dev.ConsoleRenderer(colors=is_terminal, exception_formatter=plain)]
         return [structlog.processors.format_exc_info, _specified_names, lambda _, __, event: serialize(event)]
@@ -68,10 +69,18 @@ def configure(component: str, settings: Settings) -> None:
         )
     )
     logging.basicConfig(handlers=[handler], level=max(level, logging.WARNING), force=True)
+    warn_about_deprecated_variables(settings)
+
+
+def warn_about_deprecated_variables(settings: Settings) -> None:
+    """Log one line for each variable that is set under its old name."""
+    for old, new in settings.deprecated_variables_set().items():
+        outcome = f"ignored, because {new} is set too" if os.environ.get(new) else f"used; rename it to {new}"
+        structlog.get_logger().warning("deprecated_variable", variable=old, outcome=outcome)
 
 
 def _specified_names(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-    """The fields that every line has come first, under the names that the specifications give them."""
+    """Put the fields that every line has first, under the names that the specifications give them."""
     first = {
         "timestamp": datetime.now(UTC),
         "level": event.pop("level").upper(),

@@ -1,25 +1,27 @@
-"""What happens around every request: its id, its size limit, its metrics, its log line, its last-resort error."""
+"""ASGI middleware around every request, one concern per class.
+
+`create_service` nests them in this order, outermost first. What one leaves for the others is in the scope's state, so
+that a request costs one `send` wrapper and one `receive` wrapper, not one per class:
+
+RequestContextMiddleware     `request_id`, for logs and X-Request-ID; `status` of the response, 0 until it begins
+RequestMetricsMiddleware     metrics and the access log
+LastResortErrorMiddleware    unexpected exceptions become a logged 500
+BodyLimitMiddleware          413 and 429 for bodies; `arrived`, the loop time at which the body was complete
+"""
 
 import asyncio
 import re
 import time
 import uuid
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
 
 import structlog
 from prometheus_client import Counter, Histogram, disable_created_metrics
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving_common.problems import problem
 
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
-
-disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each that nothing here reads
+disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series per metric that nothing here reads
 REQUESTS = Counter("request_count", "Requests answered.", ["method", "route", "status"])
 ERRORS = Counter("request_errors", "Requests answered with a 5xx status.", ["route", "status"])
 DURATION = Histogram(
@@ -29,71 +31,57 @@ DURATION = Histogram(
     buckets=(0.001, 0.0025, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10),
 )
 METHODS = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"})
-# Probes and scrapes come every few seconds; their lines would bury the others.
+# Probes and scrapes come every few seconds; at info level their lines would bury the others.
 QUIET_ROUTES = frozenset({"/health", "/metrics"})
-# What a caller sends is logged and forwarded, so it may be no longer and no stranger than an id.
+# A caller's request id is logged and forwarded, so its length and characters are limited.
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 
 log = structlog.get_logger()
 
 
-class ServiceMiddleware:
-    """ASGI middleware. Leaves `request_id` and `arrived` (loop time at which the body was complete) in the state."""
+class RequestContextMiddleware:
+    """Gives each request an id: the caller's X-Request-ID if it is valid, else a new one."""
 
-    def __init__(self, app: ASGIApp, max_body_bytes: int, max_inflight_body_bytes: int) -> None:
+    def __init__(self, app: ASGIApp) -> None:
         self._app = app
-        self._max_body_bytes = max_body_bytes
-        self._max_bodies_bytes = max_inflight_body_bytes
-        self._bodies_bytes = 0  # of all requests in hand
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-
-        started = time.perf_counter()
-        request_id, declared_bytes = _read_headers(scope["headers"])
-        loop = asyncio.get_running_loop()
+        given = _header(scope, b"x-request-id")
+        request_id = given.decode() if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
         state = scope.setdefault("state", {})
         state["request_id"] = request_id
-        state["arrived"] = loop.time()
+        state["status"] = 0
         structlog.contextvars.bind_contextvars(request_id=request_id)
-        received_bytes = 0
-        status = 0
 
-        async def limited_receive() -> Message:
-            nonlocal received_bytes
-            message = await receive()
-            chunk_bytes = len(message.get("body", b""))
-            received_bytes += chunk_bytes
-            self._bodies_bytes += chunk_bytes
-            if received_bytes > self._max_body_bytes:
-                raise HTTPException(413, self._too_large)
-            if self._bodies_bytes > max(self._max_bodies_bytes, received_bytes):  # never the only one
-                raise HTTPException(429, "Too many large requests are being worked on")
-            state["arrived"] = loop.time()
-            return message
-
-        async def labelled_send(message: Message) -> None:
-            nonlocal status
+        async def send_with_request_id(message: Message) -> None:
             if message["type"] == "http.response.start":
-                status = message["status"]
+                state["status"] = message["status"]
                 message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
             await send(message)
 
+        await self._app(scope, receive, send_with_request_id)
+
+
+class RequestMetricsMiddleware:
+    """Counts, times and logs each request once its response has ended."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started = time.perf_counter()
         try:
-            if declared_bytes > self._max_body_bytes:
-                await problem(413, self._too_large, request_id)(scope, receive, labelled_send)
-            else:
-                await self._app(scope, limited_receive, labelled_send)
-        except Exception:
-            log.exception("request_failed", method=scope["method"], path=scope["path"])
-            if status:
-                raise  # The answer has begun: only a broken connection can still tell the caller.
-            await problem(500, "Internal server error", request_id)(scope, receive, labelled_send)
+            await self._app(scope, receive, send)
         finally:
-            self._bodies_bytes -= received_bytes
             duration = time.perf_counter() - started
+            status = scope["state"]["status"]
+            # The route's template and known methods only: a label per path would let callers create endless series.
             route = getattr(scope.get("route"), "path", "unmatched")
             method = scope["method"] if scope["method"] in METHODS else "other"
             REQUESTS.labels(method, route, status).inc()
@@ -109,17 +97,73 @@ class ServiceMiddleware:
                 duration_ms=round(duration * 1000, 2),
             )
 
-    @property
-    def _too_large(self) -> str:
-        return f"The request body is larger than {self._max_body_bytes} bytes"
+
+class LastResortErrorMiddleware:
+    """Logs an unexpected exception with its traceback and tells the caller no more than the request id."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        try:
+            await self._app(scope, receive, send)
+        except Exception:
+            log.exception("request_failed", method=scope["method"], path=scope["path"])
+            if scope["state"]["status"]:
+                raise  # The response has begun: only a broken connection can still tell the caller.
+            await problem(500, "Internal server error", scope["state"]["request_id"])(scope, receive, send)
 
 
-def _read_headers(headers: list[tuple[bytes, bytes]]) -> tuple[str, int]:
-    """The caller's request id, or a new one, and the declared length of the body, or 0."""
-    request_id, length = None, 0
-    for name, value in headers:
-        if name == b"x-request-id" and REQUEST_ID.fullmatch(value):
-            request_id = value.decode()
-        elif name == b"content-length" and value.isdigit():
-            length = int(value)
-    return request_id or uuid.uuid4().hex, length
+class BodyLimitMiddleware:
+    """Limits one body, and the bodies of all requests in flight together."""
+
+    def __init__(self, app: ASGIApp, max_body_bytes: int, max_inflight_body_bytes: int) -> None:
+        self._app = app
+        self._max_body_bytes = max_body_bytes
+        self._max_inflight_body_bytes = max_inflight_body_bytes
+        self._inflight_body_bytes = 0
+        self._too_large = f"The request body is larger than {max_body_bytes} bytes"
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        loop = asyncio.get_running_loop()
+        state = scope["state"]
+        state["arrived"] = loop.time()
+        declared_bytes = _header(scope, b"content-length")
+        if declared_bytes.isdigit() and int(declared_bytes) > self._max_body_bytes:
+            await problem(413, self._too_large, state["request_id"])(scope, receive, send)
+            return
+        received_bytes = 0
+
+        async def limited_receive() -> Message:
+            nonlocal received_bytes
+            message = await receive()
+            chunk_bytes = len(message.get("body", b""))
+            received_bytes += chunk_bytes
+            self._inflight_body_bytes += chunk_bytes
+            if received_bytes > self._max_body_bytes:
+                raise HTTPException(413, self._too_large)
+            # A request that is alone may exceed the common limit: nothing would ever make room for it.
+            if self._inflight_body_bytes > max(self._max_inflight_body_bytes, received_bytes):
+                raise HTTPException(429, "Too many large requests are being worked on")
+            state["arrived"] = loop.time()
+            return message
+
+        try:
+            await self._app(scope, limited_receive, send)
+        finally:
+            self._inflight_body_bytes -= received_bytes
+
+
+def _header(scope: Scope, wanted: bytes) -> bytes:
+    """The last value of a header, or nothing."""
+    found = b""
+    for name, value in scope["headers"]:
+        if name == wanted:
+            found = value
+    return found

@@ -9,7 +9,7 @@ import socket
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Annotated, Any, cast
+from typing import Annotated, cast
 
 import structlog
 import uvicorn
@@ -17,10 +17,16 @@ from fastapi import Depends, FastAPI, Response, Security
 from fastapi.params import Depends as DependsParam
 from fastapi.security import APIKeyHeader
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.middleware import Middleware
 
 from serving_common import logs, problems
 from serving_common.errors import StartupError, Unauthorized
-from serving_common.middleware import ServiceMiddleware
+from serving_common.middleware import (
+    BodyLimitMiddleware,
+    LastResortErrorMiddleware,
+    RequestContextMiddleware,
+    RequestMetricsMiddleware,
+)
 from serving_common.settings import HttpSettings
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
@@ -47,11 +53,18 @@ def create_service(
         invalid_input: status for requests that do not fit the schema.
         invalid_detail: `detail` for such requests.
     """
-    app = FastAPI(title=title, description=description, version="1.0.0", lifespan=lifespan, redoc_url=None)
-    app.add_middleware(
-        cast(Any, ServiceMiddleware),
-        max_body_bytes=settings.max_body_bytes,
-        max_inflight_body_bytes=settings.max_inflight_body_bytes,
+    app = FastAPI(
+        title=title,
+        description=description,
+        version="1.0.0",
+        lifespan=lifespan,
+        redoc_url=None,
+        middleware=[
+            Middleware(RequestContextMiddleware),
+            Middleware(RequestMetricsMiddleware),
+            Middleware(LastResortErrorMiddleware),
+            Middleware(BodyLimitMiddleware, settings.max_body_bytes, settings.max_inflight_body_bytes),
+        ],
     )
     app.state.on_stop = list[Callable[[], None]]()  # called when requests that only wait should be answered
     problems.install(app, invalid_input, invalid_detail)
