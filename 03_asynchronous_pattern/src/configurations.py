@@ -8,10 +8,10 @@ from serving_common.settings import HttpSettings, Settings
 
 
 class QueueSettings(RedisSettings):
-    """The queue between the two."""
+    """The queue between proxy and worker."""
 
     queue_name: str = Field("queue:predict", min_length=1, description="Redis list of the waiting jobs' ids.")
-    result_ttl_s: PositiveInt = Field(86_400, description="A job and its result can be fetched for so long.")
+    result_ttl_s: PositiveInt = Field(86_400, description="Seconds for which a job and its result can be fetched.")
 
     @property
     def keys(self) -> JobKeys:
@@ -19,37 +19,44 @@ class QueueSettings(RedisSettings):
 
 
 class TfServingSettings(Settings):
-    """The model server behind both."""
+    """The model server, which both call."""
 
     tf_serving_host: str = Field("tensorflow_serving", description="Host of TensorFlow Serving.")
-    tf_serving_grpc_port: int = Field(8500, ge=1, le=65535, description="Its gRPC port.")
-    tf_serving_timeout_s: PositiveFloat = Field(5.0, description="A call that takes longer has failed.")
-    model_name: str = Field("iris", description="Name of the model to ask.")
+    tf_serving_grpc_port: int = Field(8500, ge=1, le=65535, description="gRPC port of TensorFlow Serving.")
+    tf_serving_timeout_s: PositiveFloat = Field(5.0, description="Timeout of a call to TensorFlow Serving, in seconds.")
+    model_name: str = Field("iris", description="Name of the model in TensorFlow Serving.")
 
 
 class ProxySettings(HttpSettings, QueueSettings, TfServingSettings):
-    """The proxy: what it accepts, and how much of it."""
+    """The proxy, with its limits on jobs."""
 
-    max_queue_length: PositiveInt = Field(10_000, description="With so many jobs waiting, new ones are refused (429).")
+    max_queue_length: PositiveInt = Field(10_000, description="Limit of waiting jobs; more are rejected with 429.")
     rate_limit: str | None = Field(
         None,
         pattern=r"^[1-9]\d*/(second|minute|hour|day)$",
-        description="Jobs per client address, for instance `100/minute`, which compose sets. Unset: no limit.",
+        description="Jobs per client address, such as `100/minute`, the default of compose. Unset: no limit.",
     )
 
 
 class WorkerSettings(HttpSettings, QueueSettings, TfServingSettings):
-    """The worker: how it takes jobs, and when it gives up on one."""
+    """The worker, with its claims and retries."""
 
     port: int = Field(
-        9100, ge=0, le=65535, description="Port of its /metrics and /health. Not set, and taken: another one."
+        9100,
+        ge=0,
+        le=65535,
+        description="Port of /metrics and /health. If unset and 9100 is taken, the worker picks a free one.",
     )
-    num_workers: PositiveInt = Field(2, description="Batches that one process has in hand at the same time.")
+    concurrency: PositiveInt = Field(
+        2, validation_alias="num_workers", description="Batches that one worker process handles concurrently."
+    )
     batch_size: int = Field(
-        32, ge=1, le=1024, description="Jobs in one Predict call, at most; there is no waiting for more."
+        32, ge=1, le=1024, description="Jobs in one Predict call, at most; a worker never waits for more."
     )
-    max_retries: NonNegativeInt = Field(3, description="A failed inference is tried again so often.")
-    heartbeat_s: PositiveInt = Field(10, description="A worker that is silent for so long is dead: its jobs return.")
+    max_retries: NonNegativeInt = Field(3, description="Retries of a failed inference.")
+    heartbeat_s: PositiveInt = Field(
+        10, description="Seconds without a heartbeat after which a worker counts as dead and its jobs are requeued."
+    )
     overdue_s: NonNegativeFloat = Field(
-        10.0, description="A normal job that has waited so long gets one place in four before those of high priority."
+        10.0, description="Seconds after which waiting normal jobs get one place in four before high-priority ones."
     )

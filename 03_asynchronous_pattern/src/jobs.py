@@ -1,4 +1,4 @@
-"""The pattern itself: a prediction is promised with an id, made by somebody else, and fetched later."""
+"""The pattern itself: submit a job and get its id at once; a worker predicts; fetch the result later."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -15,23 +15,23 @@ Rows = list[list[float]]
 
 
 async def submit(queue: JobQueue, rows: Rows, priority: Priority, idempotency_key: str | None) -> JobId:
-    """The id under which the classification of the rows, shape (N, 4), can be fetched."""
+    """Enqueue rows of shape (N, 4); returns the id of the job."""
     return await queue.enqueue(orjson.dumps(rows), priority, idempotency_key)
 
 
 async def find(queue: JobQueue, job_id: JobId, wait_s: float) -> JobResult:
-    """Where the job stands, or, if it ends within `wait_s`, how it has ended."""
+    """The job's state, as soon as it has ended or after `wait_s` seconds. Raises JobNotFound."""
     return describe(await queue.wait(job_id, min(wait_s, MAX_WAIT_S)))
 
 
 async def cancel(queue: JobQueue, job_id: JobId) -> JobResult:
-    """Give up a job that has not ended."""
+    """Cancel a job that has not ended. Raises JobNotFound, Conflict."""
     await queue.cancel(job_id)
     return {"job_id": job_id, "status": JobStatus.CANCELLED}
 
 
 def describe(state: JobState) -> JobResult:
-    """A job's state as the client reads it."""
+    """A job's state in the JSON of the API."""
     described: JobResult = {"job_id": state.id, "status": state.status}
     if state.status is JobStatus.COMPLETED and state.result is not None:
         described["result"] = orjson.loads(state.result)
@@ -41,15 +41,15 @@ def describe(state: JobState) -> JobResult:
 
 
 def read_rows(job: Job) -> Rows:
-    """What `submit` stored. Raises ValueError if somebody else stored something else."""
+    """The rows that `submit` stored. Raises ValueError if the data is not in its form."""
     return ROWS.validate_json(job.data)
 
 
 def classify(probabilities: Sequence[list[float]]) -> Classification:
-    """The classification of a job's rows from their probabilities, shape (N, 3). Raises ValueError if they are none."""
+    """The classification of a job's rows by their probabilities, shape (N, 3). Raises ValueError for other values."""
     for row in probabilities:
         if len(row) != len(iris.LABELS) or not all(map(math.isfinite, row)):
-            raise ValueError(f"no probabilities of {len(iris.LABELS)} classes: {row}")
+            raise ValueError(f"not the probabilities of {len(iris.LABELS)} classes: {row}")
     predictions = [row.index(max(row)) for row in probabilities]
     names = [iris.LABELS[prediction] for prediction in predictions]
     if len(predictions) == 1:
@@ -58,7 +58,7 @@ def classify(probabilities: Sequence[list[float]]) -> Classification:
 
 
 def in_batches(jobs: Sequence[tuple[Job, Rows]]) -> Iterator[list[tuple[Job, Rows]]]:
-    """The jobs in groups for one Predict call each."""
+    """The jobs in batches for one Predict call each, of up to MAX_ROWS rows unless a single job has more."""
     batch: list[tuple[Job, Rows]] = []
     size = 0
     for job, rows in jobs:

@@ -1,8 +1,7 @@
-"""What the worker tells Prometheus of its work, beside `serving_common.queue.metrics`."""
+"""The worker's own metrics; `serving_common.queue` has those of jobs and queue."""
 
-from prometheus_client import Counter, Histogram
+from prometheus_client import Histogram
 
-JOBS = Counter("jobs_processed", "Jobs that came out of a worker's hands.", ["outcome"])
 PROCESSING_TIME = Histogram(
     "processing_time_seconds",
     "From a job's claim to its stored result.",

@@ -12,7 +12,7 @@ from serving_common.queue.types import JobStatus, Priority
 Probabilities = Annotated[list[float], Field(min_length=3, max_length=3, description="In the order of the classes.")]
 
 ROWS: TypeAdapter[list[list[float]]] = TypeAdapter(iris.Rows)
-"""Reads what is in a job's data key."""
+"""Validates the JSON in a job's data key."""
 
 
 class PredictRequest(BaseModel):
@@ -23,13 +23,13 @@ class PredictRequest(BaseModel):
 
 
 class PredictResponse(BaseModel):
-    """What to ask GET /job/{job_id} for."""
+    """The id for GET /job/{job_id}."""
 
     job_id: str
 
 
 class Classification(TypedDict):
-    """For one row the class, its name and the probabilities; for several rows lists of them."""
+    """One row: its class, name and probabilities. Several rows: lists of these."""
 
     prediction: int | list[int]
     class_name: str | list[str]
@@ -37,7 +37,7 @@ class Classification(TypedDict):
 
 
 class JobResult(TypedDict):
-    """Where a job stands: `result` once it is completed, `error` once it has failed."""
+    """A job's status, with its `result` once completed or its `error` once failed."""
 
     job_id: str
     status: JobStatus
@@ -52,7 +52,7 @@ class JobEntry(TypedDict):
 
 
 class JobPage(TypedDict):
-    """The newest first; `next_cursor` is null on the last page."""
+    """Newest first; `next_cursor` is null on the last page."""
 
     jobs: list[JobEntry]
     next_cursor: str | None
@@ -64,7 +64,7 @@ class Components(TypedDict):
 
 
 class Health(TypedDict):
-    """`degraded`: jobs are accepted and kept, but wait for TensorFlow Serving."""
+    """`degraded`: jobs are accepted, but wait for TensorFlow Serving."""
 
     status: Literal["healthy", "degraded", "unhealthy"]
     components: Components
@@ -76,7 +76,7 @@ class ModelSpec(TypedDict):
 
 
 class Metadata(TypedDict):
-    """The model as TensorFlow Serving describes it: signatures by name, their tensors with type and shape."""
+    """The model's signatures by name, with type and shape of each tensor, as TensorFlow Serving reports them."""
 
     model_spec: ModelSpec
     metadata: dict[str, Any]

@@ -1,4 +1,4 @@
-"""TensorFlow Serving, asked over gRPC: the one module that knows of gRPC and its messages."""
+"""The client of TensorFlow Serving: the only module that uses gRPC and its messages."""
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -17,19 +17,19 @@ from src.schemas import Metadata
 from tfserving_protos import messages
 from tfserving_protos.services import ModelServiceStub, PredictionServiceStub
 
-AWAY = frozenset(
+SERVER_UNAVAILABLE = frozenset(
     {
         StatusCode.UNAVAILABLE,
-        StatusCode.NOT_FOUND,  # the model is not loaded (yet), or MODEL_NAME is wrong: no job's fault
+        StatusCode.NOT_FOUND,  # the model is not loaded (yet), or MODEL_NAME is wrong: not a job's fault
         StatusCode.RESOURCE_EXHAUSTED,
         StatusCode.UNAUTHENTICATED,
         StatusCode.PERMISSION_DENIED,
         StatusCode.UNIMPLEMENTED,
     }
 )
-"""The server cannot serve anybody at the moment. Other codes say that it could not serve this call."""
+"""Codes that concern the server; all others concern the one call."""
 
-# Left to itself gRPC waits up to two minutes before it tries to connect again. A request may be larger than 4 MiB.
+# By default gRPC waits up to two minutes before it reconnects, and limits messages to 4 MiB.
 OPTIONS = [
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 100),
@@ -37,8 +37,6 @@ OPTIONS = [
     ("grpc.max_send_message_length", -1),
     ("grpc.max_receive_message_length", -1),
 ]
-
-
 CONNECT_WITHIN_S = 1
 
 
@@ -47,15 +45,15 @@ class ModelUnavailable(Unavailable):
 
 
 class ModelCrashed(ModelUnavailable):
-    """The connection broke while TensorFlow Serving had the request in hand."""
+    """The connection broke while TensorFlow Serving was processing the request."""
 
 
 class InferenceFailed(Exception):
-    """TensorFlow Serving could not make a prediction of this request; `str()` is the error that the client reads."""
+    """TensorFlow Serving could not process this request; `str()` is the error that the client reads."""
 
 
 class TfServing:
-    """One channel to one model."""
+    """A channel to one model."""
 
     def __init__(self, channel: grpc.aio.Channel, model: str, timeout_s: float) -> None:
         self._channel = channel
@@ -65,11 +63,7 @@ class TfServing:
         self._timeout_s = timeout_s
 
     async def connect(self) -> None:
-        """Returns if the connection stands, or comes up soon. After a failure gRPC itself tries again, and again.
-
-        Raises:
-            ModelUnavailable: it does not.
-        """
+        """Wait briefly for the connection, which gRPC itself restores after a failure. Raises ModelUnavailable."""
         state = self._channel.get_state(try_to_connect=True)
         with suppress(TimeoutError):
             async with asyncio.timeout(CONNECT_WITHIN_S):
@@ -83,8 +77,9 @@ class TfServing:
         """The probabilities of the classes, shape (N, 3), for rows of shape (N, 4).
 
         Raises:
-            InferenceFailed: for this request there is no answer, or none in time.
-            ModelUnavailable: there is no answer for anybody.
+            InferenceFailed: this request failed or timed out.
+            ModelUnavailable: TensorFlow Serving cannot process any request.
+            ModelCrashed: it died while processing this one.
         """
         request = messages.PredictRequest(model_spec=self._spec)
         tensor = request.inputs[SIGNATURE_INPUT]
@@ -100,7 +95,7 @@ class TfServing:
         except grpc.aio.AioRpcError as exc:
             if exc.code() is StatusCode.DEADLINE_EXCEEDED:
                 raise InferenceFailed(TIMEOUT_ERROR) from exc
-            if exc.code() not in AWAY:
+            if exc.code() not in SERVER_UNAVAILABLE:
                 raise InferenceFailed(f"Model inference failed: {exc.details() or exc.code().name}") from exc
             error = ModelCrashed if await self._is_broken() else ModelUnavailable
             raise error(UNAVAILABLE) from exc
@@ -111,7 +106,7 @@ class TfServing:
         return [values[start : start + width] for start in range(0, len(values), width)]
 
     async def _is_broken(self) -> bool:
-        """Whether the connection, which stood when the call began, goes down with the call."""
+        """Whether the connection, which was up when the call began, breaks as the call fails."""
         try:
             async with asyncio.timeout(0.1):
                 await self._channel.wait_for_state_change(ChannelConnectivity.READY)
@@ -120,7 +115,7 @@ class TfServing:
         return True
 
     async def is_ready(self, timeout_s: float) -> bool:
-        """Whether a version of the model is being served."""
+        """Whether TensorFlow Serving has a version of the model available."""
         request = messages.GetModelStatusRequest(model_spec=self._spec)
         try:
             reply = await self._models.GetModelStatus(request, timeout=timeout_s)
@@ -157,7 +152,7 @@ def _tensors(tensors: Mapping[str, Message]) -> dict[str, Any]:
 
 @asynccontextmanager
 async def open_tf_serving(settings: TfServingSettings) -> AsyncIterator[TfServing]:
-    """The model that the settings name. It need not be there yet."""
+    """A client of the model that the settings name, which need not be running yet."""
     address = f"{settings.tf_serving_host}:{settings.tf_serving_grpc_port}"
     async with grpc.aio.insecure_channel(address, options=OPTIONS) as channel:
         yield TfServing(channel, settings.model_name, settings.tf_serving_timeout_s)

@@ -19,7 +19,7 @@ from src.tf_serving import open_tf_serving
 
 
 def create_app(settings: ProxySettings) -> FastAPI:
-    """The proxy in front of the queue that these settings name."""
+    """The proxy for the queue that these settings name."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

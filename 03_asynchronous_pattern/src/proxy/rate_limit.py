@@ -1,4 +1,4 @@
-"""So many jobs per client address and time, counted in Redis for all proxies together."""
+"""The rate limit of jobs per client address, counted in Redis for all proxies together."""
 
 import math
 import time
@@ -16,10 +16,7 @@ from src.constants import UNAVAILABLE
 
 
 def create_check(redis: Redis, rate: str) -> Callable[[Request], Awaitable[None]]:
-    """The check of a request against a rate such as `100/minute`.
-
-    It raises HTTPException 429 with Retry-After, or QueueUnavailable.
-    """
+    """A check of requests against a rate such as `100/minute`; it raises HTTPException 429 or QueueUnavailable."""
     limit = parse(rate)
     pool = redis.connection_pool
     storage = RedisStorage(

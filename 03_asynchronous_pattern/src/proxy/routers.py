@@ -42,20 +42,20 @@ async def _job_id(job_id: Annotated[str, Path(examples=["a1b2c3"])]) -> JobId:
 QueueDep = Annotated[JobQueue, Depends(_queue)]
 ModelDep = Annotated[TfServing, Depends(_model)]
 JobIdDep = Annotated[JobId, Depends(_job_id)]
-# Out of the schema: whether a key is accepted depends on what it was used for before, which OpenAPI cannot say.
+# Not in the schema: whether a key is accepted depends on its earlier use, which OpenAPI cannot express.
 IdempotencyKey = Annotated[str | None, Header(min_length=1, max_length=255, include_in_schema=False)]
 
 
 @health_router.get("/health", responses={503: {"model": Health, "description": "Redis does not answer"}})
 async def health(queue: QueueDep, model: ModelDep, response: Response) -> Health:
-    """Whether jobs are accepted (200), and whether they are being worked on (`healthy`)."""
-    redis_answers, model_is_ready = await asyncio.gather(_answers(queue), model.is_ready(HEALTH_WITHIN_S))
-    if not redis_answers:
+    """Whether jobs are accepted (200) and whether they are being processed (`healthy`)."""
+    redis_is_up, model_is_ready = await asyncio.gather(_answers(queue), model.is_ready(HEALTH_WITHIN_S))
+    if not redis_is_up:
         response.status_code = 503
     return {
-        "status": "unhealthy" if not redis_answers else "healthy" if model_is_ready else "degraded",
+        "status": "unhealthy" if not redis_is_up else "healthy" if model_is_ready else "degraded",
         "components": {
-            "redis": "ok" if redis_answers else "unavailable",
+            "redis": "ok" if redis_is_up else "unavailable",
             "tensorflow_serving": "ok" if model_is_ready else "unavailable",
         },
     }
@@ -72,23 +72,23 @@ async def _answers(queue: JobQueue) -> bool:
 
 @router.get("/metadata", responses=problem_responses(503))
 async def metadata(model: ModelDep) -> Metadata:
-    """The model's inputs and outputs, asked of TensorFlow Serving."""
+    """The model's inputs and outputs, as TensorFlow Serving reports them."""
     return await model.metadata()
 
 
 @router.post("/predict", responses=problem_responses(413, 422, 429, 503), dependencies=[Depends(_rate_limited)])
 async def predict(request: PredictRequest, queue: QueueDep, idempotency_key: IdempotencyKey = None) -> PredictResponse:
-    """Queue one or more flowers for classification. The id is answered once Redis has the job.
+    """Queue one or more flowers for classification. The response has the job's id, once Redis has stored the job.
 
-    A request with the header `Idempotency-Key` may be sent again: the same key is answered with the same job. The same
-    key with another body is 422.
+    A request with the header `Idempotency-Key` can be retried: the same key returns the same job, or 422 if the body
+    differs.
     """
     return await _submit(queue, request, idempotency_key)
 
 
 @router.post("/predict/test", responses=problem_responses(429, 503), dependencies=[Depends(_rate_limited)])
 async def predict_test(queue: QueueDep) -> PredictResponse:
-    """Queue a flower that is known to be a setosa."""
+    """Queue a test flower, a setosa."""
     return await _submit(queue, PredictRequest(data=iris.SAMPLE, priority=Priority.NORMAL), None)
 
 
@@ -103,20 +103,21 @@ async def get_job(
     job_id: JobIdDep,
     queue: QueueDep,
     wait: Annotated[
-        float, Query(ge=0, allow_inf_nan=False, description=f"Seconds to wait for the end; at most {MAX_WAIT_S}.")
+        float,
+        Query(ge=0, allow_inf_nan=False, description=f"Seconds to wait for the job to end; at most {MAX_WAIT_S}."),
     ] = 0,
 ) -> JobResult:
-    """Where a job stands, and its result once there is one."""
+    """A job's status, and its result once completed."""
     return await jobs.find(queue, job_id, wait)
 
 
 @router.delete("/job/{job_id}", responses=problem_responses(404, 409, 503))
 async def cancel_job(job_id: JobIdDep, queue: QueueDep) -> JobResult:
-    """Give up a job that has not ended."""
+    """Cancel a job that has not ended."""
     return await jobs.cancel(queue, job_id)
 
 
-# Starlette's own 405 allows only the methods of the first route of a path.
+# Starlette's own 405 lists only the methods of the first route of a path.
 @router.api_route("/job/{job_id}", methods=["HEAD", "OPTIONS", "PATCH", "POST", "PUT"], include_in_schema=False)
 async def other_methods() -> None:
     raise HTTPException(405, headers={"Allow": "DELETE, GET"})
@@ -128,10 +129,10 @@ async def list_jobs(
     status: JobStatus | None = None,
     limit: Annotated[int, Query(ge=1, le=1000)] = 50,
     cursor: Annotated[
-        str | None, Query(pattern=r"^[0-9]{1,18}$", description="`next_cursor` of the last page.")
+        str | None, Query(pattern=r"^[0-9]{1,18}$", description="`next_cursor` of the previous page.")
     ] = None,
 ) -> JobPage:
-    """The jobs of the last 24 hours, the newest first. With `status` a page may be short though there are more."""
+    """The jobs of the last 24 hours, newest first. With `status`, a page may be short although more follow."""
     entries, next_cursor = await queue.page(limit, int(cursor) if cursor else None, status)
     return {
         "jobs": [

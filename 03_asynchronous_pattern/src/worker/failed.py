@@ -1,65 +1,9 @@
-"""The jobs that failed for good: `python -m src.worker.failed list | show ID | replay ID… | purge ID…` (or --all)."""
+"""Deprecated name of the command `python -m src.worker.dead_letters`."""
 
-import argparse
-import asyncio
 import sys
-from collections.abc import Sequence
 
-import orjson
-
-from serving_common.errors import StartupError
-from serving_common.queue.client import JobQueue
-from serving_common.queue.types import JobId, JobNotFound
-from serving_common.redis import QueueUnavailable, connect
-from serving_common.settings import load
-from src.configurations import QueueSettings
-
-
-async def show(queue: JobQueue, job_id: JobId) -> dict[str, str | None]:
-    """Error and input of a job. Raises JobNotFound."""
-    state = await queue.get(job_id)
-    data = await queue.data(job_id)
-    return {"job_id": job_id, "status": state.status, "error": state.error, "data": data.decode() if data else None}
-
-
-async def run(options: argparse.Namespace, settings: QueueSettings) -> int:
-    """Do what the command line says; the number of jobs that it could not be done for."""
-    missed = 0
-    async with connect(settings) as redis:
-        queue = JobQueue(redis, settings.keys, ttl_s=settings.result_ttl_s)
-        chosen = await queue.dead_letters() if options.all else [JobId(each) for each in options.ids]
-        for job_id in chosen:
-            if options.action == "show":
-                try:
-                    line = orjson.dumps(await show(queue, job_id)).decode()
-                except JobNotFound:
-                    line, missed = f"{job_id}: expired or unknown", missed + 1
-            else:
-                done = await (queue.redrive(job_id) if options.action == "replay" else queue.discard(job_id))
-                line = f"{job_id}: {options.action}{'ed' if options.action == 'replay' else 'd'}"
-                if not done:
-                    line, missed = f"{job_id}: is not in the list, or has expired", missed + 1
-            print(line)  # noqa: T201 - the command's output
-    return missed
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Command line. Exit code 1 if Redis does not answer, or one of the jobs is not there."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("action", choices=["list", "show", "replay", "purge"])
-    parser.add_argument("ids", nargs="*", metavar="ID")
-    parser.add_argument("--all", action="store_true", help="every job of the list")
-    options = parser.parse_args(arguments)
-    if options.action == "list":
-        options.action, options.all = "show", True
-    elif not options.ids and not options.all:
-        parser.error("which jobs? give ids, or --all")
-    try:
-        missed = asyncio.run(run(options, load(QueueSettings)))
-    except (QueueUnavailable, StartupError) as exc:
-        sys.exit(f"error: {exc}")
-    sys.exit(1 if missed else 0)
-
+from src.worker.dead_letters import main
 
 if __name__ == "__main__":
+    print("`src.worker.failed` is deprecated: use `src.worker.dead_letters`", file=sys.stderr)  # noqa: T201
     main()

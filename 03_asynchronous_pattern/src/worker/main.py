@@ -1,8 +1,8 @@
 """The worker: `python -m src.worker.main`. Its HTTP port has only /metrics and /health."""
 
-import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from functools import partial
 
 from fastapi import FastAPI, Response
 
@@ -14,13 +14,13 @@ from serving_common.service import create_service, serve
 from serving_common.settings import load
 from src.configurations import TfServingSettings, WorkerSettings
 from src.tf_serving import open_tf_serving
-from src.worker.consumer import Consumer, Model
+from src.worker.consumer import IrisModel, process
 
-OpenModel = Callable[[TfServingSettings], AbstractAsyncContextManager[Model]]
+OpenModel = Callable[[TfServingSettings], AbstractAsyncContextManager[IrisModel]]
 
 
 def create_app(settings: WorkerSettings, open_model: OpenModel = open_tf_serving) -> FastAPI:
-    """A service whose lifespan does the work: it ends, as every service does, by finishing what it has in hand."""
+    """A service that runs the consumers in its lifespan, so that a stop finishes the jobs in flight."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -36,13 +36,18 @@ def create_app(settings: WorkerSettings, open_model: OpenModel = open_tf_serving
                 overdue_s=settings.overdue_s,
             )
             app.state.worker = worker
-            queue, stopping = JobQueue(redis, settings.keys), asyncio.Event()
-            consumers = [Consumer(worker, model, stopping, settings.batch_size) for _ in range(settings.num_workers)]
-            runs = [consumer.run() for consumer in consumers]
-            async with run_consumers(worker, queue, runs, stopping, grace_s=settings.shutdown_grace_s):
+            async with run_consumers(
+                worker,
+                JobQueue(redis, settings.keys),
+                partial(process, worker, model),
+                concurrency=settings.concurrency,
+                batch_size=settings.batch_size,
+                grace_s=settings.shutdown_grace_s,
+                before_claim=model.connect,  # while the model is unavailable, jobs wait in the queue, not in flight
+            ):
                 yield
 
-    app = create_service(settings, title="Worker", description="Predicts what is queued.", lifespan=lifespan)
+    app = create_service(settings, title="Worker", description="Predicts queued jobs.", lifespan=lifespan)
 
     @app.get("/health")
     async def health(response: Response) -> dict[str, str]:

@@ -1,8 +1,8 @@
 """The worker: `python -m src.worker.main`. Its HTTP port has only /metrics and /health."""
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 
 from fastapi import FastAPI, Response
 
@@ -14,7 +14,7 @@ from serving_common.service import create_service, serve
 from serving_common.settings import load
 from src import jobs
 from src.configurations import WorkerSettings
-from src.worker.consumer import Consumer
+from src.worker.consumer import process
 from src.worker.processes import ModelProcesses
 
 
@@ -36,14 +36,17 @@ def create_app(settings: WorkerSettings) -> FastAPI:
                 delete_data=True,
             )
             app.state.worker, app.state.processes = worker, processes
-            queue, stopping = JobQueue(redis, keys, ttl_s=settings.result_ttl_s), asyncio.Event()
-            # One more than processes: while they predict it fetches the next job, and no process waits for Redis.
-            consumers = [
-                Consumer(redis, worker, processes, stopping, settings) for _ in range(settings.num_workers + 1)
-            ]
-            runs = [consumer.run() for consumer in consumers]
-            grace_s = settings.shutdown_grace_s
-            async with run_consumers(worker, queue, runs, stopping, grace_s=grace_s, on_stop=processes.close):
+            async with run_consumers(
+                worker,
+                JobQueue(redis, keys, ttl_s=settings.result_ttl_s),
+                partial(process, redis, worker, processes, settings.result_ttl_s),
+                # One more than processes: while they predict, it claims the next jobs, so that none waits for Redis.
+                concurrency=settings.num_workers + 1,
+                batch_size=settings.batch_size,
+                grace_s=settings.shutdown_grace_s,
+                before_claim=processes.ensure_alive,
+                on_stop=processes.close,
+            ):
                 yield
 
     app = create_service(settings, title="Worker", description="Predicts what is queued.", lifespan=lifespan)

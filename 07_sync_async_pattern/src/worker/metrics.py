@@ -1,8 +1,7 @@
-"""The worker's own metrics; `serving_common.queue.metrics` has those of the queue."""
+"""The worker's own metrics; `serving_common.queue` has those of jobs and queue."""
 
 from prometheus_client import Counter, Histogram
 
-JOBS = Counter("jobs_processed", "Jobs that the worker has processed, by outcome.", ["outcome"])
 INFERENCE_TIME = Histogram(
     "async_inference_seconds",
     "Decoding, preprocessing and the better model for one batch, including the transfer to the process and back.",

@@ -17,7 +17,7 @@ from typing import ParamSpec, Self, TypeVar
 
 import structlog
 
-from serving_common.errors import StartupError
+from serving_common.errors import StartupError, Unavailable
 from src.configurations import WorkerSettings
 from src.ml.classifier import ImagePrediction
 from src.worker import child
@@ -33,7 +33,7 @@ class ProcessDied(Exception):
     """The process died or timed out while it had these jobs."""
 
 
-class ProcessUnavailable(Exception):
+class ProcessUnavailable(Unavailable):
     """No process can take these jobs now; they have not been touched."""
 
 
@@ -109,7 +109,7 @@ class ModelProcess:
             await self.start()
         except (StartupError, ProcessUnavailable) as exc:
             log.error("model_process_not_started", reason=str(exc))
-            raise ProcessUnavailable from exc
+            raise ProcessUnavailable("no process could be started") from exc
         REPLACED.inc()
         log.warning("model_process_replaced", pid=self._pid)
         return self._executor.submit(call, *args, **kwargs)
@@ -169,7 +169,7 @@ class ModelProcesses:
         process = await self._free.get()
         try:
             if process is None:
-                raise ProcessUnavailable
+                raise ProcessUnavailable("the worker is stopping")
             yield process
         finally:
             self._free.put_nowait(process)

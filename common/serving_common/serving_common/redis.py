@@ -1,4 +1,4 @@
-"""Redis: where it is, how it is reached, and what happens while it is not."""
+"""The connection to Redis: its settings, its retries, and the error while Redis is unavailable."""
 
 from __future__ import annotations
 
@@ -22,30 +22,30 @@ from serving_common.settings import Settings
 T = TypeVar("T")
 
 MAX_CONNECTIONS = 64
-"""Of one process. Who comes when all are in use waits for one instead of being turned away."""
+"""Connections of one process. When all are in use, callers wait for one instead of failing."""
 START_S = 2
-"""A start waits for Redis no longer than this."""
+"""Seconds that a start waits for Redis, at most."""
 
 log = structlog.get_logger()
 
 
 class QueueUnavailable(Unavailable):
-    """Redis does not answer, or cannot do what it was asked, for instance for want of memory."""
+    """Redis does not answer, or cannot run a command, for instance because it is out of memory."""
 
 
 class RedisSettings(Settings):
-    """Where the queue's Redis is."""
+    """How to reach the queue's Redis."""
 
     redis_host: str = Field("redis", description="Host of the queue's Redis.")
-    redis_port: int = Field(6379, ge=1, le=65535, description="Its port.")
-    redis_password: SecretStr | None = Field(None, description="Its password, if it wants one.")
+    redis_port: int = Field(6379, ge=1, le=65535, description="Port of the queue's Redis.")
+    redis_password: SecretStr | None = Field(None, description="Password of the queue's Redis, if it has one.")
 
 
 @asynccontextmanager
 async def connect(settings: RedisSettings) -> AsyncIterator[Redis]:
-    """A client that does not decode. Short outages are bridged with exponential backoff and jitter, longer reported.
+    """A client that does not decode. Exponential backoff with jitter bridges short outages; longer ones raise errors.
 
-    Raises StartupError if Redis refuses the password. That Redis is not there yet is no error.
+    Raises StartupError if Redis rejects the password. A Redis that has not started yet is not an error.
     """
     password = settings.redis_password
     pool = BlockingConnectionPool(
@@ -55,8 +55,8 @@ async def connect(settings: RedisSettings) -> AsyncIterator[Redis]:
         port=settings.redis_port,
         password=password.get_secret_value() if password else None,
         socket_connect_timeout=1,
-        socket_timeout=5,  # longer than any blocking command waits
-        # Not after a timeout: a Redis that is silent for 5 s would be waited for three times.
+        socket_timeout=5,  # longer than any blocking command
+        # Not after a timeout: callers would wait 5 s three times for a Redis that hangs.
         retry=Retry(
             ExponentialWithJitterBackoff(cap=0.2, base=0.02), retries=2, supported_errors=(RedisConnectionError,)
         ),
@@ -68,12 +68,12 @@ async def connect(settings: RedisSettings) -> AsyncIterator[Redis]:
         except AuthenticationError as exc:
             raise StartupError(f"Redis refuses REDIS_PASSWORD: {exc}") from exc
         except (RedisError, TimeoutError) as exc:
-            log.warning("redis_failed", error=str(exc) or "it is silent")
+            log.warning("redis_failed", error=str(exc) or "no answer")
         yield redis
 
 
 async def translate_redis_errors(call: Awaitable[T]) -> T:
-    """The call's reply. Raises QueueUnavailable."""
+    """The call's reply. Raises QueueUnavailable instead of RedisError."""
     try:
         return await call
     except RedisError as exc:
@@ -83,14 +83,14 @@ async def translate_redis_errors(call: Awaitable[T]) -> T:
 
 @dataclass(frozen=True, slots=True)
 class RedisInfo:
-    """How Redis itself is; `expired` counts keys since its start."""
+    """Memory and keys of Redis; `expired` counts keys since Redis started."""
 
     memory_bytes: int
     keys: int
     expired: int
 
     @classmethod
-    async def ask(cls, redis: Any) -> RedisInfo:
+    async def read(cls, redis: Any) -> RedisInfo:
         """Raises QueueUnavailable."""
         info = await translate_redis_errors(redis.info())
         return cls(info["used_memory"], info.get("db0", {"keys": 0})["keys"], info["expired_keys"])

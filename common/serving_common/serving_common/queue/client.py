@@ -1,4 +1,4 @@
-"""The callers' side of the queue: enqueue, look up, wait, cancel, and repair what failed."""
+"""The callers' side of the queue: enqueue, get, wait, cancel, list, and handle dead letters."""
 
 from __future__ import annotations
 
@@ -19,41 +19,40 @@ from serving_common.redis import RedisInfo, translate_redis_errors
 
 
 class JobQueue:
-    """The side of those who have work: enqueue, look, wait, cancel, and mend what failed.
-
-    Every method raises QueueUnavailable if Redis does not answer.
-    """
+    """Every method that talks to Redis raises QueueUnavailable if Redis does not answer."""
 
     def __init__(self, redis: Redis, keys: JobKeys, *, ttl_s: int = 86_400, max_length: int = 10_000) -> None:
         """
         Args:
             redis: a client that does not decode.
-            keys: the pattern's names.
-            ttl_s: how long a job can be fetched, counted from its creation and again from its end.
-            max_length: more jobs than this do not wait: they are refused.
+            keys: the pattern's key names.
+            ttl_s: seconds a job can be fetched, counted from its creation and again from its end.
+            max_length: limit of waiting jobs (backpressure); `enqueue` rejects more.
         """
         self._redis: Any = redis  # its annotations mix decoded and undecoded replies
         self._keys = keys
         self._max_length = max_length
-        self._ends = PubSubListener(redis, f"{keys.queue}:ended")
+        self._ended_jobs = PubSubListener(redis, f"{keys.queue}:ended")
         self._is_stopping = False
         self._commands = Commands(redis, keys, ttl_s)
 
     async def enqueue(
         self, data: bytes, priority: Priority = Priority.NORMAL, idempotency_key: str | None = None
     ) -> JobId:
-        """The job's id, once Redis has stored the job; the same id as before for a key that was used before.
+        """The job's id, once Redis has stored the job; a known idempotency key returns the id of its first job.
 
-        A connection that breaks during the call may leave a job behind that nobody asks for: callers try again.
+        If the connection breaks during the call, the job may exist although the caller has no id: retry.
 
         Raises:
             Overloaded: the queue is full.
-            InvalidInput: the idempotency key was used for another job.
+            InvalidInput: the idempotency key belongs to a different request.
         """
-        once = sha256(idempotency_key.encode()).hexdigest() if idempotency_key is not None else ""
+        hashed_key = sha256(idempotency_key.encode()).hexdigest() if idempotency_key is not None else ""
         while True:
             candidate = secrets.token_hex(3)
-            outcome, job_id = await self._commands.run("enqueue", candidate, data, priority, self._max_length, once)
+            outcome, job_id = await self._commands.run(
+                "enqueue", candidate, data, priority, self._max_length, hashed_key
+            )
             if outcome == b"queued":
                 return JobId(job_id.decode())
             if outcome == b"full":
@@ -67,7 +66,7 @@ class JobQueue:
         keys = [self._keys.status.replace("{}", job_id), self._keys.result.replace("{}", job_id)]
         status, result = await translate_redis_errors(self._redis.mget(keys))
         if status is None:
-            # Jobs and results that were put there with plain Redis commands, as the specifications show, have none.
+            # Jobs and results stored with plain Redis commands, as the specifications show, have no status.
             if result is None and not await translate_redis_errors(
                 self._redis.exists(self._keys.data.replace("{}", job_id))
             ):
@@ -80,49 +79,49 @@ class JobQueue:
         return JobState(job_id, JobStatus(status.decode()), result, error)
 
     async def wait(self, job_id: JobId, seconds: float) -> JobState:
-        """The job's state as soon as it has ended, or after so many seconds. Raises JobNotFound."""
+        """The job's state once it has ended, or after `seconds`. Raises JobNotFound."""
         deadline = time.monotonic() + seconds
-        with self._ends.subscribe(job_id) as ended:
+        with self._ended_jobs.subscribe(job_id) as ended:
             while True:
                 if seconds > 0:
-                    await self._ends.ensure_listening()
+                    await self._ended_jobs.ensure_listening()
                 ended.clear()
                 state = await self.get(job_id)
-                left = deadline - time.monotonic()
-                if state.status.is_final or left <= 0 or self._is_stopping:
+                remaining_s = deadline - time.monotonic()
+                if state.status.is_final or remaining_s <= 0 or self._is_stopping:
                     return state
-                # PubSubListener are lost while Redis is away, so there is a look every second in any case.
+                # Messages are lost while Redis is unavailable, so get the state every second in any case.
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(ended.wait(), min(left, 1))
+                    await asyncio.wait_for(ended.wait(), min(remaining_s, 1))
 
     def stop_waiting(self) -> None:
-        """Whoever waits is answered now, with the state as it is: a service that stops does not hold them up."""
+        """Make every `wait` return the current state at once, so that waiting callers do not delay a shutdown."""
         self._is_stopping = True
-        self._ends.notify_all()
+        self._ended_jobs.notify_all()
 
     async def close(self) -> None:
-        """Stop listening for the ends of jobs; to be called before the client is closed."""
-        await self._ends.close()
+        """Stop listening for ended jobs; to be called before the client is closed."""
+        await self._ended_jobs.close()
 
     async def cancel(self, job_id: JobId) -> None:
-        """A job that is being processed is not interrupted, but its result is thrown away.
+        """Cancel a job. One that is being processed is not interrupted, but its result is discarded.
 
         Raises:
-            JobNotFound: there is no such job.
-            Conflict: it has ended.
+            JobNotFound: the job does not exist.
+            Conflict: the job has ended.
         """
-        was = await self._commands.run("cancel", job_id)
-        if was is None:
+        status = await self._commands.run("cancel", job_id)
+        if status is None:
             raise JobNotFound("Job not found")
-        if JobStatus(was.decode()).is_final:
-            raise Conflict(f"The job is already {was.decode()}")
+        if JobStatus(status.decode()).is_final:
+            raise Conflict(f"The job is already {status.decode()}")
 
     async def page(
         self, limit: int, cursor: int | None = None, status: JobStatus | None = None
     ) -> tuple[list[JobEntry], int | None]:
-        """Up to `limit` jobs, the newest first, and the cursor of the next page, if there may be one.
+        """Up to `limit` jobs, newest first, and the cursor of the next page, or None on the last page.
 
-        With a status to filter for, a page may be short, or empty, though there are more.
+        Filtered by status, a page may be short or empty although more follow.
         """
         scan = limit if status is None else max(limit, 10_000)
         below = "+inf" if cursor is None else f"({cursor}"
@@ -145,16 +144,16 @@ class JobQueue:
         return entries, last if len(found) == scan else None
 
     async def stats(self) -> QueueStats:
-        """Where the jobs are."""
+        """Jobs by where they are, and the age of the oldest waiting job."""
         normal, high, processing, dead_letters, workers, oldest_us = await self._commands.run("stats")
         return QueueStats(normal, high, processing, dead_letters, workers, oldest_us / 1e6)
 
     async def redis_info(self) -> RedisInfo:
-        """How Redis is."""
-        return await RedisInfo.ask(self._redis)
+        """Memory and keys of Redis."""
+        return await RedisInfo.read(self._redis)
 
     async def dead_letters(self) -> list[JobId]:
-        """The jobs that failed for good, the newest first. Those that have expired leave the list."""
+        """The jobs that failed for good, newest first. Removes expired ones from the list."""
         found = await translate_redis_errors(self._redis.lrange(f"{self._keys.queue}:dead", 0, -1))
         ids = [JobId(job_id.decode()) for job_id in found]
         keys = [self._keys.status.replace("{}", job_id) for job_id in ids]
@@ -165,14 +164,14 @@ class JobQueue:
         return [job_id for job_id in ids if job_id not in expired]
 
     async def data(self, job_id: JobId) -> bytes | None:
-        """What was enqueued, if it has not expired."""
+        """The enqueued data, or None once it has expired."""
         data: bytes | None = await translate_redis_errors(self._redis.get(self._keys.data.replace("{}", job_id)))
         return data
 
     async def redrive(self, job_id: JobId) -> bool:
-        """Queue a failed job again, with all its tries. False: it has not failed, or its data has expired."""
+        """Requeue a dead letter with all its retries. False: it has not failed, or its data has expired."""
         return bool(await self._commands.run("redrive", job_id))
 
     async def discard(self, job_id: JobId) -> bool:
-        """Forget a failed job. False: it is not in the list."""
+        """Delete a dead letter. False: it is not in the list."""
         return bool(await self._commands.run("discard", job_id))

@@ -12,7 +12,7 @@ from serving_common.redis import translate_redis_errors
 
 
 class Commands:
-    """The commands of queue.lua on one queue: arguments in, Redis's reply out."""
+    """The commands of commands.lua on one queue: arguments in, Redis's reply out."""
 
     def __init__(self, redis: Redis, keys: JobKeys, ttl_s: int) -> None:
         self._script: Any = redis.register_script(Path(__file__).with_suffix(".lua").read_text())

@@ -1,4 +1,4 @@
-"""One subscription to a Redis channel, shared by all that wait for one of its messages."""
+"""One subscription to a Redis channel, shared by all callers that wait for one of its messages."""
 
 from __future__ import annotations
 
@@ -17,47 +17,47 @@ from serving_common.redis import translate_redis_errors
 from serving_common.tasks import cancel_and_wait
 
 LISTEN_S = 2
-"""So long after the last caller has come a process still listens for notices."""
+"""Seconds that the connection stays open after the last subscriber arrived."""
 
 log = structlog.get_logger()
 
 
 class PubSubListener:
-    """Names that are published on a channel, heard on one connection however many wait for one of them."""
+    """Sets events when their names are published, on one connection for any number of subscribers."""
 
     def __init__(self, redis: Redis, channel: str) -> None:
-        self._redis: Any = redis
+        self._redis: Any = redis  # its annotations mix decoded and undecoded replies
         self._channel = channel
-        self._waiting: dict[str, list[asyncio.Event]] = {}
+        self._subscribers: dict[str, list[asyncio.Event]] = {}
         self._starting: asyncio.Task[None] | None = None
-        self._listener: asyncio.Task[None] | None = None
+        self._listening: asyncio.Task[None] | None = None
         self._is_listening = False
         self._listen_until = 0.0
 
     @contextmanager
     def subscribe(self, name: str) -> Iterator[asyncio.Event]:
-        """An event that is set when the name is published; to hear it, `ensure_listening`."""
+        """An event that is set when the name is published, from the next `ensure_listening` on."""
         event = asyncio.Event()
-        events = self._waiting.setdefault(name, [])
+        events = self._subscribers.setdefault(name, [])
         events.append(event)
         try:
             yield event
         finally:
             events.remove(event)
             if not events:
-                del self._waiting[name]
+                del self._subscribers[name]
 
     def notify_all(self) -> None:
-        """Set everybody's event."""
-        for event in chain.from_iterable(self._waiting.values()):
+        """Set every subscriber's event."""
+        for event in chain.from_iterable(self._subscribers.values()):
             event.set()
 
     async def ensure_listening(self) -> None:
-        """Returns once what is published would be heard. Raises QueueUnavailable."""
+        """Return once published names are received. Raises QueueUnavailable."""
         self._listen_until = time.monotonic() + LISTEN_S
         if self._is_listening:
             return
-        # One start for all who come meanwhile, and one failure: else each would begin to wait after the other.
+        # Concurrent callers share one start and its failure; one after the other, each would wait for a timeout.
         if self._starting is None:
             self._starting = asyncio.create_task(self._start())
         await asyncio.shield(self._starting)
@@ -69,24 +69,24 @@ class PubSubListener:
                 await translate_redis_errors(messages.subscribe(self._channel))
                 await translate_redis_errors(messages.get_message(timeout=1))  # confirms the subscription
                 self._is_listening = True
-                self._listener = asyncio.create_task(self._hear(messages, stack.pop_all()))
+                self._listening = asyncio.create_task(self._listen(messages, stack.pop_all()))
         finally:
             self._starting = None
 
     async def close(self) -> None:
-        """Listen no longer; to be called before the client is closed."""
-        if self._starting is not None:
+        """Stop listening; to be called before the client is closed."""
+        if self._starting is not None:  # first, because it creates the other task
             await cancel_and_wait(self._starting)
-        if self._listener is not None:
-            await cancel_and_wait(self._listener)
+        if self._listening is not None:
+            await cancel_and_wait(self._listening)
 
-    async def _hear(self, messages: Any, stack: AsyncExitStack) -> None:
+    async def _listen(self, messages: Any, stack: AsyncExitStack) -> None:
         async with stack:
             try:
-                while self._waiting or time.monotonic() < self._listen_until:
+                while self._subscribers or time.monotonic() < self._listen_until:
                     message = await messages.get_message(ignore_subscribe_messages=True, timeout=1)
                     for name in message["data"].decode().split() if message else ():
-                        for event in self._waiting.get(name, ()):
+                        for event in self._subscribers.get(name, ()):
                             event.set()
             except RedisError as exc:
                 log.warning("redis_failed", error=str(exc))

@@ -10,11 +10,11 @@ from serving_common.errors import NotFound
 
 JobId = NewType("JobId", str)
 
-POISON = "The job was in hand each time when its worker, or the model server, died"
+POISON = "The job was in flight each time its worker or the model server died"
 
 
 class JobNotFound(NotFound):
-    """There is no such job, or it has expired."""
+    """The job does not exist or has expired."""
 
 
 class JobStatus(StrEnum):
@@ -36,7 +36,7 @@ class Priority(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class JobKeys:
-    """How a pattern names its keys; `{}` stands for the id."""
+    """A pattern's Redis keys; `{}` stands for the job's id."""
 
     queue: str
     data: str = "job:{}:data"
@@ -46,7 +46,7 @@ class JobKeys:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A job in a worker's hand."""
+    """A job that a worker has claimed."""
 
     id: JobId
     data: bytes
@@ -54,7 +54,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class JobState:
-    """What is known of a job; `result` once it is completed, `error` once it has failed."""
+    """A job's status, with its `result` once completed or its `error` once failed."""
 
     id: JobId
     status: JobStatus
@@ -73,7 +73,7 @@ class JobEntry:
 
 @dataclass(frozen=True, slots=True)
 class QueueStats:
-    """Numbers of jobs by where they are, and how long the oldest waiting one has waited, in seconds."""
+    """Jobs by where they are, the number of workers, and the age of the oldest waiting job in seconds."""
 
     normal: int
     high: int

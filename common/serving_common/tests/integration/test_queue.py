@@ -15,7 +15,6 @@ from serving_common.queue.client import JobQueue
 from serving_common.queue.types import POISON, Job, JobId, JobKeys, JobNotFound, JobStatus, Priority
 from serving_common.queue.worker import Worker
 from serving_common.redis import QueueUnavailable, RedisSettings, connect
-from serving_common.tasks import backoff_s
 from serving_testing.fixtures import redis as redis
 from serving_testing.fixtures import redis_server as redis_server
 from serving_testing.processes import free_port
@@ -43,7 +42,7 @@ async def enqueue(queue: JobQueue, *data: str, priority: Priority = Priority.NOR
     return [await queue.enqueue(each.encode(), priority) for each in data]
 
 
-def seen(jobs: list[Job]) -> list[str]:
+def data_of(jobs: list[Job]) -> list[str]:
     return [job.data.decode() for job in jobs]
 
 
@@ -52,37 +51,30 @@ async def status(queue: JobQueue, job_id: JobId) -> JobStatus:
 
 
 async def run_all(worker: Worker) -> list[list[str]]:
-    """The batches in which a worker completes all that waits."""
+    """Complete all waiting jobs; returns the data of each batch."""
     batches = []
     while jobs := await worker.claim(32, wait_s=0.05):
         await worker.complete([(job.id, b"r") for job in jobs])
-        batches.append(seen(jobs))
+        batches.append(data_of(jobs))
     return batches
 
 
 async def until(condition: Callable[[], Awaitable[object]]) -> None:
-    """Redis has no event for these conditions, so they are looked at again and again."""
+    """Polls, because Redis has no event for these conditions."""
     async with asyncio.timeout(20):
         while not await condition():  # noqa: ASYNC110 - see above
             await asyncio.sleep(0.02)
 
 
-def nobody_listens(redis: Redis) -> Callable[[], Awaitable[bool]]:
-    async def nobody() -> bool:
-        return not await redis.pubsub_channels()
-
-    return nobody
-
-
 async def until_waiting(queue: JobQueue, jobs: int) -> None:
-    async def are_back() -> bool:
+    async def are_waiting() -> bool:
         return (await queue.stats()).normal >= jobs
 
-    await until(are_back)
+    await until(are_waiting)
 
 
 class TestEnqueue:
-    async def test_leaves_the_specified_keys(self, redis, queue):
+    async def test_enqueue_writes_the_specified_keys(self, redis, queue):
         (job_id,) = await enqueue(queue, "[[1]]")
 
         assert len(job_id) == 6
@@ -92,38 +84,38 @@ class TestEnqueue:
         assert await redis.get(f"job:{job_id}:status") == b"pending"
         assert 86_000 < await redis.ttl(f"job:{job_id}:data") <= 86_400
 
-    async def test_draws_again_when_an_id_is_taken(self, queue, monkeypatch):
+    async def test_a_taken_id_is_drawn_again(self, queue, monkeypatch):
         drawn = iter(["aaaaaa", "aaaaaa", "aaaaaa", "bbbbbb"])
         monkeypatch.setattr(secrets, "token_hex", lambda _: next(drawn))
 
         assert await enqueue(queue, "1", "2") == ["aaaaaa", "bbbbbb"]
         assert await queue.data(JobId("aaaaaa")) == b"1"
 
-    async def test_no_two_of_many_jobs_share_an_id(self, redis):
+    async def test_many_jobs_have_unique_ids(self, redis):
         queue = JobQueue(redis, KEYS, max_length=IDS)
-        crowd = [secrets.token_hex(3) for _ in range(200_000 - IDS)]
-        for start in range(0, len(crowd), 5000):
-            keys = [KEYS.status.replace("{}", each) for each in crowd[start : start + 5000]]
+        taken = [secrets.token_hex(3) for _ in range(200_000 - IDS)]
+        for start in range(0, len(taken), 5000):
+            keys = [KEYS.status.replace("{}", each) for each in taken[start : start + 5000]]
             await redis.eval("for _, key in ipairs(KEYS) do redis.call('SET', key, '', 'EX', 60) end", len(keys), *keys)
 
-        async def some() -> list[JobId]:
+        async def enqueue_some() -> list[JobId]:
             return await enqueue(queue, *["1"] * (IDS // 16))
 
-        drawn = list(itertools.chain.from_iterable(await asyncio.gather(*(some() for _ in range(16)))))
+        drawn = list(itertools.chain.from_iterable(await asyncio.gather(*(enqueue_some() for _ in range(16)))))
 
-        # Drawn without a look, of 200,000 ids of six hexadecimal characters 1,200 would be there twice on average.
+        # Without the check, about 1,200 of 200,000 random ids of six hexadecimal characters would be duplicates.
         assert len(drawn) == len(set(drawn)) == await redis.llen("queue:predict")
-        assert set(crowd).isdisjoint(drawn)
-        await redis.flushall()  # a look at the TTL of each would take longer than all this
+        assert set(taken).isdisjoint(drawn)
+        await redis.flushall()  # the fixture's check of every TTL would take longer than this test
 
-    async def test_no_more_than_fit_are_accepted_however_many_come_at_once(self, redis):
+    async def test_concurrent_enqueues_never_exceed_max_length(self, redis):
         queue = JobQueue(redis, KEYS, max_length=10)
         outcomes = await asyncio.gather(*(queue.enqueue(b"1") for _ in range(100)), return_exceptions=True)
 
         assert sum(isinstance(each, Overloaded) for each in outcomes) == 90
         assert await redis.llen("queue:predict") == 10
 
-    async def test_refuses_when_the_queue_is_full(self, redis):
+    async def test_a_full_queue_raises_overloaded(self, redis):
         queue = JobQueue(redis, KEYS, max_length=2)
         await enqueue(queue, "1")
         await enqueue(queue, "2", priority=Priority.HIGH)
@@ -131,7 +123,7 @@ class TestEnqueue:
         with pytest.raises(Overloaded, match="full"):
             await enqueue(queue, "3")
 
-    async def test_the_same_idempotency_key_is_the_same_job(self, queue):
+    async def test_a_repeated_idempotency_key_returns_the_same_job(self, queue):
         first, second = [await queue.enqueue(b"1", idempotency_key="k") for _ in range(2)]
 
         assert first == second
@@ -140,22 +132,22 @@ class TestEnqueue:
             await queue.enqueue(b"2", idempotency_key="k")
         assert refused.value.errors[0]["field"] == "Idempotency-Key"
 
-    async def test_the_idempotency_key_of_a_purged_job_is_free_again(self, queue, worker):
-        purged = await queue.enqueue(b"1", idempotency_key="k")
+    async def test_discarding_a_job_frees_its_idempotency_key(self, queue, worker):
+        discarded = await queue.enqueue(b"1", idempotency_key="k")
         await worker.claim(1)
-        await worker.fail(purged, "no")
-        await queue.discard(purged)
+        await worker.fail(discarded, "no")
+        await queue.discard(discarded)
 
         again = await queue.enqueue(b"2", idempotency_key="k")
         assert await status(queue, again) is PENDING
 
-    async def test_one_idempotency_key_many_times_at_once_is_one_job(self, queue):
+    async def test_concurrent_requests_with_one_idempotency_key_create_one_job(self, queue):
         ids = await asyncio.gather(*(queue.enqueue(b"1", idempotency_key="k") for _ in range(50)))
 
         assert len(set(ids)) == 1
         assert (await queue.stats()).normal == 1
 
-    async def test_an_id_is_given_out_only_once_redis_has_the_job(self, redis, queue):
+    async def test_enqueue_returns_an_id_only_after_redis_stored_the_job(self, redis, queue):
         await enqueue(queue, "warm")
         await redis.config_set("maxmemory", 1)
         try:
@@ -167,16 +159,16 @@ class TestEnqueue:
 
 
 class TestClaim:
-    async def test_takes_what_is_there_first_come_first_served(self, redis, queue, worker):
+    async def test_claim_is_first_come_first_served(self, redis, queue, worker):
         ids = await enqueue(queue, "1", "2", "3")
 
-        assert seen(await worker.claim(2)) == ["1", "2"]
-        assert seen(await worker.claim(2)) == ["3"]
+        assert data_of(await worker.claim(2)) == ["1", "2"]
+        assert data_of(await worker.claim(2)) == ["3"]
         assert await status(queue, ids[0]) is PROCESSING
         assert await redis.lrange(f"queue:predict:processing:{worker.id}", 0, -1) == [i.encode() for i in ids[::-1]]
 
     @pytest.mark.parametrize("priority", Priority)
-    async def test_waits_for_the_first_job(self, redis, queue, worker, priority):
+    async def test_claim_blocks_until_a_job_arrives(self, redis, queue, worker, priority):
         waiting = asyncio.create_task(worker.claim(32, wait_s=4))
 
         async def is_blocked() -> bool:
@@ -185,12 +177,12 @@ class TestClaim:
         await until(is_blocked)
         await enqueue(queue, "1", priority=priority)
 
-        assert seen(await waiting) == ["1"]
+        assert data_of(await waiting) == ["1"]
 
-    async def test_returns_nothing_when_nothing_comes(self, worker):
+    async def test_claim_returns_nothing_after_the_wait(self, worker):
         assert await worker.claim(32, wait_s=0.05) == []
 
-    async def test_takes_a_job_that_redis_cli_has_pushed(self, redis, queue, worker):
+    async def test_claim_takes_a_job_pushed_with_redis_cli(self, redis, queue, worker):
         await redis.set("job:a%b:data", "1", ex=60)
         await redis.lpush("queue:predict", "a%b")
         assert (await queue.stats()).normal == 1
@@ -201,40 +193,40 @@ class TestClaim:
 
         assert await redis.get("job:a%b:result") == b"done"
 
-    async def test_finds_a_result_that_redis_cli_has_set(self, redis, queue):
+    async def test_get_finds_a_result_set_with_redis_cli(self, redis, queue):
         await redis.set("job:a%b:result", "done", ex=60)
 
         state = await queue.get(JobId("a%b"))
         assert (state.status, state.result) == (COMPLETED, b"done")
 
-    async def test_drops_an_id_without_data(self, redis, worker):
+    async def test_claim_drops_an_id_without_data(self, redis, worker):
         await redis.lpush("queue:predict", "a1b2c3")
 
         assert await worker.claim(32, wait_s=0.05) == []
         assert await redis.llen(f"queue:predict:processing:{worker.id}") == 0
 
-    async def test_a_job_whose_data_has_expired_ends(self, redis, queue, worker):
+    async def test_a_job_with_expired_data_fails(self, redis, queue, worker):
         (job_id,) = await enqueue(queue, "1")
         await redis.delete(f"job:{job_id}:data")
 
         assert await worker.claim(32, wait_s=0.05) == []
         assert (await queue.get(job_id)).error == "The input has expired"
 
-    async def test_high_goes_before_normal(self, queue, worker):
+    async def test_high_priority_is_claimed_before_normal(self, queue, worker):
         await enqueue(queue, "n1", "n2")
         await enqueue(queue, "h1", "h2", priority=Priority.HIGH)
 
-        assert seen(await worker.claim(3)) == ["h1", "h2", "n1"]
+        assert data_of(await worker.claim(3)) == ["h1", "h2", "n1"]
 
     @pytest.mark.parametrize("limit", [1, 8])
-    async def test_high_does_not_starve_normal(self, redis, queue, limit):
+    async def test_high_priority_does_not_starve_normal(self, redis, queue, limit):
         worker = Worker(redis, KEYS, overdue_s=0)
         await enqueue(queue, "normal")
         await enqueue(queue, *["high"] * 40, priority=Priority.HIGH)
 
         taken = []
         while "normal" not in taken:
-            taken += seen(await worker.claim(limit))
+            taken += data_of(await worker.claim(limit))
 
         assert len(taken) <= 8
         await worker.deregister()
@@ -251,21 +243,21 @@ class TestEnd:
         assert (state.status, state.result) == (COMPLETED, b"r")
         assert (await queue.stats()).processing == 0
 
-    async def test_the_claim_is_dropped_only_once_the_result_is_stored(self, redis, redis_server, queue, worker):
+    async def test_the_claim_is_dropped_only_after_the_result_is_stored(self, redis, redis_server, queue, worker):
         (job_id,) = await enqueue(queue, "1")
         await worker.claim(1)
         rights = ["on", "nopass", "+@all", "&*", "~queue:*", "~job:*:data", "~job:*:status"]
         await redis.execute_command("ACL", "SETUSER", "no-results", *rights)
         async with Redis(port=redis_server.port, username="no-results", password="") as refused:
-            unable = Worker(refused, KEYS)
-            unable.id = worker.id
+            restricted = Worker(refused, KEYS)
+            restricted.id = worker.id
             with pytest.raises(QueueUnavailable):
-                await unable.complete([(job_id, b"r")])
+                await restricted.complete([(job_id, b"r")])
 
         assert (await queue.stats()).processing == 1
         assert await worker.complete([(job_id, b"r")]) == {job_id}
 
-    async def test_a_full_redis_takes_no_new_jobs_and_finishes_the_others(self, redis, queue, worker):
+    async def test_a_full_redis_rejects_new_jobs_and_finishes_accepted_ones(self, redis, queue, worker):
         first, second = await enqueue(queue, "1", "2")
         await worker.claim(1)
         await redis.config_set("maxmemory", 1)
@@ -273,14 +265,14 @@ class TestEnd:
             with pytest.raises(QueueUnavailable):
                 await enqueue(queue, "3")
             assert await worker.complete([(first, b"r")]) == {first}
-            assert seen(await worker.claim(1)) == ["2"]
+            assert data_of(await worker.claim(1)) == ["2"]
             await worker.fail(second, "no")
         finally:
             await redis.config_set("maxmemory", 0)
 
         assert [await status(queue, each) for each in (first, second)] == [COMPLETED, FAILED]
 
-    async def test_a_read_only_redis_is_unavailable(self, redis, queue):
+    async def test_a_read_only_redis_raises_queue_unavailable(self, redis, queue):
         await redis.replicaof("127.0.0.1", 1)
         try:
             with pytest.raises(QueueUnavailable):
@@ -289,7 +281,7 @@ class TestEnd:
             await redis.replicaof("NO", "ONE")
 
     @pytest.mark.parametrize("data", [pytest.param(True, id="deleted"), pytest.param(False, id="kept")])
-    async def test_the_data_can_go_with_the_end(self, redis, queue, data):
+    async def test_delete_data_deletes_the_data_on_completion(self, redis, queue, data):
         worker = Worker(redis, KEYS, delete_data=data)
         (job_id,) = await enqueue(queue, "1")
         await worker.claim(1)
@@ -298,7 +290,7 @@ class TestEnd:
 
         assert (await queue.data(job_id) is None) == data
 
-    async def test_what_comes_second_changes_nothing(self, queue, worker):
+    async def test_a_second_outcome_changes_nothing(self, queue, worker):
         (job_id,) = await enqueue(queue, "1")
         jobs = await worker.claim(1)
         await worker.complete([(job_id, b"first")])
@@ -315,16 +307,16 @@ class TestEnd:
         await queue.cancel(first)
 
         assert await status(queue, first) is CANCELLED
-        assert seen(await worker.claim(2)) == ["2"]
+        assert data_of(await worker.claim(2)) == ["2"]
         await worker.complete([(second, b"r")])
         with pytest.raises(Conflict, match="completed"):
             await queue.cancel(second)
         with pytest.raises(Conflict, match="cancelled"):
             await queue.cancel(first)
         with pytest.raises(JobNotFound):
-            await queue.cancel(JobId("nobody"))
+            await queue.cancel(JobId("unknown"))
 
-    async def test_cancel_a_job_in_hand(self, queue, worker):
+    async def test_cancel_a_job_in_flight(self, queue, worker):
         (job_id,) = await enqueue(queue, "1")
         await worker.claim(1)
         await queue.cancel(job_id)
@@ -342,7 +334,7 @@ class TestEnd:
         async with asyncio.timeout(10):
             assert (await waiting).result == b"r"
 
-    async def test_however_many_wait_they_need_one_connection(self, redis, queue, worker):
+    async def test_all_waiting_callers_share_one_connection(self, redis, queue, worker):
         (job_id,) = await enqueue(queue, "1")
         await worker.claim(1)
         waiting = [asyncio.create_task(queue.wait(job_id, 30)) for _ in range(200)]
@@ -353,36 +345,40 @@ class TestEnd:
 
         async with asyncio.timeout(10):
             assert {(await each).result for each in waiting} == {b"r"}
-            await until(nobody_listens(redis))
 
-    async def test_wait_returns_when_the_time_is_over(self, queue):
+            async def is_unsubscribed() -> bool:
+                return not await redis.pubsub_channels()
+
+            await until(is_unsubscribed)
+
+    async def test_wait_returns_after_the_timeout(self, queue):
         (job_id,) = await enqueue(queue, "1")
 
         assert (await queue.wait(job_id, 0.05)).status is PENDING
         with pytest.raises(JobNotFound):
-            await queue.wait(JobId("nobody"), 1)
+            await queue.wait(JobId("unknown"), 1)
 
 
-class TestTrouble:
-    async def test_given_back_jobs_are_first_again_and_in_order(self, queue, worker):
+class TestFailures:
+    async def test_requeued_jobs_return_to_the_front_in_order(self, queue, worker):
         await enqueue(queue, "1", "2", "3")
         await worker.requeue(await worker.claim(2))
 
-        assert seen(await worker.claim(3)) == ["1", "2", "3"]
+        assert data_of(await worker.claim(3)) == ["1", "2", "3"]
 
-    async def test_a_failed_batch_is_run_again_one_by_one(self, queue, worker):
+    async def test_a_failed_batch_is_retried_one_job_at_a_time(self, queue, worker):
         await enqueue(queue, "1", "2", "3")
         await worker.retry(await worker.claim(2), "bad")
 
-        assert [seen(await worker.claim(32)) for _ in range(3)] == [["1"], ["2"], ["3"]]
+        assert [data_of(await worker.claim(32)) for _ in range(3)] == [["1"], ["2"], ["3"]]
 
-    async def test_a_job_that_fails_again_and_again_fails_for_good_behind_the_others(self, queue, worker):
+    async def test_a_job_becomes_a_dead_letter_after_its_last_retry(self, queue, worker):
         (bad,) = await enqueue(queue, "bad")
         jobs = await worker.claim(1)
         await enqueue(queue, "good")
         tries = 1
         await worker.retry(jobs, "no")
-        assert seen(await worker.claim(1)) == ["good"]
+        assert data_of(await worker.claim(1)) == ["good"]
         while jobs := await worker.claim(1, wait_s=0.05):
             tries += 1
             await worker.retry(jobs, "no")
@@ -392,27 +388,27 @@ class TestTrouble:
         assert (state.status, state.error) == (FAILED, "no")
         assert await queue.dead_letters() == [bad]
 
-    async def test_who_was_in_hand_beside_a_poison_job_is_not_taken_for_one(self, queue, worker):
+    async def test_jobs_in_flight_beside_a_poison_job_complete(self, queue, worker):
         ids = await enqueue(queue, "innocent", "poison", "innocent")
         while not (await queue.get(ids[1])).status.is_final:
-            in_hand = [await worker.claim(32, wait_s=0.05) for _ in range(3)]  # as by several tasks at once
-            if any("poison" in seen(jobs) for jobs in in_hand):
-                await worker.quarantine([job for jobs in in_hand for job in jobs])
+            claims = [await worker.claim(32, wait_s=0.05) for _ in range(3)]  # as by several concurrent tasks
+            if any("poison" in data_of(jobs) for jobs in claims):
+                await worker.quarantine([job for jobs in claims for job in jobs])
             else:
-                await worker.complete([(job.id, b"r") for jobs in in_hand for job in jobs])
+                await worker.complete([(job.id, b"r") for jobs in claims for job in jobs])
             await enqueue(queue, "later")
         await run_all(worker)
 
         assert [await status(queue, each) for each in ids] == [COMPLETED, FAILED, COMPLETED]
 
-    async def test_a_worker_that_was_only_paused_changes_nothing(self, redis, queue, worker):
+    async def test_a_paused_worker_cannot_change_finished_jobs(self, redis, queue, worker):
         paused = Worker(redis, KEYS)
         first, second = await enqueue(queue, "1", "2")
         jobs = await paused.claim(2)
         await redis.delete(f"queue:predict:heartbeat:{paused.id}")
-        living = asyncio.create_task(worker.heartbeat_loop())
+        heartbeat = asyncio.create_task(worker.heartbeat_loop())
         await until_waiting(queue, 2)
-        living.cancel()
+        heartbeat.cancel()
         again = await worker.claim(1)
 
         assert await paused.complete([(first, b"paused")]) == {first}
@@ -423,7 +419,7 @@ class TestTrouble:
         assert (await queue.get(first)).result == b"paused"
         assert (await queue.get(second)).result == b"r"
 
-    async def test_a_failed_job_can_be_replayed_or_purged(self, redis, queue, worker):
+    async def test_redrive_and_discard_of_dead_letters(self, redis, queue, worker):
         first, second = await enqueue(queue, "1", "2")
         for job in await worker.claim(2):
             await worker.fail(job.id, "no")
@@ -437,7 +433,7 @@ class TestTrouble:
             await queue.get(second)
         assert await queue.dead_letters() == []
 
-    async def test_a_failed_job_that_has_expired_leaves_the_list(self, redis, queue, worker):
+    async def test_expired_dead_letters_leave_the_list(self, redis, queue, worker):
         expired, kept = await enqueue(queue, "1", "2")
         for job in await worker.claim(2):
             await worker.fail(job.id, "no")
@@ -446,22 +442,22 @@ class TestTrouble:
         assert await queue.dead_letters() == [kept]
         assert (await queue.stats()).dead_letters == 1
 
-    async def test_a_dead_workers_jobs_come_back_to_the_front_in_order(self, redis, queue, worker):
-        dead = Worker(redis, KEYS, heartbeat_s=1)
+    async def test_a_dead_workers_jobs_return_to_the_front_in_order(self, redis, queue, worker):
+        dead_worker = Worker(redis, KEYS, heartbeat_s=1)
         await enqueue(queue, "1", "2", "3")
-        await dead.claim(2)
-        living = asyncio.create_task(worker.heartbeat_loop())
+        await dead_worker.claim(2)
+        heartbeat = asyncio.create_task(worker.heartbeat_loop())
         await until_waiting(queue, 3)
-        living.cancel()
+        heartbeat.cancel()
 
-        # Each alone: one of them may be what killed the worker.
+        # Each alone, because one of them may have killed the worker.
         assert await run_all(worker) == [["1"], ["2"], ["3"]]
         assert worker.is_alive
         assert (await queue.stats()).workers == 1
 
-    async def test_a_job_that_kills_its_worker_three_times_is_poison(self, redis, queue, worker):
+    async def test_a_job_that_kills_three_workers_fails_as_poison(self, redis, queue, worker):
         poison, _ = await enqueue(queue, "poison", "good")
-        living = asyncio.create_task(worker.heartbeat_loop())
+        heartbeat = asyncio.create_task(worker.heartbeat_loop())
         for _ in range(3):
             await until_waiting(queue, 2)
             dying = Worker(redis, KEYS)
@@ -469,39 +465,39 @@ class TestTrouble:
             await redis.delete(f"queue:predict:heartbeat:{dying.id}")
 
         state = await queue.wait(poison, 20)
-        living.cancel()
+        heartbeat.cancel()
         assert (state.status, state.error) == (FAILED, POISON)
-        assert seen(await worker.claim(32)) == ["good"]
+        assert data_of(await worker.claim(32)) == ["good"]
 
-    async def test_a_job_that_kills_the_model_server_three_times_is_poison(self, queue, worker):
+    async def test_a_job_that_kills_the_model_server_three_times_fails_as_poison(self, queue, worker):
         (job_id,) = await enqueue(queue, "1")
         for _ in range(3):
             await worker.quarantine(await worker.claim(1))
 
         assert (await queue.get(job_id)).error == POISON
 
-    async def test_leaving_gives_everything_back_and_uses_up_no_try(self, redis, queue, worker):
-        leaving = Worker(redis, KEYS)
+    async def test_deregister_requeues_claims_without_using_up_a_try(self, redis, queue, worker):
+        stopping = Worker(redis, KEYS)
         await enqueue(queue, "1", "2", "3")
-        await leaving.claim(2)
-        await leaving.deregister()
+        await stopping.claim(2)
+        await stopping.deregister()
 
-        assert seen(await worker.claim(3)) == ["1", "2", "3"]
-        assert not leaving.is_alive
+        assert data_of(await worker.claim(3)) == ["1", "2", "3"]
+        assert not stopping.is_alive
 
-    async def test_a_claim_whose_reply_was_lost_is_recovered(self, redis, queue, worker):
+    async def test_a_claim_with_a_lost_reply_is_requeued(self, redis, queue, worker):
         await enqueue(queue, "1")
         await redis.lmove("queue:predict", f"queue:predict:processing:{worker.id}", "RIGHT", "LEFT")
-        living = asyncio.create_task(worker.heartbeat_loop())
+        heartbeat = asyncio.create_task(worker.heartbeat_loop())
         await until_waiting(queue, 1)
-        living.cancel()
+        heartbeat.cancel()
 
-        assert seen(await worker.claim(1)) == ["1"]
+        assert data_of(await worker.claim(1)) == ["1"]
 
-    async def test_a_restart_of_redis_loses_nothing(self, redis_server, queue, worker):
+    async def test_a_redis_restart_loses_no_job(self, redis_server, queue, worker):
         ids = await enqueue(queue, "1", "2")
         await worker.claim(1)
-        living = asyncio.create_task(worker.heartbeat_loop())
+        heartbeat = asyncio.create_task(worker.heartbeat_loop())
         redis_server.kill()
         with pytest.raises(QueueUnavailable):
             await queue.get(ids[0])
@@ -510,12 +506,12 @@ class TestTrouble:
         await asyncio.to_thread(redis_server.start)
 
         assert await worker.complete([(ids[0], b"r")]) == {ids[0]}
-        assert seen(await worker.claim(2)) == ["2"]
-        living.cancel()
+        assert data_of(await worker.claim(2)) == ["2"]
+        heartbeat.cancel()
 
 
 class TestOverview:
-    async def test_pages_list_every_job_once_the_newest_first(self, queue):
+    async def test_pages_list_every_job_once_newest_first(self, queue):
         ids = await enqueue(queue, *"12345")
 
         listed, cursor = [], None
@@ -554,29 +550,22 @@ class TestOverview:
         assert info.memory_bytes > 0
 
 
-def test_backoff_grows_and_is_random():
-    waits = [{backoff_s(attempt) for _ in range(20)} for attempt in (0, 3, 100)]
-
-    assert max(waits[0]) < min(waits[1]) < max(waits[2]) <= 2
-    assert all(len(each) > 1 for each in waits)
-
-
-async def test_a_silent_redis_is_not_waited_for_again():
+async def test_a_redis_timeout_is_not_retried():
     connections = []
     server = await asyncio.start_server(lambda _, writer: connections.append(writer), "127.0.0.1", 0)
     settings = RedisSettings(redis_host="127.0.0.1", redis_port=server.sockets[0].getsockname()[1])
-    async with server, connect(settings) as silent:
+    async with server, connect(settings) as hanging:
         at_start = len(connections)
         with pytest.raises(QueueUnavailable):
-            await JobQueue(silent, KEYS).get(JobId("a1b2c3"))
+            await JobQueue(hanging, KEYS).get(JobId("a1b2c3"))
         assert len(connections) == at_start + 1
         for writer in connections:
             writer.close()
 
 
-async def test_who_waits_without_redis_fails_together(redis):
-    async with connect(RedisSettings(redis_host="127.0.0.1", redis_port=free_port())) as nowhere:
-        queue = JobQueue(nowhere, KEYS)
+async def test_waiting_callers_share_one_connection_failure(redis):
+    async with connect(RedisSettings(redis_host="127.0.0.1", redis_port=free_port())) as unreachable:
+        queue = JobQueue(unreachable, KEYS)
         with structlog.testing.capture_logs() as logs:
             waits = [queue.wait(JobId("a1b2c3"), 30) for _ in range(20)]
             outcomes = await asyncio.gather(*waits, return_exceptions=True)
@@ -585,7 +574,7 @@ async def test_who_waits_without_redis_fails_together(redis):
     assert [line["event"] for line in logs] == ["redis_failed"]
 
 
-async def test_a_refused_password_is_an_error_at_the_start(redis, redis_server):
+async def test_a_rejected_password_raises_startup_error(redis, redis_server):
     await redis.config_set("requirepass", "right")
     try:
         with pytest.raises(StartupError, match="REDIS_PASSWORD"):
