@@ -1,7 +1,7 @@
-"""Notes how large the images of a compose stack are and how long its containers took to become healthy.
+"""Records the image sizes of a compose stack and the time until its containers were healthy.
 
 python -m scripts.checks.containers note FILE LABEL     in a pattern's folder, after `docker compose up --wait`
-python -m scripts.checks.containers table FILE          everything that was noted, as one table
+python -m scripts.checks.containers table FILE          all recorded rows as one table
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ MB = 1000 * 1000
 
 
 def docker(*words: str) -> Any:
-    """What a docker command prints in JSON."""
+    """The JSON output of a docker command."""
     done = subprocess.run(["docker", *words], capture_output=True, text=True, check=True)
     return json.loads(done.stdout or "[]")
 
 
 def note(file: Path, label: str) -> None:
-    """Append a line of JSON for each container of the stack in this folder."""
+    """Append a line of JSON per container of the stack in the current folder."""
     listed = subprocess.run(["docker", "compose", "ps", "--all", "--quiet"], capture_output=True, text=True, check=True)
     with file.open("a", encoding="utf-8") as notes:
         for container in docker("inspect", *listed.stdout.split()):
@@ -38,16 +38,16 @@ def note(file: Path, label: str) -> None:
 
 
 def healthy_after_s(state: Any) -> float | None:
-    """From the container's start to the end of its first good health check; None without one."""
-    good = [check for check in state.get("Health", {}).get("Log") or () if check["ExitCode"] == 0]
-    if not good:
+    """Seconds from the container's start to the end of its first successful health check; None without one."""
+    successful = [check for check in state.get("Health", {}).get("Log") or () if check["ExitCode"] == 0]
+    if not successful:
         return None
-    end, started = (datetime.fromisoformat(text) for text in (good[0]["End"], state["StartedAt"]))
+    end, started = (datetime.fromisoformat(text) for text in (successful[0]["End"], state["StartedAt"]))
     return round((end - started).total_seconds(), 1)
 
 
 def table(file: Path) -> str:
-    """Markdown; of several containers of a service the slowest."""
+    """The rows as Markdown. Of several containers of a service, the slowest counts."""
     rows: dict[tuple[str, str], dict[str, Any]] = {}
     for line in file.read_text(encoding="utf-8").splitlines():
         row = json.loads(line)

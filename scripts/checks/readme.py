@@ -1,11 +1,11 @@
-"""Keeps READMEs honest: their curl lines are run and the answers compared, their settings tables are generated.
+"""Runs the curl lines of READMEs and compares the responses with those shown; generates their settings tables.
 
     python -m scripts.checks.readme 06_horizontal_microservice_pattern --base http://localhost:9000=http://127.0.0.1:9123
     python -m scripts.checks.readme --write 06_horizontal_microservice_pattern
 
-An example is a ```bash block of curl lines, or one pipe into curl, followed by a ```json block (or ```text) that shows
-the answers; or, in a ```console block, a line `$ curl …` and the JSON below it. With `<!-- within 90 s -->` above,
-it is asked again, for so long, until the answer is as shown. A settings table stands between
+An example is a ```bash block of curl lines, or one pipe into curl, followed by a ```json (or ```text) block with the
+responses; or, in a ```console block, a line `$ curl …` and the JSON below it. `<!-- within 90 s -->` above an example
+repeats it until the response is as shown, for at most 90 s. A settings table is between
 `<!-- settings:src.configurations.ProxySettings -->` and `<!-- /settings -->`.
 """
 
@@ -32,24 +32,24 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[2]
 TIMEOUT_S = 60
-ASK_AGAIN_S = 0.5
+RETRY_INTERVAL_S = 0.5
 TOLERANCE = 1e-3
 
 FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```[ \t]*$", re.MULTILINE | re.DOTALL)
-PROMPT = re.compile(r"^\$ +((?:.*\\\n)*.*)\n((?:(?!\$ ).*\n)*)", re.MULTILINE)  # a command, and what it prints
+PROMPT = re.compile(r"^\$ +((?:.*\\\n)*.*)\n((?:(?!\$ ).*\n)*)", re.MULTILINE)  # a command and its output
 CURL = re.compile(r"^ *(?:\$ +)?(?:.*\| *)?curl ", re.MULTILINE)
 PIPED = re.compile(r"\|\s*curl ")
 WITHIN = re.compile(r"<!-- within (\d+) s -->\s*$")
 SETTINGS = re.compile(r"(<!-- settings:([\w.]+) -->\n)(.*?)(<!-- /settings -->)", re.DOTALL)
 NUMBER = re.compile(r"-?\d+(\.\d+)?([eE][-+]?\d+)?")
-# What differs from run to run: hexadecimal ids from six characters up, UUIDs, ISO 8601 times.
+# These differ from run to run: hexadecimal ids from six characters up, UUIDs, ISO 8601 times.
 ID = re.compile(r"[0-9a-f]{6,}|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 TIME = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d(:\d\d(\.\d+)?)?(Z|[+-]\d\d:?\d\d)?")
 
 
 @dataclass(frozen=True)
 class Example:
-    """A block of commands of a README, as argument lists, and the block that shows their answers."""
+    """A block of commands of a README, as argument lists, and the block with their responses."""
 
     line: int
     commands: list[list[str]]
@@ -59,10 +59,14 @@ class Example:
 
 
 def examples(text: str) -> Iterator[Example]:
-    """The examples of a README. Raises ValueError, with the line, for a curl that is not followed by an answer."""
+    """The examples of a README.
+
+    Raises:
+        ValueError: a curl line has no response below it; the message has the line number.
+    """
     for fence, after in pairwise([*FENCE.finditer(text), None]):
         if fence is not None and fence[1] == "console":
-            yield from _of_console(fence[2], text.count("\n", 0, fence.start()) + 2)
+            yield from _console_examples(fence[2], text.count("\n", 0, fence.start()) + 2)
         if fence is None or fence[1] != "bash":
             continue
         if PIPED.search(fence[2]):
@@ -80,16 +84,16 @@ def examples(text: str) -> Iterator[Example]:
         yield Example(line, commands, after[1], after[2], int(within[1]) if within else 0)
 
 
-def _of_console(text: str, first_line: int) -> Iterator[Example]:
-    """One example for each curl; what other programs print is not looked at."""
+def _console_examples(text: str, first_line: int) -> Iterator[Example]:
+    """One example per curl line; the output of other programs is ignored."""
     for prompt in PROMPT.finditer(text):
         words = shlex.split(prompt[1].replace("\\\n", " "), comments=True)
         if words[:1] == ["curl"]:
             yield Example(first_line + text.count("\n", 0, prompt.start()), [words], "json", prompt[2])
 
 
-def unchecked(text: str) -> int:
-    """How many curl lines stand elsewhere than in an example, where nothing compares their answers."""
+def count_unchecked(text: str) -> int:
+    """The number of curl lines outside of examples, whose responses nothing compares."""
     return len(CURL.findall(text)) - sum(len(example.commands) for example in examples(text))
 
 
@@ -98,51 +102,59 @@ def check_examples(
     bases: Mapping[str, str] | None = None,
     tolerance: float = TOLERANCE,
     *,
-    skips_others: bool = False,
-    vary: Mapping[str, Set[str]] | None = None,
+    skip_others: bool = False,
+    varying: Mapping[str, Set[str]] | None = None,
 ) -> list[str]:
-    """Run the README's curl lines; what is not as shown, each with file, line and difference. Empty: all is well.
+    """Run the README's curl lines; returns a description of each mismatch, with file, line and differences.
 
-    bases: base URL in the README to base URL under test, or any other name that is another one here. Ids that an answer
-    gave out replace the shown ones in the commands after it. skips_others: pass over the examples that ask none of the
-    bases. vary: keys whose values may be others than those shown, by the base URL that is asked.
+    Ids in a response replace the shown ids in later commands.
+
+    Args:
+        bases: maps a base URL, or any other text, of the README to its replacement.
+        tolerance: the largest accepted difference between numbers.
+        skip_others: skip the examples that use none of the bases.
+        varying: by base URL, the keys whose values are compared by type only.
     """
     problems = []
-    names = dict(bases or {})
+    replacements = dict(bases or {})
     try:
         found = list(examples(readme.read_text(encoding="utf-8")))
     except ValueError as exc:
         return [f"{readme}: {exc}"]
     for example in found:
-        asked = " ".join(word for words in example.commands for word in words)
-        if skips_others and not any(base in asked for base in bases or {}):
+        command = " ".join(word for words in example.commands for word in words)
+        if skip_others and not any(base in command for base in bases or {}):
             continue
-        varying = frozenset[str]().union(*(keys for base, keys in (vary or {}).items() if base in asked))
+        varying_keys = frozenset[str]().union(*(keys for base, keys in (varying or {}).items() if base in command))
         end = time.monotonic() + example.within_s
-        while (differences := _check(example, readme.parent, tolerance, names, varying)) and time.monotonic() < end:
-            time.sleep(ASK_AGAIN_S)
+        while (
+            differences := _check(example, readme.parent, tolerance, replacements, varying_keys)
+        ) and time.monotonic() < end:
+            time.sleep(RETRY_INTERVAL_S)
         if differences:
             commands = [words[-1].strip() if words[0] == "bash" else shlex.join(words) for words in example.commands]
             problems.append("\n    ".join([f"{readme}:{example.line}:", *commands, *differences]))
     return problems
 
 
-def _check(example: Example, folder: Path, tolerance: float, names: dict[str, str], vary: Set[str]) -> list[str]:
+def _check(
+    example: Example, folder: Path, tolerance: float, replacements: dict[str, str], varying: Set[str]
+) -> list[str]:
     try:
-        answers = [_run([_renamed(word, names) for word in words], folder) for words in example.commands]
-        return _differences(example, answers, tolerance, names, vary)
+        answers = [_run([_replaced(word, replacements) for word in words], folder) for words in example.commands]
+        return _differences(example, answers, tolerance, replacements, varying)
     except (OSError, ValueError, subprocess.SubprocessError, httpx.HTTPError) as exc:
         return [str(exc)]
 
 
-def _renamed(word: str, names: Mapping[str, str]) -> str:
-    # In one pass: what stands in one's place may itself be the name of another.
-    shown = "|".join(map(re.escape, sorted(names, key=len, reverse=True)))
-    return re.sub(rf"(?:{shown})(?!\w)", lambda found: names[found[0]], word) if names else word
+def _replaced(word: str, replacements: Mapping[str, str]) -> str:
+    # In one pass, because a replacement may itself be a key.
+    shown = "|".join(map(re.escape, sorted(replacements, key=len, reverse=True)))
+    return re.sub(rf"(?:{shown})(?!\w)", lambda found: replacements[found[0]], word) if replacements else word
 
 
 def _run(words: list[str], folder: Path) -> str:
-    """What a command prints. Without the program curl, httpx sends its request, for the few options of READMEs."""
+    """The output of a command. Without curl, httpx sends the request; it knows the options that READMEs use."""
     if words[0] == "curl":
         if not shutil.which("curl"):
             return _send(words[1:])
@@ -173,7 +185,7 @@ def _send(words: list[str]) -> str:
 
 
 def _differences(
-    example: Example, answers: list[str], tolerance: float, names: dict[str, str], vary: Set[str]
+    example: Example, answers: list[str], tolerance: float, replacements: dict[str, str], varying: Set[str]
 ) -> list[str]:
     if example.language == "text":
         shown, got = (NUMBER.sub("#", text).strip() for text in (example.shown, "\n".join(answers)))
@@ -184,7 +196,7 @@ def _differences(
     return [
         difference
         for shown_answer, answer in zip(shown_answers, answers, strict=True)
-        for difference in compare(shown_answer, _loads(answer), tolerance, names, vary=vary)
+        for difference in compare(shown_answer, _loads(answer), tolerance, replacements, varying=varying)
     ]
 
 
@@ -207,59 +219,59 @@ def compare(
     shown: object,
     got: object,
     tolerance: float = TOLERANCE,
-    names: dict[str, str] | None = None,
+    replacements: dict[str, str] | None = None,
     where: str = "answer",
     *,
-    vary: Set[str] = frozenset(),
+    varying: Set[str] = frozenset(),
 ) -> Iterator[str]:
-    """How an answer differs from the one shown: in keys and types, in strings, in numbers by more than the tolerance.
+    """The differences between the shown and the actual response: keys, types, strings, numbers beyond the tolerance.
 
-    Where both are ids, or both are times, they are equal; ids are noted in `names`, shown to got. So are whole numbers
+    Two ids are equal, and so are two times. `replacements` gets each shown id with the actual one, also whole numbers
     under the key `id`, for the paths that end in them.
     """
-    names = {} if names is None else names
+    replacements = {} if replacements is None else replacements
     if isinstance(shown, dict) and isinstance(got, dict):
-        yield from _compare_keys(shown, got, tolerance, names, where, vary)
+        yield from _compare_keys(shown, got, tolerance, replacements, where, varying)
     elif isinstance(shown, list) and isinstance(got, list):
         if len(shown) != len(got):
             yield f"{where}: {len(shown)} items shown, got {len(got)}"
         for i, (one, other) in enumerate(zip(shown, got, strict=False)):
-            yield from compare(one, other, tolerance, names, f"{where}[{i}]", vary=vary)
-    elif not _is_same(shown, got, tolerance):
+            yield from compare(one, other, tolerance, replacements, f"{where}[{i}]", varying=varying)
+    elif not _matches(shown, got, tolerance):
         yield f"{where}: shown {json.dumps(shown)}, got {json.dumps(got)}"
     elif isinstance(shown, str) and isinstance(got, str) and ID.fullmatch(shown):
-        names[shown] = got
+        replacements[shown] = got
 
 
 def _compare_keys(
     shown: Mapping[str, object],
     got: Mapping[str, object],
     tolerance: float,
-    names: dict[str, str],
+    replacements: dict[str, str],
     where: str,
-    vary: Set[str],
+    varying: Set[str],
 ) -> Iterator[str]:
     unmatched = [key for key in got if key not in shown]
     for key, value in shown.items():
-        # An id may be a key as well: it stands for the next id that is not shown.
-        actual = key if key in got else next((other for other in unmatched if _is_same(key, other, tolerance)), None)
+        # An id can also be a key: a shown id matches the next actual id that is not shown.
+        actual = key if key in got else next((other for other in unmatched if _matches(key, other, tolerance)), None)
         if actual is None:
             yield f"{where}.{key}: shown, but missing"
             continue
         if actual != key:
             unmatched.remove(actual)
-            names[key] = actual
-        if key in vary and type(value) is type(got[actual]):
+            replacements[key] = actual
+        if key in varying and type(value) is type(got[actual]):
             continue
         if key == "id" and isinstance(value, int) and isinstance(got[actual], int):
-            names[f"/{value}"] = f"/{got[actual]}"  # a database has counted on since
+            replacements[f"/{value}"] = f"/{got[actual]}"  # the database has since counted on
             continue
-        yield from compare(value, got[actual], tolerance, names, f"{where}.{key}", vary=vary)
+        yield from compare(value, got[actual], tolerance, replacements, f"{where}.{key}", varying=varying)
     for key in unmatched:
         yield f"{where}.{key}: not shown, got {json.dumps(got[key])}"
 
 
-def _is_same(shown: object, got: object, tolerance: float) -> bool:
+def _matches(shown: object, got: object, tolerance: float) -> bool:
     if isinstance(shown, bool) or isinstance(got, bool):
         return shown is got
     if isinstance(shown, int | float) and isinstance(got, int | float):
@@ -283,17 +295,17 @@ def with_current_tables(readme: Path) -> str:
 
 
 def has_current_tables(readme: Path) -> bool:
-    """Whether the README's settings tables say what the classes say."""
+    """Whether the settings tables of the README equal those generated from the classes."""
     return readme.read_text(encoding="utf-8") == with_current_tables(readme)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit code: 1 if a README shows what is not so, else 0."""
+    """Exit code: 1 if a README shows a wrong response or an outdated table, else 0."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="a folder with README files")
     parser.add_argument("--write", action="store_true", help="generate the settings tables; run nothing")
     parser.add_argument("--base", action="append", default=[], metavar="SHOWN=ACTUAL", help="base URL to use instead")
-    parser.add_argument("--skip-others", action="store_true", help="run only examples that ask one of these bases")
+    parser.add_argument("--skip-others", action="store_true", help="run only examples that use one of these bases")
     options = parser.parse_args(argv)
     bases = dict(base.split("=", 1) for base in options.base)
     problems = []
@@ -301,12 +313,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.write:
             readme.write_text(with_current_tables(readme), encoding="utf-8")
         else:
-            problems += check_examples(readme, bases, skips_others=options.skip_others)
+            problems += check_examples(readme, bases, skip_others=options.skip_others)
             if not has_current_tables(readme):
                 problems.append(
                     f"{readme}: a settings table is out of date: python -m scripts.checks.readme --write ..."
                 )
-    print("\n".join(problems) or "All READMEs are as they say.")
+    print("\n".join(problems) or "All READMEs are correct.")
     return 1 if problems else 0
 
 

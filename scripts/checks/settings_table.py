@@ -1,6 +1,6 @@
 """Prints the Markdown table of a settings class: `python <this file> src.configurations.ProxySettings` in its folder.
 
-A program of its own: every pattern's package is called `src`, so one interpreter can import one pattern's only.
+A separate program, because every pattern's package is called `src` and one interpreter can import only one of them.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 
 
 def main(dotted_name: str) -> None:
-    """Print the table of the class of this name, found from the current folder."""
-    sys.path[0] = os.getcwd()  # noqa: PTH109 - sys.path holds strings; what was there is this file's folder
+    """Print the table of the class with this dotted name, imported from the current folder."""
+    sys.path[0] = os.getcwd()  # noqa: PTH109 - sys.path holds strings; the first was this file's folder
     module, _, name = dotted_name.rpartition(".")
     print(table(getattr(importlib.import_module(module), name)))
 
 
 def table(settings: type[BaseSettings]) -> str:
-    """One row for every field: its variable, its default as one would write it in the environment, its description."""
+    """One row per field: its variable, its default in the form of an environment variable, its description."""
     rows = ["| variable | default | description |", "|---|---|---|"]
     for name, field in settings.model_fields.items():
         variable = f"`{_variable(settings, name, field)}`"

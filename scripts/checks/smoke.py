@@ -1,10 +1,10 @@
-"""Runs every curl line of every README, and compares the answers with those that the README shows: `make smoke`.
+"""Runs every curl line of every README and compares the responses with those shown: `make smoke`.
 
-    make smoke                  patterns that run (make up) are asked where they are; others are started, and stopped
+    make smoke                  uses the patterns that are running (make up); starts and stops the others
     make smoke PATTERNS=06
-    make smoke AS_SHOWN=1       the URLs of the READMEs as they are: against docker compose up; nothing is started
+    make smoke AS_SHOWN=1       uses the URLs of the READMEs, for docker compose up; starts nothing
 
-Other ports: the variables of `make up`, as PORT_06_PROXY=9100. The tests use the same check, scripts.checks.readme.
+The variables of `make up` change ports, as in PORT_06_PROXY=9100.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from rich import box
 from rich.table import Column, Table
 
-from scripts.checks.readme import check_examples, examples, unchecked
+from scripts.checks.readme import check_examples, count_unchecked, examples
 from scripts.devstack.patterns import PATTERNS
 from scripts.devstack.stack import DevStack, StackError, private_stack, run
 from scripts.devstack.table import ROOT, Pattern
@@ -33,8 +33,8 @@ RUN_DIR = ROOT / ".run/smoke"
 
 
 @dataclass(frozen=True)
-class Checked:
-    """What came of one README."""
+class ReadmeReport:
+    """The result of checking one README."""
 
     readme: Path
     where: str
@@ -46,15 +46,15 @@ class Checked:
 def main(argv: Sequence[str] | None = None, table: Mapping[str, Pattern] = PATTERNS, root: Path = ROOT) -> int:
     """Exit code: 0 if every answer was as shown, 1 if not, 130 after Ctrl-C."""
     parser = parser_of_patterns(__doc__, table)
-    parser.add_argument("--as-shown", action="store_true", help="ask the URLs that the READMEs show; start nothing")
+    parser.add_argument("--as-shown", action="store_true", help="use the URLs that the READMEs show; start nothing")
     options = parsed(parser, argv, table)
     return run(smoke(options.patterns, table, root, as_shown=options.as_shown))
 
 
 async def smoke(numbers: Sequence[str], table: Mapping[str, Pattern], root: Path, *, as_shown: bool) -> int:
-    """Check the READMEs of these patterns, and the root's when all patterns are among them."""
+    """Check the READMEs of these patterns, and the root's if these are all patterns."""
     console = make_console()
-    checked: list[Checked] = []
+    checked: list[ReadmeReport] = []
     try:
         async with contextlib.AsyncExitStack() as exits:
             running = DevStack(numbers, table=table)
@@ -68,8 +68,8 @@ async def smoke(numbers: Sequence[str], table: Mapping[str, Pattern], root: Path
                 where |= dict.fromkeys(absent, "started")
             for readme, number in readmes(numbers, table, root):
                 names = stand_ins(table, root) | ({} if as_shown else shown_bases(table, urls, number))
-                vary = variable_keys(table, number)
-                checked.append(await asyncio.to_thread(check, readme, names, where.get(number, "all of them"), vary))
+                varying = varying_keys(table, number)
+                checked.append(await asyncio.to_thread(check, readme, names, where.get(number, "all of them"), varying))
     except StackError as exc:
         console.print(f"make smoke: {exc}", markup=False, style="red")
         return 1
@@ -83,15 +83,15 @@ async def smoke(numbers: Sequence[str], table: Mapping[str, Pattern], root: Path
 
 
 async def is_up(stack: DevStack, number: str) -> bool:
-    """Whether all of a pattern's processes answer where this stack would have them."""
-    probed = [
+    """Whether all processes of a pattern respond at the addresses of this stack."""
+    checkable = [
         each for each in stack.processes if each.id.startswith(f"{number}-") and each.definition.ready is not None
     ]
-    return bool(probed) and all(await asyncio.gather(*(each.is_ready() for each in probed)))
+    return bool(checkable) and all(await asyncio.gather(*(each.is_ready() for each in checkable)))
 
 
 def readmes(numbers: Sequence[str], table: Mapping[str, Pattern], root: Path) -> list[tuple[Path, str]]:
-    """The READMEs of these patterns with their numbers, and the root's with none."""
+    """The READMEs of these patterns with their numbers, and the root's with an empty number."""
     folders = [(root / table[number].folder, number) for number in numbers]
     if set(numbers) == set(table):
         folders.append((root, ""))
@@ -99,22 +99,22 @@ def readmes(numbers: Sequence[str], table: Mapping[str, Pattern], root: Path) ->
 
 
 def shown_bases(table: Mapping[str, Pattern], urls: Mapping[str, str], number: str) -> dict[str, str]:
-    """What READMEs show to where it is: the ports of `make up`, and in a pattern's own README those of compose."""
-    # Without http://, which curl does not need.
+    """Maps the addresses in a README (ports of `make up`; in a pattern, of compose) to the real ones."""
+    # Without http://, because curl does not need it.
     return {
         base: urls[name].removeprefix("http://")
         for base, name, _ in shown_ports(table, number)
-        if name in urls  # of a pattern that runs
+        if name in urls  # the pattern is running
     }
 
 
-def variable_keys(table: Mapping[str, Pattern], number: str) -> dict[str, Set[str]]:
-    """Keys whose values may be others than a README shows, by what it shows to be asked."""
+def varying_keys(table: Mapping[str, Pattern], number: str) -> dict[str, Set[str]]:
+    """By the address that a README shows: the keys whose values are compared by type only."""
     return {base: pattern.vary for base, _, pattern in shown_ports(table, number)}
 
 
 def shown_ports(table: Mapping[str, Pattern], number: str) -> Iterator[tuple[str, str, Pattern]]:
-    """Each `localhost:PORT` of the README of this pattern (or of the root), the port's name, and whose it is."""
+    """Each `localhost:PORT` in the README of this pattern (or the root's), the name of the port, and its pattern."""
     published = table[number].published if number else {}
     for pattern in table.values():
         for name, port in ((name, port) for definition in pattern.processes for name, port in definition.ports.items()):
@@ -123,23 +123,23 @@ def shown_ports(table: Mapping[str, Pattern], number: str) -> Iterator[tuple[str
 
 
 def stand_ins(table: Mapping[str, Pattern], root: Path) -> dict[str, str]:
-    """The reader's own files, which READMEs name, to what stands for them here."""
+    """Maps the reader's own files that READMEs name to files of the repository."""
     return {name: str(root / file) for pattern in table.values() for name, file in pattern.files.items()}
 
 
-def check(readme: Path, names: Mapping[str, str], where: str, vary: Mapping[str, Set[str]]) -> Checked:
+def check(readme: Path, names: Mapping[str, str], where: str, varying: Mapping[str, Set[str]]) -> ReadmeReport:
     """Run and compare the examples of one README."""
     text = readme.read_text(encoding="utf-8")
     try:
         lines = sum(len(example.commands) for example in examples(text))
-        elsewhere = unchecked(text)
+        unchecked = count_unchecked(text)
     except ValueError:
-        lines = elsewhere = 0  # check_examples says why
-    return Checked(readme, where, lines, elsewhere, check_examples(readme, names, vary=vary))
+        lines = unchecked = 0  # check_examples reports the reason
+    return ReadmeReport(readme, where, lines, unchecked, check_examples(readme, names, varying=varying))
 
 
-def summary(checked: Sequence[Checked], root: Path) -> Table:
-    """One row for every README."""
+def summary(checked: Sequence[ReadmeReport], root: Path) -> Table:
+    """One row per README."""
     columns = ("README", "stack", "curl lines run", "examples wrong", "curl lines not checked")
     table = Table(*(Column(name, overflow="fold") for name in columns), box=box.ASCII2)
     for each in checked:

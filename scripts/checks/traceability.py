@@ -1,4 +1,4 @@
-"""Follows every requirement of the SPECIFICATION.md files to what shows it, in the last `make test`: `make trace`.
+"""Traces every requirement of the SPECIFICATION.md files to a test of the last `make test`: `make trace`.
 
 A requirement is a row of a table whose columns are `no.`, `requirement` and `shown by`. The last one holds references,
 separated by commas:
@@ -9,8 +9,8 @@ separated by commas:
     bench:06  prove:06  compose:06      a measurement, a fault run, the tests in containers
     make:lint                           another target of the Makefile
 
-Tests must be in the record of the last `make test`, .run/tests/, and must have passed. For what is run by other targets
-it is checked that there is such a target.
+Tests must have passed in the last `make test`, whose reports are in .run/tests/. References to other targets must name
+an existing one.
 """
 
 from __future__ import annotations
@@ -29,13 +29,11 @@ from typing import TYPE_CHECKING
 from rich import box
 from rich.table import Table
 
-from scripts.benchmarks.__main__ import BENCHES
-from scripts.chaos.__main__ import PROOFS
 from scripts.devstack.table import ROOT
 from scripts.devstack.terminal import make_console
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
 HEADER = re.compile(r"^\| *no\. *\| *requirement *\| *shown by *\|$")
 ROW = re.compile(r"^\| *(\w+) *\| *(.*?) *\| *([^|]*?) *\|$")
@@ -43,17 +41,17 @@ TARGET = re.compile(r"^(\w+):([\w-]+)$")
 
 
 class Verdict(StrEnum):
-    """On one reference, and on a requirement the worst of its references'."""
+    """The verdict on one reference, or on a requirement."""
 
     SHOWN = "shown"
     ELSEWHERE = "elsewhere"  # by another target than `make test`
-    SKIPPED = "skipped"  # what it takes is not on this machine
+    SKIPPED = "skipped"  # this machine lacks what the test needs
     WRONG = "WRONG"
 
 
 @dataclass(frozen=True)
 class Requirement:
-    """One row: its number, its text, its references and where it stands."""
+    """One row: its number, text, references, and location."""
 
     number: str
     text: str
@@ -62,20 +60,22 @@ class Requirement:
 
 
 @dataclass(frozen=True)
-class Record:
-    """The last run of all tests: outcomes by file and function, `passed`, `failed` or `skipped` for each case."""
+class TestRecord:
+    """The last run of all tests. outcomes: counts of `passed`, `failed` and `skipped` cases by file and function."""
+
+    __test__ = False  # it is no test of pytest's
 
     outcomes: Mapping[tuple[str, str], Counter[str]]
     written: Mapping[str, datetime]
 
     @classmethod
-    def read(cls, folder: Path) -> Record:
-        """From the reports that scripts/test.sh leaves, one for each part of the repository."""
+    def read(cls, folder: Path) -> TestRecord:
+        """Read the reports of scripts/test.sh, one per part of the repository."""
         outcomes: defaultdict[tuple[str, str], Counter[str]] = defaultdict(Counter)
         written = {}
         for report in sorted(folder.glob("*.xml")):
             written[report.stem] = datetime.fromtimestamp(report.stat().st_mtime).astimezone()
-            for case in ET.parse(report).getroot().iter("testcase"):  # noqa: S314 - our own pytest's
+            for case in ET.parse(report).getroot().iter("testcase"):  # noqa: S314 - written by our own pytest
                 name = case.attrib["name"].partition("[")[0]
                 is_bad = case.find("failure") is not None or case.find("error") is not None
                 outcome = "failed" if is_bad else "skipped" if case.find("skipped") is not None else "passed"
@@ -83,14 +83,14 @@ class Record:
         return cls(outcomes, written)
 
     def of(self, file: str, function: str) -> Counter[str]:
-        """Outcomes of a test, or, without a function, of a whole file."""
+        """Outcomes of a test or, without a function, of a whole file."""
         if function:
             return self.outcomes.get((file, function), Counter())
         return sum((found for (path, _), found in self.outcomes.items() if path == file), Counter())
 
 
 def requirements(specification: Path) -> Iterator[Requirement]:
-    """The rows of its tables, in their order."""
+    """The rows of its tables, in order."""
     is_inside = False
     for number, line in enumerate(specification.read_text(encoding="utf-8").splitlines(), start=1):
         is_inside = bool(HEADER.match(line)) or (is_inside and line.startswith("|"))
@@ -100,14 +100,15 @@ def requirements(specification: Path) -> Iterator[Requirement]:
             yield Requirement(row[1], row[2], references, f"{specification.parent.name}/{specification.name}:{number}")
 
 
-def check(requirement: Requirement, pattern: Path, record: Record, root: Path = ROOT) -> tuple[Verdict, list[str]]:
-    """The verdict on a requirement, and what is wrong with its references, or skipped."""
+def check(requirement: Requirement, pattern: Path, record: TestRecord, root: Path = ROOT) -> tuple[Verdict, list[str]]:
+    """The verdict on a requirement, with a note on each reference that is wrong or was skipped."""
     if not requirement.references:
         return Verdict.WRONG, ["nothing shows it"]
     verdicts, notes, file = [], [], ""
     for reference in requirement.references:
         if target := TARGET.match(reference):
-            verdict, note = _check_target(target[1], target[2], root)
+            is_target = _is_target(target[1], target[2], root)
+            verdict, note = (Verdict.ELSEWHERE, "") if is_target else (Verdict.WRONG, "there is no such target")
         else:
             path, _, function = reference.partition("::")
             file = path or file
@@ -115,26 +116,29 @@ def check(requirement: Requirement, pattern: Path, record: Record, root: Path = 
         verdicts.append(verdict)
         if note:
             notes.append(f"{reference}: {note}")
-    # What is shown by one test is shown; that another one cannot run here is worth a note.
+    # One passing test is enough; another one that cannot run here gets a note.
     for verdict in (Verdict.WRONG, Verdict.SHOWN, Verdict.ELSEWHERE):
         if verdict in verdicts:
             return verdict, notes
     return Verdict.SKIPPED, notes
 
 
-def _check_target(kind: str, name: str, root: Path) -> tuple[Verdict, str]:
-    known: dict[str, Callable[[], object]] = {
-        "bench": lambda: name in BENCHES,
-        "prove": lambda: name in PROOFS,
-        "compose": lambda: re.search(rf"^ *{name}\)$", (root / "scripts/test_compose.sh").read_text(), re.MULTILINE),
-        "make": lambda: re.search(rf"^{name}:", (root / "Makefile").read_text(), re.MULTILINE),
-    }
-    if kind in known and known[kind]():
-        return Verdict.ELSEWHERE, ""
-    return Verdict.WRONG, "there is no such target"
+def _is_target(kind: str, name: str, root: Path) -> bool:
+    if kind == "make":
+        return bool(re.search(rf"^{name}:", (root / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    for folder in root.glob(f"{name}_*_pattern"):
+        # The modules about a pattern have the name of its folder.
+        module = folder.name.removeprefix(f"{name}_").removesuffix("_pattern") + ".py"
+        files = {
+            "bench": root / "scripts/benchmarks" / module,
+            "prove": root / "scripts/chaos" / module,
+            "compose": folder / "tests/compose.sh",
+        }
+        return kind in files and files[kind].is_file()
+    return False
 
 
-def _check_test(file: str, function: str, pattern: Path, record: Record, root: Path) -> tuple[Verdict, str]:
+def _check_test(file: str, function: str, pattern: Path, record: TestRecord, root: Path) -> tuple[Verdict, str]:
     path = next((path for path in (pattern / "tests" / file, root / file) if path.is_file()), None)
     if path is None:
         return Verdict.WRONG, "there is no such file"
@@ -149,14 +153,14 @@ def _check_test(file: str, function: str, pattern: Path, record: Record, root: P
 
 
 def main(argv: Sequence[str] | None = None, root: Path = ROOT) -> int:
-    """Exit code: 1 if a requirement is not shown by what it names, else 0."""
+    """Exit code: 1 if a reference of a requirement is wrong or missing, else 0."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.parse_args(argv)
     console = make_console()
-    record = Record.read(root / ".run/tests")
+    record = TestRecord.read(root / ".run/tests")
     table = Table("pattern", "requirements", *Verdict, "tests of", box=box.ASCII2)
     wrong = 0
-    for specification in sorted(root.glob("0*_pattern/SPECIFICATION.md")):
+    for specification in sorted(root.glob("[0-9][0-9]_*_pattern/SPECIFICATION.md")):
         pattern, verdicts = specification.parent, Counter[Verdict]()
         tested = record.written.get(pattern.name)
         if tested is None:

@@ -15,10 +15,10 @@ ROOT = Path(__file__).parents[2]
 REPEATED = {
     "common/*/pyproject.toml": r'^version = "(.*)"$',
     "models/pyproject.toml": r'^version = "(.*)"$',
-    "0*_pattern/pyproject.toml": r'^version = "(.*)"$',
+    "[0-9][0-9]_*_pattern/pyproject.toml": r'^version = "(.*)"$',
     "common/serving_common/serving_common/service.py": r'\bversion="(.*?)"',
-    "0*_pattern/docker-compose.yml": r"\$\{IMAGE_TAG:-(.*?)\}",
-    "0*_pattern/Dockerfile*": r"\bARG VERSION=(\S+)",
+    "[0-9][0-9]_*_pattern/docker-compose.yml": r"\$\{IMAGE_TAG:-(.*?)\}",
+    "[0-9][0-9]_*_pattern/Dockerfile*": r"\bARG VERSION=(\S+)",
 }
 
 

@@ -1,6 +1,6 @@
-"""What every container of every pattern is confined to, read from the compose files and Dockerfiles.
+"""Checks in the compose files and Dockerfiles how each container is confined.
 
-There are no exceptions. If one becomes necessary, it belongs here, with its reason.
+There are no exceptions. If one becomes necessary, list it here with its reason.
 """
 
 import re
@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-ROOT = Path(__file__).parents[3]
-COMPOSE_FILES = sorted(ROOT.glob("0*_pattern/docker-compose.yml"))
-SECRET_FILES = sorted(ROOT.glob("0*_pattern/docker-compose.secrets.yml"))
-DOCKERFILES = sorted([*ROOT.glob("0*_pattern/Dockerfile*"), *ROOT.glob("models/Dockerfile")])
+ROOT = Path(__file__).parents[4]
+COMPOSE_FILES = sorted(ROOT.glob("[0-9][0-9]_*_pattern/docker-compose.yml"))
+SECRET_FILES = sorted(ROOT.glob("[0-9][0-9]_*_pattern/docker-compose.secrets.yml"))
+DOCKERFILES = sorted([*ROOT.glob("[0-9][0-9]_*_pattern/Dockerfile*"), *ROOT.glob("models/Dockerfile")])
 
 ROOT_USER = re.compile(r"(root|0)(:|$)")
 A_SECRET = re.compile(r"PASSWORD|API_KEY|TOKEN|SECRET|DATABASE_URL")
-# The random password of MySQL's root, and where a secret stands, are none.
+# Neither the random password of MySQL's root nor the path of a secret is a secret.
 NO_SECRET = re.compile(r"MYSQL_RANDOM_ROOT_PASSWORD|.*_FILE")
 
 
@@ -29,7 +29,7 @@ def services(paths):
 
 
 def run_stages():
-    """The stages that containers run, each as the list of its lines: those with a CMD or an ENTRYPOINT."""
+    """The stages with a CMD or an ENTRYPOINT, each as the list of its lines."""
     stages = []
     for path in DOCKERFILES:
         text = re.sub(r"\\\n", " ", path.read_text(encoding="utf-8"))
@@ -40,30 +40,30 @@ def run_stages():
     return stages
 
 
-def test_there_is_something_to_look_at():
-    assert len(COMPOSE_FILES) == len(list(ROOT.glob("0*_pattern")))
+def test_every_pattern_has_a_compose_file_and_images():
+    assert len(COMPOSE_FILES) == len(list(ROOT.glob("[0-9][0-9]_*_pattern")))
     assert len(run_stages()) > len(COMPOSE_FILES)
 
 
 @pytest.mark.parametrize("service", services(COMPOSE_FILES))
-def test_a_container_is_confined(service):
+def test_container_is_confined(service):
     assert service.get("read_only") is True
     assert service.get("cap_drop") == ["ALL"]
     assert service.get("security_opt") == ["no-new-privileges:true"]
     assert not service.keys() & {"privileged", "cap_add", "pid", "ipc", "network_mode", "devices"}
-    # A volume has a name; a path of the host would let the container reach out.
+    # Named volumes only: a host path would let the container reach outside.
     assert all(re.match(r"[a-z]", volume) for volume in service.get("volumes", []))
 
 
 @pytest.mark.parametrize("service", services(COMPOSE_FILES))
-def test_a_container_does_not_run_as_root(service):
-    # Our own images name their user, see below. Those of others begin as root unless we say so.
+def test_container_does_not_run_as_root(service):
+    # Our own images name their user, see below. Others start as root unless told otherwise.
     assert "build" in service or "user" in service
     assert not ROOT_USER.match(str(service.get("user", "app")))
 
 
 @pytest.mark.parametrize("stage", run_stages())
-def test_an_image_of_ours_does_not_run_as_root(stage):
+def test_own_image_does_not_run_as_root(stage):
     users = [line.split()[1] for line in stage if line.startswith("USER ")]
 
     assert users
@@ -71,25 +71,25 @@ def test_an_image_of_ours_does_not_run_as_root(stage):
 
 
 @pytest.mark.parametrize("stage", run_stages())
-def test_an_image_holds_no_secret(stage):
+def test_image_contains_no_secret(stage):
     assert not [line for line in stage if line.startswith(("ARG ", "ENV ")) and A_SECRET.search(line)]
 
 
 @pytest.mark.parametrize("service", services(COMPOSE_FILES))
-def test_a_database_is_published_on_the_loopback_address_only(service):
+def test_database_is_published_on_the_loopback_address_only(service):
     if "build" not in service:
         assert all(port.startswith("127.0.0.1:") for port in service.get("ports", []))
 
 
 @pytest.mark.parametrize("service", services(COMPOSE_FILES))
-def test_a_secret_comes_from_outside_the_compose_file(service):
+def test_secret_comes_from_outside_the_compose_file(service):
     for name, value in service.get("environment", {}).items():
         if A_SECRET.search(name) and not NO_SECRET.fullmatch(name):
             assert re.fullmatch(r"\$\{\w+:?-[\w-]*\}", value), f"{name} cannot be set from outside"
 
 
 @pytest.mark.parametrize("path", SECRET_FILES, ids=lambda path: path.parent.name)
-def test_a_secret_that_comes_from_a_file_comes_from_nowhere_else(path):
+def test_secret_file_is_the_only_source_of_its_secret(path):
     base, overlay = (
         yaml.safe_load(each.read_text(encoding="utf-8")) for each in (path.with_name("docker-compose.yml"), path)
     )

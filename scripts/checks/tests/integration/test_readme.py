@@ -1,4 +1,4 @@
-"""READMEs are checked against a real server, with curl and without."""
+"""Checks READMEs against a real server, with and without the program curl."""
 
 import http.server
 import json
@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scripts.checks import readme
-from scripts.checks.readme import check_examples, compare, examples, has_current_tables, unchecked
+from scripts.checks.readme import check_examples, compare, count_unchecked, examples, has_current_tables
 
 SHOWN_BASE = "http://localhost:9000"
 
@@ -19,22 +19,22 @@ SHOWN_BASE = "http://localhost:9000"
 class Shop(http.server.BaseHTTPRequestHandler):
     """POST /orders echoes the body under a new id; GET /orders/<id> knows that id only."""
 
-    asked = 0
+    requests_of_soon = 0
 
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.answer({"order_id": "beef01", "at": "2026-01-02T03:04:05Z", "total": 0.12345, "body": body})
+        self.respond({"order_id": "beef01", "at": "2026-01-02T03:04:05Z", "total": 0.12345, "body": body})
 
     def do_GET(self):
         if self.path == "/soon":
-            Shop.asked += 1
-            return self.answer({"open": Shop.asked > 1})
+            Shop.requests_of_soon += 1
+            return self.respond({"open": Shop.requests_of_soon > 1})
         if self.path.startswith("/items/"):
-            return self.answer({"id": int(self.path.removeprefix("/items/")) + 1})
+            return self.respond({"id": int(self.path.removeprefix("/items/")) + 1})
         known = {"/orders/beef01": {"beef01": self.headers.get("X-Customer")}, "/plain": None}
-        return self.answer(known.get(self.path, {"detail": "not found"}))
+        return self.respond(known.get(self.path, {"detail": "not found"}))
 
-    def answer(self, content):
+    def respond(self, content):
         raw = b"up for 17 s\n" if content is None else json.dumps(content).encode()
         self.send_response(200)
         self.send_header("Content-Length", str(len(raw)))
@@ -73,7 +73,7 @@ def write(tmp_path):
     return write_readme
 
 
-TRUE_README = """\
+CORRECT_README = """\
     # Shop
 
     ```bash
@@ -111,8 +111,8 @@ TRUE_README = """\
 
 
 @pytest.mark.usefixtures("sender")
-def test_a_true_readme_passes(write, bases):
-    assert check_examples(write(TRUE_README), bases) == []
+def test_correct_readme_passes(write, bases):
+    assert check_examples(write(CORRECT_README), bases) == []
 
 
 @pytest.mark.usefixtures("sender")
@@ -132,41 +132,41 @@ def test_a_true_readme_passes(write, bases):
         ('{"c0ffee": "ada"}', '{"c0ffee": null}', 19, 'answer.c0ffee: shown null, got "ada"'),
     ],
 )
-def test_what_is_not_so_is_named_with_its_line(write, bases, true, false, line, difference):
-    path = write(TRUE_README.replace(true, false))
+def test_mismatch_is_reported_with_its_line(write, bases, true, false, line, difference):
+    path = write(CORRECT_README.replace(true, false))
     (problem,) = check_examples(path, bases)
     assert problem.startswith(f"{path}:{line}:\n    curl -s")
     assert difference in problem
 
 
 @pytest.mark.usefixtures("sender")
-def test_an_answer_that_is_not_json_is_named(write, bases):
-    (problem,) = check_examples(write(TRUE_README.replace("orders/nope", "plain")), bases)
+def test_response_that_is_not_json_is_reported(write, bases):
+    (problem,) = check_examples(write(CORRECT_README.replace("orders/nope", "plain")), bases)
     assert "the answer is not JSON: 'up for 17 s" in problem
 
 
 @pytest.mark.usefixtures("sender")
-def test_a_server_that_is_away_is_named(write):
+def test_unreachable_server_is_reported(write):
     text = "```bash\ncurl -s http://127.0.0.1:1/\n```\n```json\n{}\n```\n"
     (problem,) = check_examples(write(text))
     assert "curl -s http://127.0.0.1:1/" in problem
     assert "refused" in problem or "connect" in problem
 
 
-def test_examples_of_other_servers_can_be_passed_over(write, bases):
-    text = TRUE_README + "\n    ```bash\n    curl http://127.0.0.1:1/\n    ```\n    ```json\n    {}\n    ```\n"
-    assert check_examples(write(text), bases, skips_others=True) == []
+def test_skip_others_ignores_examples_of_other_servers(write, bases):
+    text = CORRECT_README + "\n    ```bash\n    curl http://127.0.0.1:1/\n    ```\n    ```json\n    {}\n    ```\n"
+    assert check_examples(write(text), bases, skip_others=True) == []
     assert len(check_examples(write(text), bases)) == 1
-    (problem,) = check_examples(write(text.replace("not found", "gone")), bases, skips_others=True)
+    (problem,) = check_examples(write(text.replace("not found", "gone")), bases, skip_others=True)
     assert "gone" in problem
 
 
-def test_a_curl_without_an_answer_is_named(write):
+def test_curl_without_response_is_reported(write):
     path = write("text\n\n```bash\ncurl -s http://127.0.0.1:1/\n```\n\nprose\n\n```json\n{}\n```\n")
     assert check_examples(path) == [f"{path}: line 4: no ```json or ```text block follows this curl"]
 
 
-def test_commands_may_span_lines_inside_quotes():
+def test_quoted_command_spans_lines():
     text = "```bash\ncurl -d '{\n  \"a\": 1}' http://x/\n```\n\n```json\n{}\n```\n"
     (example,) = examples(text)
     assert example.commands == [["curl", "-d", '{\n  "a": 1}', "http://x/"]]
@@ -184,10 +184,10 @@ SOON = """\
 
 
 @pytest.mark.usefixtures("sender")
-def test_what_only_becomes_true_is_asked_again(write, bases, monkeypatch):
-    monkeypatch.setattr(Shop, "asked", 0)
+def test_within_retries_until_the_response_matches(write, bases, monkeypatch):
+    monkeypatch.setattr(Shop, "requests_of_soon", 0)
     assert check_examples(write(SOON), bases) == []
-    monkeypatch.setattr(Shop, "asked", 0)
+    monkeypatch.setattr(Shop, "requests_of_soon", 0)
     (problem,) = check_examples(write(SOON.replace("5 s", "0 s")), bases)
     assert "answer.open: shown true, got false" in problem
 
@@ -217,7 +217,7 @@ COUNTED = """\
 
 
 @pytest.mark.usefixtures("sender")
-def test_a_counted_id_is_the_one_that_was_given_out(write, bases):
+def test_integer_id_replaces_the_shown_one_in_later_commands(write, bases):
     assert check_examples(write(COUNTED), bases) == []
 
 
@@ -232,10 +232,10 @@ PIPE = """\
     """
 
 
-def test_a_pipe_into_curl_is_run_by_a_shell(write, bases, tmp_path):
+def test_pipe_into_curl_runs_in_a_shell(write, bases, tmp_path):
     (tmp_path / "mine.jpg").write_bytes(bytes([0, 1, 2]))
     path = write(PIPE)
-    assert unchecked(path.read_text()) == 0
+    assert count_unchecked(path.read_text()) == 0
     if not shutil.which("curl"):
         pytest.skip("no curl on this machine")
     assert check_examples(path, bases | {"photo.jpg": "mine.jpg"}) == []
@@ -261,10 +261,10 @@ CONSOLE = """\
 
 
 @pytest.mark.usefixtures("sender")
-def test_the_curl_lines_of_a_console_are_checked(write, bases):
+def test_console_block_is_checked(write, bases):
     path = write(CONSOLE)
     assert check_examples(path, bases) == []
-    assert unchecked(path.read_text()) == 1
+    assert count_unchecked(path.read_text()) == 1
     (problem,) = check_examples(write(CONSOLE.replace("not found", "gone")), bases)
     assert problem.startswith(f"{path}:4:\n    curl -s")
     assert 'answer.detail: shown "gone", got "not found"' in problem
@@ -290,7 +290,7 @@ def test_the_curl_lines_of_a_console_are_checked(write, bases):
         ({"ids": 1}, {"ids": 17}, False),
     ],
 )
-def test_only_ids_times_and_small_differences_are_forgiven(shown, got, is_same):
+def test_compare_accepts_only_ids_times_and_small_differences(shown, got, is_same):
     assert (list(compare(shown, got)) == []) is is_same
 
 
@@ -302,12 +302,12 @@ json_values = st.recursive(
 
 
 @given(json_values)
-def test_everything_is_as_itself(value):
+def test_compare_is_reflexive(value):
     assert list(compare(value, value)) == []
 
 
 @given(st.dictionaries(st.text(min_size=1, max_size=8), json_values, min_size=1, max_size=3), st.data())
-def test_a_missing_key_is_always_noticed(value, data):
+def test_compare_reports_a_missing_key(value, data):
     key = data.draw(st.sampled_from(sorted(value)))
     assert list(compare(value, {name: each for name, each in value.items() if name != key}))
 
@@ -367,11 +367,11 @@ def pattern(tmp_path):
     return make
 
 
-TRANSLATIONS = sorted([*readme.ROOT.glob("README.ja.md"), *readme.ROOT.glob("0*_pattern/README.ja.md")])
+TRANSLATIONS = sorted([*readme.ROOT.glob("README.ja.md"), *readme.ROOT.glob("[0-9][0-9]_*_pattern/README.ja.md")])
 
 
 @pytest.mark.parametrize("path", TRANSLATIONS, ids=lambda path: path.parent.name)
-def test_a_translation_shows_the_same_examples_and_tables(path):
+def test_translation_has_the_same_examples_and_tables(path):
     def shown(readme_path):
         text = readme_path.read_text(encoding="utf-8")
         return list(examples(text)), [table[0] for table in readme.SETTINGS.finditer(text)]
@@ -383,7 +383,7 @@ def test_a_translation_shows_the_same_examples_and_tables(path):
     assert translated[1] == original[1]
 
 
-def test_settings_tables_are_written_and_then_current(pattern, capsys):
+def test_write_updates_settings_tables(pattern, capsys):
     folder = pattern("a")
     assert not has_current_tables(folder / "README.md")
     assert readme.main([str(folder)]) == 1
@@ -395,7 +395,7 @@ def test_settings_tables_are_written_and_then_current(pattern, capsys):
     assert readme.main([str(folder)]) == 0
 
 
-def test_the_table_says_which_settings_may_stand_in_a_file(pattern):
+def test_settings_table_marks_settings_that_accept_a_file(pattern):
     settings = """\
 from pydantic import Field, SecretStr
 from serving_common.settings import Settings as Base
@@ -411,33 +411,35 @@ class Settings(Base):
     assert "| `NOTE` | empty | No key. |\n" in text
 
 
-def test_the_settings_of_two_patterns_are_not_mixed_up(pattern):
+def test_settings_of_two_patterns_are_kept_apart(pattern):
     one, other = pattern("one"), pattern("other", SETTINGS.replace("where", "whence"))
     assert readme.main(["--write", str(one), str(other)]) == 0
     assert "SHOP_WHERE" in (one / "README.md").read_text()
     assert "SHOP_WHENCE" in (other / "README.md").read_text()
 
 
-def test_a_settings_class_that_is_not_there_is_named(pattern):
+def test_unknown_settings_class_is_reported(pattern):
     folder = pattern("a", "")
     with pytest.raises(ValueError, match=r"no settings table of src.configurations.Settings:\n(.|\n)*has no"):
         has_current_tables(folder / "README.md")
 
 
-def test_the_command_line_maps_base_urls(write, bases):
-    path = write(TRUE_README)
+def test_command_line_maps_base_urls(write, bases):
+    path = write(CORRECT_README)
     ((shown, actual),) = bases.items()
     assert readme.main([str(path.parent), "--base", f"{shown}={actual}"]) == 0
 
 
-def test_what_may_vary_is_compared_by_type_only():
+def test_varying_keys_are_compared_by_type_only():
     shown = {"label": "castle", "top5": [{"label": "castle", "probability": 0.3}], "status": "ok"}
     assert not list(
         compare(
             shown,
             {**shown, "label": "cat", "top5": [{"label": "x", "probability": 0.9}]},
-            vary={"label", "probability"},
+            varying={"label", "probability"},
         )
     )
-    assert list(compare(shown, {**shown, "label": None}, vary={"label"})) == ['answer.label: shown "castle", got null']
-    assert list(compare(shown, {**shown, "status": "failed"}, vary={"label"}))
+    assert list(compare(shown, {**shown, "label": None}, varying={"label"})) == [
+        'answer.label: shown "castle", got null'
+    ]
+    assert list(compare(shown, {**shown, "status": "failed"}, varying={"label"}))

@@ -1,11 +1,11 @@
-"""`make trace` on a small repository, whose tests are really run, and the form of the real specifications."""
+"""`make trace` on a small repository, whose tests really run, and the form of the real specifications."""
 
 import subprocess
 import sys
 
 import pytest
 
-from scripts.checks.traceability import Record, check, main, requirements
+from scripts.checks.traceability import TestRecord, check, main, requirements
 from scripts.devstack.table import ROOT
 
 TESTS = """
@@ -42,8 +42,10 @@ def shop(tmp_path_factory):
     tests.mkdir(parents=True)
     (tests / "test_shop.py").write_text(TESTS)
     (tests / "test_later.py").write_text("def test_later(): pass\n")
-    (root / "scripts").mkdir()
-    (root / "scripts/test_compose.sh").write_text("case $1 in\n  06)\n  ;;\nesac\n")
+    for module in ("scripts/benchmarks/shop.py", "scripts/chaos/shop.py", "06_shop_pattern/tests/compose.sh"):
+        (root / module).parent.mkdir(parents=True, exist_ok=True)
+        (root / module).touch()
+    (root / "07_other_pattern").mkdir()
     (root / "Makefile").write_text("lint:\n\ttrue\n")
     command = [sys.executable, "-m", "pytest", "tests/test_shop.py", f"--rootdir={root}", "-o", "junit_family=xunit1"]
     report = f"--junit-xml={root}/.run/tests/06_shop_pattern.xml"
@@ -71,17 +73,17 @@ def trace(shop, capsys):
         "compose:06",
     ],
 )
-def test_what_has_passed_or_runs_elsewhere_is_shown(trace, references):
-    code, said = trace(references)
+def test_passed_tests_and_existing_targets_are_accepted(trace, references):
+    code, output = trace(references)
     assert code == 0
-    assert "SPECIFICATION.md:" not in said
-    assert said.count("| 1 ") >= 1
+    assert "SPECIFICATION.md:" not in output
+    assert output.count("| 1 ") >= 1
 
 
-def test_what_was_skipped_is_said_but_is_no_error(trace):
-    code, said = trace("test_shop.py::test_ships")
+def test_skipped_test_is_reported_without_failing(trace):
+    code, output = trace("test_shop.py::test_ships")
     assert code == 0
-    assert "06_shop_pattern/SPECIFICATION.md:5: F1 test_shop.py::test_ships: skipped" in said
+    assert "06_shop_pattern/SPECIFICATION.md:5: F1 test_shop.py::test_ships: skipped" in output
 
 
 @pytest.mark.parametrize(
@@ -95,41 +97,42 @@ def test_what_was_skipped_is_said_but_is_no_error(trace):
         ("test_zoo.py::test_sells", "there is no such file"),
         ("test_later.py::test_later", "was not run by the last `make test`"),
         ("bench:05", "there is no such target"),
+        ("bench:07", "there is no such target"),
         ("compose:07", "there is no such target"),
         ("make:coffee", "there is no such target"),
         ("magic:06", "there is no such target"),
     ],
 )
-def test_what_is_not_shown_is_named(trace, references, note):
-    code, said = trace(references)
+def test_unproven_requirement_is_reported(trace, references, note):
+    code, output = trace(references)
     assert code == 1
-    assert note in said
+    assert note in output
 
 
-def test_without_a_record_nothing_is_shown(shop, trace):
+def test_missing_report_fails(shop, trace):
     record = shop / ".run/tests/06_shop_pattern.xml"
     hidden = record.rename(record.with_suffix(".hidden"))
     try:
-        code, said = trace("test_shop.py::test_sells")
+        code, output = trace("test_shop.py::test_sells")
     finally:
         hidden.rename(record)
     assert code == 1
-    assert "06_shop_pattern: no record of its tests: make test FOLDERS=06_shop_pattern" in said
+    assert "06_shop_pattern: no record of its tests: make test FOLDERS=06_shop_pattern" in output
 
 
-def test_a_specification_without_requirements_is_an_error(shop, capsys):
+def test_specification_without_requirements_fails(shop, capsys):
     (shop / "06_shop_pattern/SPECIFICATION.md").write_text("# Shop\n\n1. It sells. `test_shop.py`\n")
     assert main([], shop) == 1
     assert "no requirement in it has the form" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
-    "specification", sorted(ROOT.glob("0*_pattern/SPECIFICATION.md")), ids=lambda at: at.parent.name
+    "specification", sorted(ROOT.glob("[0-9][0-9]_*_pattern/SPECIFICATION.md")), ids=lambda at: at.parent.name
 )
-def test_every_requirement_of_the_real_ones_names_what_exists(specification):
-    """Whether that has passed, only a whole `make test` can tell."""
+def test_real_requirements_refer_to_existing_tests(specification):
+    """Whether they passed is up to a complete `make test`."""
     found = list(requirements(specification))
     assert len({each.number for each in found}) == len(found) > 10
     for requirement in found:
-        _, notes = check(requirement, specification.parent, Record({}, {}))
+        _, notes = check(requirement, specification.parent, TestRecord({}, {}))
         assert [note for note in notes if "was not run" not in note] == []

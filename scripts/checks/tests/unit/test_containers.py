@@ -16,15 +16,15 @@ STARTED = "2026-11-22T14:00:00.123456789Z"
         (None, None),
     ],
 )
-def test_a_container_is_healthy_at_its_first_good_check(log, seconds):
+def test_container_is_healthy_at_its_first_successful_check(log, seconds):
     assert healthy_after_s({"StartedAt": STARTED, "Health": {"Log": log}}) == seconds
 
 
-def test_a_container_without_a_check_has_no_time():
+def test_container_without_a_health_check_has_no_time():
     assert healthy_after_s({"StartedAt": STARTED}) is None
 
 
-def test_the_table_has_the_slowest_of_each_service(tmp_path):
+def test_table_has_the_slowest_container_of_each_service(tmp_path):
     rows = [("api", 120, 1.5), ("job", 1200, None), ("job", 1200, 2.5), ("models", 9, None)]
     notes = tmp_path / "notes"
     notes.write_text(

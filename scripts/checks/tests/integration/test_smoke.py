@@ -23,7 +23,7 @@ README = """\
 
     ```console
     $ python -m client
-    unimportant
+    ignored
     $ curl localhost:PORT/data.json
     {"id": 7,
      "name": "iris"}
@@ -73,12 +73,12 @@ def smoke(root, capsys):
     return run_smoke
 
 
-def test_what_does_not_run_is_started_and_stopped(smoke, root, monkeypatch):
+def test_stopped_pattern_is_started_for_the_check(smoke, root, monkeypatch):
     monkeypatch.setenv("PORT_97_SERVER", str(free_port()))
-    code, said = smoke()
-    assert code == 0, said
-    assert "Starting 97." in said
-    assert [line.split("|")[1:6] for line in said.splitlines() if "README.md" in line] == [
+    code, output = smoke()
+    assert code == 0, output
+    assert "Starting 97." in output
+    assert [line.split("|")[1:6] for line in output.splitlines() if "README.md" in line] == [
         [
             " 97_files_pattern/README.md ",
             " started     ",
@@ -96,56 +96,56 @@ def test_what_does_not_run_is_started_and_stopped(smoke, root, monkeypatch):
     ]
 
 
-def test_what_runs_is_asked_where_it_is_and_left_alone(smoke, root, monkeypatch):
+def test_running_pattern_is_checked_and_keeps_running(smoke, root, monkeypatch):
     port = free_port()
     monkeypatch.setenv("PORT_97_SERVER", str(port))
     url = f"http://127.0.0.1:{port}/data.json"
     module, log = f"http.server {port} --bind 127.0.0.1", root / "log"
     with running(module, cwd=root / "97_files_pattern", env={}, log=log, ready=url):
-        code, said = smoke("97")
+        code, output = smoke("97")
         assert httpx.get(url, trust_env=False).status_code == 200
-    assert code == 0, said
-    assert "Starting" not in said
-    assert "| running " in said
+    assert code == 0, output
+    assert "Starting" not in output
+    assert "| running " in output
 
 
-def test_urls_as_shown(smoke, root):
+def test_as_shown_uses_the_urls_of_the_readme(smoke, root):
     port = free_port()
     write(root / "97_files_pattern", port)
     (root / "README.md").unlink()
     url, module = f"http://127.0.0.1:{port}/data.json", f"http.server {port} --bind 127.0.0.1"
     with running(module, cwd=root / "97_files_pattern", env={}, log=root / "log", ready=url):
         assert smoke("97", "--as-shown")[0] == 0
-    code, said = smoke("97", "--as-shown")  # and nothing is started
+    code, output = smoke("97", "--as-shown")  # and nothing is started
     assert code == 1
-    assert f"curl http://localhost:{port}/data.json" in said
+    assert f"curl http://localhost:{port}/data.json" in output
 
 
 @pytest.mark.parametrize(
-    ("true", "false", "said_so"),
+    ("true", "false", "message"),
     [
         ('"iris"', '"rose"', 'answer.name: shown "rose", got "iris"'),
         ("```json", "prose\n\n```json", "no ```json or ```text block follows this curl"),
     ],
 )
-def test_what_is_not_as_shown_ends_with_1(smoke, root, monkeypatch, true, false, said_so):
+def test_wrong_example_exits_1(smoke, root, monkeypatch, true, false, message):
     monkeypatch.setenv("PORT_97_SERVER", str(free_port()))
     readme = root / "97_files_pattern/README.md"
     readme.write_text(readme.read_text().replace(true, false, 1))
-    code, said = smoke("97")
+    code, output = smoke("97")
     assert code == 1
-    assert "WRONG: " in said
-    assert said_so in said
+    assert "WRONG: " in output
+    assert message in output
 
 
-def test_what_cannot_be_started_ends_with_1(smoke, root, monkeypatch):
+def test_invalid_port_exits_1(smoke, root, monkeypatch):
     monkeypatch.setenv("PORT_97_SERVER", "many")
-    code, said = smoke("97")
+    code, output = smoke("97")
     assert code == 1
-    assert "make smoke: PORT_97_SERVER=many: a port is a number" in said
+    assert "make smoke: PORT_97_SERVER=many: a port is a number" in output
 
 
-def test_an_unknown_pattern_is_refused(smoke, capsys):
+def test_unknown_pattern_is_rejected(smoke, capsys):
     with pytest.raises(SystemExit):
         smoke("05")
     assert "no pattern 05; there are 97" in capsys.readouterr().err
