@@ -1,8 +1,8 @@
-"""What the services and the proxy read from their environment; nothing else reads it."""
+"""Environment variables of the services and the proxy; no other module reads the environment."""
 
 import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import (
     AnyHttpUrl,
@@ -29,9 +29,9 @@ def _parse_pairs(value: Any) -> Any:
     names = [name.strip() for name, _, _ in pairs]
     for name in names:
         if not NAME.fullmatch(name):
-            raise ValueError(f"{name!r} is no name of a service; the form is name=value,name=value")
+            raise ValueError(f"{name!r} is not a valid service name; the form is name=value,name=value")
         if names.count(name) > 1:
-            raise ValueError(f"{name!r} is there twice")
+            raise ValueError(f"{name!r} is listed twice")
     return {name: content.strip() for name, (_, _, content) in zip(names, pairs, strict=True)}
 
 
@@ -39,42 +39,42 @@ Pairs = BeforeValidator(_parse_pairs)
 
 
 class ServiceSettings(HttpSettings):
-    """One specialised service: which class it knows, and the model that knows it."""
+    """One specialised service: the class that it recognises, and its model."""
 
-    service_name: str = Field("setosa", description="The class that this service knows.")
-    model_filepath: Path = Field(Path("/app/models/iris_svc_0_setosa.onnx"), description="Its model.")
-    model_threads: NonNegativeInt = Field(1, description="Threads of one model run; 0: all that the container has.")
+    service_name: str = Field("setosa", description="The class that this service recognises.")
+    model_filepath: Path = Field(Path("/app/models/iris_svc_0_setosa.onnx"), description="ONNX file of the model.")
+    model_threads: NonNegativeInt = Field(1, description="Threads per model run; 0: one per CPU of the container.")
 
 
 class ProxySettings(HttpSettings):
-    """The proxy: which services it asks, and how long it waits for them."""
+    """The proxy: the services that it calls, and how long it waits for them."""
+
+    deprecated_variables: ClassVar = {"MAX_WAITING": "MAX_IN_FLIGHT"}
 
     port: int = Field(9000, ge=0, le=65535, description="Port to listen on.")
-    # One variable with the whole list. Scanning the environment for a prefix would find services that nobody has
-    # listed: Kubernetes puts SERVICE_… variables into every container.
+    # One variable holds the whole list. A scan for a prefix would find services that were never listed: Kubernetes puts
+    # SERVICE_… variables into every container.
     services: Annotated[dict[str, AnyHttpUrl], NoDecode, Pairs, Field(min_length=1)] = Field(
         {
             "setosa": AnyHttpUrl("http://service_setosa:8000"),
             "versicolor": AnyHttpUrl("http://service_versicolor:8001"),
             "virginica": AnyHttpUrl("http://service_virginica:8002"),
         },
-        description="The services to ask: `name=url,name=url`.",
+        description="The services to call: `name=url,name=url`.",
     )
-    service_timeout_s: PositiveFloat = Field(1.0, description="A service that takes longer counts as failed.")
+    service_timeout_s: PositiveFloat = Field(1.0, description="Deadline of a call to a service, in seconds.")
     service_timeouts: Annotated[dict[str, PositiveFloat], NoDecode, Pairs] = Field(
-        {}, description="Other timeouts for some services: `name=seconds,…`."
+        {}, description="Deadlines of individual services: `name=seconds,…`."
     )
     services_api_key: ApiKey | None = Field(None, description="Sent to the services as `X-API-Key`.")
-    max_connections: PositiveInt = Field(100, description="Open connections to each service.")
-    max_waiting: PositiveInt = Field(128, description="With so many requests in hand, more are refused (429).")
-    breaker_failures: PositiveInt = Field(
-        3, description="After so many failures in a row a service is not asked for a while."
-    )
-    breaker_open_s: PositiveFloat = Field(1.0, description="How long a while is.")
+    max_connections: PositiveInt = Field(100, description="Most open connections to each service.")
+    max_in_flight: PositiveInt = Field(128, description="Requests in flight; more are rejected with 429.")
+    breaker_failures: PositiveInt = Field(3, description="Consecutive failures that open a service's circuit breaker.")
+    breaker_open_s: PositiveFloat = Field(1.0, description="Seconds the breaker stays open before a trial call.")
 
     @field_validator("service_timeouts")
     @classmethod
-    def _are_of_services(cls, timeouts: dict[str, float], info: ValidationInfo) -> dict[str, float]:
+    def _reject_unknown_services(cls, timeouts: dict[str, float], info: ValidationInfo) -> dict[str, float]:
         if unknown := timeouts.keys() - info.data.get("services", timeouts).keys():
             raise ValueError(f"there is no service {', '.join(sorted(unknown))} in SERVICES")
         return timeouts

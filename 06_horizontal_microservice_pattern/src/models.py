@@ -1,4 +1,4 @@
-"""The JSON of services and proxy."""
+"""JSON bodies of the services and the proxy."""
 
 from typing import Annotated, Literal, NotRequired
 
@@ -20,19 +20,19 @@ class PredictRequest(BaseModel):
 
 
 class Prediction(TypedDict):
-    """What a service answers: for one row the pair of probabilities, for several rows a list of pairs."""
+    """A service's response: a pair of probabilities for one row, a list of pairs for several."""
 
     prediction: Probabilities | Annotated[list[Probabilities], Field(min_length=1)]
 
 
 class ServiceError(TypedDict):
-    """What stands in the place of a service's answer if there is none."""
+    """Takes the place of the prediction of a service that failed."""
 
     error: str
 
 
 class Label(TypedDict):
-    """The class that is most sure of a row, and how sure it is; lists if there are several rows."""
+    """The most probable class and its probability; lists if there are several rows."""
 
     proba: float | list[float]
     label: str | list[str]
@@ -48,7 +48,7 @@ class Health(TypedDict):
 
 
 class Metadata(TypedDict):
-    """What goes in and what comes out, with a sample of each."""
+    """Types and shapes of input and output, with a sample of each."""
 
     data_type: str
     data_structure: str

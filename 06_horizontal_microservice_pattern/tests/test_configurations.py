@@ -11,7 +11,7 @@ def read(monkeypatch, **variables: str) -> ProxySettings:
     return load(ProxySettings)
 
 
-def test_the_services_are_one_list(monkeypatch):
+def test_services_are_parsed_from_one_variable(monkeypatch):
     settings = read(monkeypatch, SERVICES="setosa=http://a:1, other-class=https://b/base ,")
 
     assert {name: str(url) for name, url in settings.services.items()} == {
@@ -20,7 +20,7 @@ def test_the_services_are_one_list(monkeypatch):
     }
 
 
-def test_variables_that_only_look_like_services_are_none(monkeypatch):
+def test_variables_that_resemble_services_are_ignored(monkeypatch):
     before = load(ProxySettings).services
 
     # Kubernetes sets such variables in every container of a namespace that has a service called "setosa".
@@ -31,35 +31,40 @@ def test_variables_that_only_look_like_services_are_none(monkeypatch):
     "services",
     [
         pytest.param("setosa", id="no url"),
-        pytest.param("setosa=nowhere", id="no http url"),
+        pytest.param("setosa=nowhere", id="not an http url"),
         pytest.param("=http://a", id="no name"),
-        pytest.param("a b=http://a", id="no good name"),
-        pytest.param("a=http://a,a=http://b", id="a name twice"),
-        pytest.param(",", id="nothing at all"),
+        pytest.param("a b=http://a", id="invalid name"),
+        pytest.param("a=http://a,a=http://b", id="duplicate name"),
+        pytest.param(",", id="empty list"),
     ],
 )
-def test_a_bad_list_is_refused(monkeypatch, services):
+def test_invalid_services_are_rejected(monkeypatch, services):
     with pytest.raises(SystemExit, match="configuration error: SERVICES"):
         read(monkeypatch, SERVICES=services)
 
 
-def test_a_service_may_have_a_timeout_of_its_own(monkeypatch):
+def test_timeout_of_one_service(monkeypatch):
     assert read(monkeypatch, SERVICE_TIMEOUTS="setosa=2.5").service_timeouts == {"setosa": 2.5}
 
 
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        pytest.param("SERVICE_TIMEOUT_S", "0", id="none at all"),
-        pytest.param("SERVICE_TIMEOUTS", "setosa=soon", id="no number"),
-        pytest.param("SERVICE_TIMEOUTS", "setoza=2.5", id="of no service"),
+        pytest.param("SERVICE_TIMEOUT_S", "0", id="zero"),
+        pytest.param("SERVICE_TIMEOUTS", "setosa=soon", id="not a number"),
+        pytest.param("SERVICE_TIMEOUTS", "setoza=2.5", id="unknown service"),
     ],
 )
-def test_a_bad_timeout_is_refused(monkeypatch, name, value):
+def test_invalid_timeouts_are_rejected(monkeypatch, name, value):
     with pytest.raises(SystemExit, match=f"configuration error: {name}"):
         read(monkeypatch, **{name: value})
 
 
-def test_a_dictionary_is_taken_as_it_is():
+def test_dictionary_of_services_is_validated():
     with pytest.raises(ValidationError):
         ProxySettings.model_validate({"services": {}})
+
+
+def test_max_waiting_is_a_deprecated_name_of_max_in_flight(monkeypatch):
+    assert read(monkeypatch, MAX_WAITING="7").max_in_flight == 7
+    assert read(monkeypatch, MAX_IN_FLIGHT="8").max_in_flight == 8

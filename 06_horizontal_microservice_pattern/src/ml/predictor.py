@@ -1,4 +1,4 @@
-"""One binary classifier: is it this class, or another?"""
+"""One binary classifier: this class, or any other."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -11,13 +11,13 @@ from serving_common.onnx import OnnxModel
 
 
 class Predictor:
-    """Answers rows of Iris features with [P(the class), P(any other class)]."""
+    """Maps rows of Iris features to [P(the class), P(any other class)]."""
 
     def __init__(self, batcher: MicroBatcher) -> None:
         self._batcher = batcher
 
     async def predict(self, rows: list[list[float]]) -> list[list[float]]:
-        """Probabilities, shape (N, 2), of rows of shape (N, 4) in centimetres.
+        """Probabilities, shape (N, 2), for rows of shape (N, 4) in centimetres.
 
         Raises:
             serving_common.errors.Overloaded: too many requests are waiting.
@@ -28,10 +28,10 @@ class Predictor:
 
 @asynccontextmanager
 async def open_predictor(model_filepath: Path, threads: int) -> AsyncIterator[Predictor]:
-    """A warm predictor, closed at the end.
+    """A warmed-up predictor, closed at the end.
 
     Raises:
-        serving_common.errors.StartupError: the model is missing or not one with these inputs and outputs.
+        serving_common.errors.StartupError: the model is missing, or its inputs or outputs differ.
     """
     model = OnnxModel.load(model_filepath, input_shape=(None, 4), output_shape=(None, 2), threads=threads)
     async with MicroBatcher(model.run) as batcher:

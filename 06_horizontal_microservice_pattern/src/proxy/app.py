@@ -9,11 +9,17 @@ from serving_common.service import api_key_required, create_service, lazy_app, s
 from serving_common.settings import load
 from src.configurations import ProxySettings
 from src.proxy.backends import open_backends
+from src.proxy.fan_out import FanOut, fan_out
 from src.proxy.routers import create_routers
 
 
-def create_app(settings: ProxySettings) -> FastAPI:
-    """The proxy in front of the services that these settings name."""
+def create_app(settings: ProxySettings, fan_out: FanOut = fan_out) -> FastAPI:
+    """The proxy in front of the services that these settings name.
+
+    Args:
+        settings: services, deadlines and limits.
+        fan_out: how the services are called; the benchmark compares with one after the other.
+    """
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -23,11 +29,11 @@ def create_app(settings: ProxySettings) -> FastAPI:
 
     app = create_service(
         settings,
-        title="Iris, asked of several services",
-        description=f"Asks {', '.join(settings.services)} at once and puts their answers together.",
+        title="Iris from several services",
+        description=f"Calls {', '.join(settings.services)} at once and combines their responses.",
         lifespan=lifespan,
     )
-    health_router, router = create_routers(list(settings.services))
+    health_router, router = create_routers(list(settings.services), fan_out)
     app.include_router(health_router)
     app.include_router(router, dependencies=api_key_required(settings))
     return app

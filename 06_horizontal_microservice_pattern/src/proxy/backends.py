@@ -1,4 +1,4 @@
-"""The one module that knows how a service is reached: HTTP client, pool, deadlines, and all that can go wrong."""
+"""How a service is called: HTTP client, connection pool, deadline, circuit breaker. No other module does HTTP."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -19,10 +19,10 @@ from src.configurations import ProxySettings
 
 T = TypeVar("T", bound=Mapping[str, object])
 
-# Less than the 5 s after which uvicorn closes an idle connection: else, now and then, a request would go out on a
+# Less than the 5 s after which uvicorn closes an idle connection: otherwise a request is now and then sent on a
 # connection that the service is just closing.
 KEEP_ALIVE_S = 2
-# Less than the 10 s for which aiohttp remembers an address: a container that is made anew may have another one.
+# Less than aiohttp's default of 10 s: a recreated container may have another address.
 DNS_S = 2
 
 FAILURES = Counter("service_failures", "Calls to a service without a usable answer.", ["service"])
@@ -32,31 +32,31 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A service did not answer, or not usably. `reason` is for the caller to read."""
+    """A service did not respond, or not usably. The caller of the proxy reads `reason`."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
-class Call(Generic[T]):
-    """A request that goes to every service, and how to read the answers."""
+class BackendRequest(Generic[T]):
+    """A request that is sent to every service, and the parser of the responses."""
 
     method: str
     path: str
-    parse: Callable[[bytes], T]  # raises ValueError for what is no answer to this request
+    parse: Callable[[bytes], T]  # raises ValueError if the content is not a response to this request
     body: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Origin:
-    """The request to the proxy that makes the proxy ask."""
+class RequestContext:
+    """What the proxy's calls take from the request that causes them."""
 
     request_id: str  # forwarded, so that one id joins the logs of all services
     arrived: float  # loop time from which the services' deadlines count
 
 
 class Backend:
-    """One service. A service that fails makes it return a `Failure`, never raise."""
+    """One service. Its failures are returned as a `Failure`, never raised."""
 
     def __init__(
         self,
@@ -68,60 +68,60 @@ class Backend:
         breaker: CircuitBreaker,
     ) -> None:
         self._name = name
-        # Parsed once for each path that is asked for: for every request it would be a tenth of the proxy's work.
+        # Parsed once per path: parsing it for every request was a tenth of the proxy's work.
         self._url_of = cache(lambda path: httpx.URL(url.rstrip("/") + path))
         self._transport = transport
         self._headers = headers
         self._timeout_s = timeout_s
         self._breaker = breaker
 
-    async def ask(self, call: Call[T], origin: Origin) -> T | Failure:
-        """The service's answer. One that has just failed several times in a row is not asked at all."""
+    async def call(self, request: BackendRequest[T], context: RequestContext) -> T | Failure:
+        """The service's response; a Failure without any call while the circuit breaker is open."""
         if not self._breaker.allows():
-            return Failure("is not asked at the moment: it failed several times in a row")
-        answer = await self.probe(call, origin)
-        if isinstance(answer, Failure):
+            return Failure("is not called at the moment: it failed several times in a row")
+        response = await self.call_unguarded(request, context)
+        if isinstance(response, Failure):
             self._breaker.record_failure()
             FAILURES.labels(self._name).inc()
-            log.warning("service_failed", service=self._name, reason=answer.reason)
+            log.warning("service_failed", service=self._name, reason=response.reason)
         else:
             self._breaker.record_success()
-        return answer
+        return response
 
-    async def probe(self, call: Call[T], origin: Origin) -> T | Failure:
-        """The service's answer whatever happened before, and without consequences for what comes."""
-        request = httpx.Request(
-            call.method,
-            self._url_of(call.path),
-            content=call.body,
-            headers={**self._headers, "X-Request-ID": origin.request_id},
+    async def call_unguarded(self, request: BackendRequest[T], context: RequestContext) -> T | Failure:
+        """The service's response, whatever the circuit breaker says; the outcome does not count for it."""
+        http_request = httpx.Request(
+            request.method,
+            self._url_of(request.path),
+            content=request.body,
+            headers={**self._headers, "X-Request-ID": context.request_id},
         )
         try:
             async with (
-                asyncio.timeout_at(origin.arrived + self._timeout_s),
-                aclosing(await self._transport.handle_async_request(request)) as response,
+                asyncio.timeout_at(context.arrived + self._timeout_s),
+                aclosing(await self._transport.handle_async_request(http_request)) as response,
             ):
                 content = await response.aread()
             if response.status_code != httpx.codes.OK:
                 return Failure(f"answered with status {response.status_code}")
-            return call.parse(content)
+            return request.parse(content)
         except TimeoutError:
             return Failure(f"did not answer within {self._timeout_s:g} s")
         except (httpx.HTTPError, aiohttp.ClientError):
             return Failure("cannot be reached")
         except ValueError:
-            return Failure("answered with something else than was asked for")
+            return Failure("sent an invalid response")
 
 
 @dataclass(frozen=True, slots=True)
 class Backends:
-    """All services, and room for so many requests to them that none waits for its turn until its time is over.
+    """All services, and the concurrency limit of the requests to them.
 
-    Without that bound, the proxy's own lateness would be taken for the services', and no service be asked any more.
+    Without the limit, calls that wait for their turn in the proxy time out, and the breakers open on healthy services.
     """
 
     by_name: Mapping[str, Backend]
-    places: ConcurrencyLimiter
+    limiter: ConcurrencyLimiter
 
 
 @asynccontextmanager
@@ -137,8 +137,8 @@ async def open_backends(settings: ProxySettings) -> AsyncIterator[Backends]:
     headers = {"Content-Type": "application/json"}
     if settings.services_api_key is not None:
         headers["X-API-Key"] = settings.services_api_key.get_secret_value()
-    # httpx without its own pool, which becomes slower the more requests are under way, and without its AsyncClient,
-    # whose cookies, redirects and authentication took a fifth of the proxy's time. The README has the figures.
+    # httpx without its own pool, which slows down with every request in flight, and without its AsyncClient, whose
+    # cookies, redirects and authentication took a fifth of the proxy's time. The README has the figures.
     async with AiohttpTransport(client=session) as transport:
         by_name = {
             name: Backend(
@@ -151,4 +151,4 @@ async def open_backends(settings: ProxySettings) -> AsyncIterator[Backends]:
             )
             for name, url in settings.services.items()
         }
-        yield Backends(by_name, ConcurrencyLimiter(settings.max_waiting, "Too many requests wait for the services"))
+        yield Backends(by_name, ConcurrencyLimiter(settings.max_in_flight, "Too many requests wait for the services"))

@@ -1,14 +1,15 @@
-"""The pattern: ask all services at once, put their answers together, and let the surest one decide.
+"""The pattern: send one request to all services at once, collect their responses, let the most confident one decide.
 
-a flower ─┬─► setosa     ─► [0.98, 0.02] ─┐
-          ├─► versicolor ─► [0.01, 0.99] ─┼─► all three answers, or the label of the highest first number
-          └─► virginica  ─► [0.01, 0.99] ─┘
+           fan_out                           decide
+           ┌─► setosa     ─► [0.98, 0.02] ─┐
+a flower ──┼─► versicolor ─► [0.01, 0.99] ─┼─► all three responses, or the label with the highest first number
+           └─► virginica  ─► [0.01, 0.99] ─┘
 """
 
 import asyncio
 from collections.abc import Mapping
 from functools import partial
-from typing import TypeVar, cast
+from typing import Protocol, TypeVar, cast
 
 import orjson
 from pydantic import TypeAdapter
@@ -16,73 +17,82 @@ from pydantic import TypeAdapter
 from serving_common import iris
 from serving_common.errors import Unavailable
 from src.models import Health, LabelResponse, Prediction
-from src.proxy.backends import Backends, Call, Failure, Origin
+from src.proxy.backends import BackendRequest, Backends, Failure, RequestContext
 
 T = TypeVar("T", bound=Mapping[str, object])
-Answers = dict[str, T | Failure]
+Results = dict[str, T | Failure]
+"""One entry per service, in the order of SERVICES."""
 
 
-def _parse_prediction(content: bytes, count: int) -> Prediction:
+class FanOut(Protocol):
+    """How the services are called: `fan_out`, or what `create_app` is given instead of it."""
+
+    async def __call__(self, backends: Backends, request: BackendRequest[T], context: RequestContext) -> Results[T]: ...
+
+
+async def fan_out(backends: Backends, request: BackendRequest[T], context: RequestContext) -> Results[T]:
+    """Call all services at once.
+
+    Raises:
+        Unavailable: all services failed.
+        Overloaded: too many requests are in flight (backpressure).
+    """
+    with backends.limiter:
+        calls = [backend.call(request, context) for backend in backends.by_name.values()]
+        results = dict(zip(backends.by_name, await asyncio.gather(*calls), strict=True))
+    failures = {name: result for name, result in results.items() if isinstance(result, Failure)}
+    if len(failures) == len(results):
+        raise Unavailable(
+            "No service answered", [{"field": name, "reason": failure.reason} for name, failure in failures.items()]
+        )
+    return results
+
+
+async def check_health(backends: Backends, context: RequestContext) -> Results[Health]:
+    """The current health of each service, also of those whose circuit breaker is open."""
+    calls = [backend.call_unguarded(HEALTH, context) for backend in backends.by_name.values()]
+    return dict(zip(backends.by_name, await asyncio.gather(*calls), strict=True))
+
+
+def decide(results: Results[Prediction]) -> LabelResponse:
+    """The label of each row: the class whose service is most confident. Failed services are `missing`."""
+    confidences = {
+        name: [p for p, _ in _pairs(result)] for name, result in results.items() if not isinstance(result, Failure)
+    }
+    row_count = len(next(iter(confidences.values())))
+    labels = [max(confidences, key=lambda name: confidences[name][row]) for row in range(row_count)]
+    probas = [confidences[label][row] for row, label in enumerate(labels)]
+    if row_count == 1:
+        response: LabelResponse = {"prediction": {"proba": probas[0], "label": labels[0]}}
+    else:
+        response = {"prediction": {"proba": probas, "label": labels}}
+    if missing := [name for name, result in results.items() if isinstance(result, Failure)]:
+        response["missing"] = missing
+    return response
+
+
+def predict_request(body: bytes, row_count: int) -> BackendRequest[Prediction]:
+    """The request that predicts the `row_count` rows of this body, `{"data": […]}`."""
+    return BackendRequest("POST", "/predict", partial(_parse_prediction, row_count=row_count), body)
+
+
+def _parse_prediction(content: bytes, row_count: int) -> Prediction:
     prediction = _prediction.validate_json(content)
-    if len(_pairs(prediction)) != count:
-        raise ValueError("the answer has another number of rows than the question")
+    if len(_pairs(prediction)) != row_count:
+        raise ValueError("the response has another number of rows than the request")
     return prediction
+
+
+def _pairs(prediction: Prediction) -> list[list[float]]:
+    """The probabilities, shape (N, 2), also for one row."""
+    rows = prediction["prediction"]
+    # The two shapes differ in the type of their elements, which mypy does not follow.
+    return cast(list[list[float]], rows if isinstance(rows[0], list) else [rows])
 
 
 _health = TypeAdapter(Health)
 _prediction = TypeAdapter(Prediction)
 
-
-def predict(body: bytes, count: int) -> Call[Prediction]:
-    """The call that asks for the `count` rows of this body, `{"data": […]}`."""
-    return Call("POST", "/predict", partial(_parse_prediction, count=count), body)
-
-
-HEALTH = Call("GET", "/health", _health.validate_json)
-PREDICT_TEST = Call("GET", "/predict/test", partial(_parse_prediction, count=1))
-PREDICT_SAMPLE = predict(orjson.dumps({"data": iris.SAMPLE}), len(iris.SAMPLE))
-
-
-async def ask_all(backends: Backends, call: Call[T], origin: Origin) -> Answers[T]:
-    """One entry per service, in the services' order; those that do not answer are Failures.
-
-    Raises:
-        Unavailable: not one service answered.
-        Overloaded: too many requests are being worked on.
-    """
-    with backends.places:
-        asked = [backend.ask(call, origin) for backend in backends.by_name.values()]
-        answers = dict(zip(backends.by_name, await asyncio.gather(*asked), strict=True))
-    failures = {name: answer for name, answer in answers.items() if isinstance(answer, Failure)}
-    if len(failures) == len(answers):
-        raise Unavailable(
-            "No service answered", [{"field": name, "reason": failure.reason} for name, failure in failures.items()]
-        )
-    return answers
-
-
-async def check_all(backends: Backends, origin: Origin) -> Answers[Health]:
-    """How each service is right now, those too that are not being asked for predictions at the moment."""
-    asked = [backend.probe(HEALTH, origin) for backend in backends.by_name.values()]
-    return dict(zip(backends.by_name, await asyncio.gather(*asked), strict=True))
-
-
-def decide(answers: Answers[Prediction]) -> LabelResponse:
-    """The label of each row: the class whose service is surest. Services that did not answer are `missing`."""
-    sure = {name: [p for p, _ in _pairs(answer)] for name, answer in answers.items() if not isinstance(answer, Failure)}
-    labels = [max(sure, key=lambda name: sure[name][row]) for row in range(len(next(iter(sure.values()))))]
-    probas = [sure[label][row] for row, label in enumerate(labels)]
-    if len(labels) == 1:
-        response: LabelResponse = {"prediction": {"proba": probas[0], "label": labels[0]}}
-    else:
-        response = {"prediction": {"proba": probas, "label": labels}}
-    if missing := [name for name, answer in answers.items() if isinstance(answer, Failure)]:
-        response["missing"] = missing
-    return response
-
-
-def _pairs(prediction: Prediction) -> list[list[float]]:
-    """The probabilities as shape (N, 2), those of one row too."""
-    rows = prediction["prediction"]
-    # The two shapes are told apart by what is in them, which mypy does not follow.
-    return cast(list[list[float]], rows if isinstance(rows[0], list) else [rows])
+HEALTH = BackendRequest("GET", "/health", _health.validate_json)
+PREDICT_TEST = BackendRequest("GET", "/predict/test", partial(_parse_prediction, row_count=1))
+PREDICT_SAMPLE = predict_request(orjson.dumps({"data": iris.SAMPLE}), len(iris.SAMPLE))

@@ -1,4 +1,4 @@
-"""One specialised service: `python -m src.services.app`. Which one it is, is configuration."""
+"""One specialised service: `python -m src.services.app`. Its settings decide which one."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -24,7 +24,7 @@ def create_app(settings: ServiceSettings) -> FastAPI:
     app = create_service(
         settings,
         title=f"Iris {settings.service_name}",
-        description=f"Tells how probable it is that a flower is a {settings.service_name}.",
+        description=f"The probability that a flower is a {settings.service_name}.",
         lifespan=lifespan,
     )
     app.state.service_name = settings.service_name

@@ -22,13 +22,13 @@ router = APIRouter(tags=["prediction"], responses=problem_responses(401))
 
 @health_router.get("/health")
 async def health() -> Health:
-    """Answers as soon as the model is loaded."""
+    """Readiness: answers once the model is loaded."""
     return {"health": "ok"}
 
 
 @router.get("/metadata")
 async def metadata(request: Request) -> Metadata:
-    """What goes in and what comes out."""
+    """Types and shapes of input and output."""
     return {
         "data_type": "float32",
         "data_structure": "(N,4)",
@@ -43,15 +43,15 @@ async def metadata(request: Request) -> Metadata:
 
 @router.post("/predict", responses=problem_responses(413, 422, 429))
 async def predict(request: PredictRequest, predictor: PredictorDep) -> Prediction:
-    """The probability that each flower is, and is not, of this service's class."""
-    return _answer(await predictor.predict(request.data))
+    """The probability that each flower is of this service's class, and that it is not."""
+    return _response(await predictor.predict(request.data))
 
 
 @router.get("/predict/test", responses=problem_responses(429))
 async def predict_test(predictor: PredictorDep) -> Prediction:
-    """The same for a flower that is known to be a setosa."""
-    return _answer(await predictor.predict(iris.SAMPLE))
+    """The same for a known setosa."""
+    return _response(await predictor.predict(iris.SAMPLE))
 
 
-def _answer(rows: list[list[float]]) -> Prediction:
+def _response(rows: list[list[float]]) -> Prediction:
     return {"prediction": rows[0] if len(rows) == 1 else rows}

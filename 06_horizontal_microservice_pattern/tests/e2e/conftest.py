@@ -1,4 +1,4 @@
-"""The system under test: at BASE_URL_06 if that is set (compose, a remote deployment), else started as processes."""
+"""The system under test: at BASE_URL_06 if set (compose, a remote deployment), else local processes."""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -15,8 +15,8 @@ PATTERN = Path(__file__).parents[2]
 
 
 @dataclass(frozen=True)
-class System:
-    """Base URLs, and the processes if they are ours."""
+class HorizontalSystem:
+    """Base URLs; the processes too, unless BASE_URL_06 is set."""
 
     proxy: str
     services: Mapping[str, str]
@@ -26,7 +26,7 @@ class System:
     logs: Path = Path()
 
     def start(self, name: str) -> None:
-        """Start one of our services (again)."""
+        """Start or restart one of the services."""
         process = running(
             "src.services.app",
             cwd=PATTERN,
@@ -38,11 +38,11 @@ class System:
 
 
 @pytest.fixture(scope="session")
-def system(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
+def system(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[HorizontalSystem]:
     if proxy := os.environ.get("BASE_URL_06"):
         ports = {"setosa": 8000, "versicolor": 8001, "virginica": 8002}
         host = proxy.rpartition(":")[0]
-        yield System(
+        yield HorizontalSystem(
             proxy.rstrip("/"),
             {name: os.environ.get(f"{name.upper()}_URL", f"{host}:{port}").rstrip("/") for name, port in ports.items()},
         )
@@ -64,7 +64,7 @@ def system(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     proxy_env = {"PORT": str(port), "SERVICES": ",".join(f"{name}={url}" for name, url in services.items())}
     url = f"http://127.0.0.1:{port}"
     with ExitStack() as stack:
-        system = System(url, services, {}, stack, environments, logs)
+        system = HorizontalSystem(url, services, {}, stack, environments, logs)
         for name in CLASSES:
             system.start(name)
         stack.enter_context(

@@ -1,4 +1,4 @@
-"""kill -9 of a service under load: nobody else notices, and it is back in the answers soon after it has returned."""
+"""kill -9 of a service under load: the others keep answering, and it rejoins soon after its restart."""
 
 import threading
 import time
@@ -12,17 +12,17 @@ CLIENTS = 4
 BACK_WITHIN_S = 5
 
 
-class Load:
-    """So many clients that ask without a pause, and what they were answered."""
+class ContinuousLoad:
+    """CLIENTS clients in closed loop, and counts of the responses."""
 
     def __init__(self, url: str) -> None:
         self._url = url
         self._stopping = threading.Event()
         self.statuses: Counter[int] = Counter()
         self.entries: Counter[str] = Counter()
-        self._threads = [threading.Thread(target=self._ask) for _ in range(CLIENTS)]
+        self._threads = [threading.Thread(target=self._run) for _ in range(CLIENTS)]
 
-    def _ask(self) -> None:
+    def _run(self) -> None:
         with httpx.Client(base_url=self._url, timeout=30, trust_env=False) as client:
             while not self._stopping.is_set():
                 response = client.post("/predict", json=SAMPLE)
@@ -30,7 +30,7 @@ class Load:
                 for name, entry in response.json().items():
                     self.entries[f"{name} {'error' if 'error' in entry else 'answered'}"] += 1
 
-    def __enter__(self) -> "Load":
+    def __enter__(self) -> "ContinuousLoad":
         for thread in self._threads:
             thread.start()
         return self
@@ -41,17 +41,17 @@ class Load:
             thread.join()
 
     def wait_for(self, entry: str, more: int = 20) -> None:
-        """Returns when there are so many more entries of this kind."""
+        """Return after `more` further entries of this kind."""
         goal, deadline = self.entries[entry] + more, time.monotonic() + 30
         while self.entries[entry] < goal:
             assert time.monotonic() < deadline, (entry, self.entries)
             time.sleep(0.01)
 
 
-def test_a_killed_service_is_missed_by_nobody_else_and_comes_back(system):
+def test_killed_service_fails_alone_and_rejoins(system):
     if not system.processes:
-        pytest.skip("the services are not processes of this test; compose has a test of its own")
-    with Load(system.proxy) as load:
+        pytest.skip("the services are not local processes (test_compose.py covers containers)")
+    with ContinuousLoad(system.proxy) as load:
         load.wait_for("versicolor answered")
         system.processes["versicolor"].popen.kill()
         load.wait_for("versicolor error")

@@ -1,4 +1,4 @@
-"""What the READMEs show is what happens: their curl lines are run, their settings tables generated anew."""
+"""The READMEs' curl lines return what they show, and their settings tables are current."""
 
 import subprocess
 import sys
@@ -11,9 +11,9 @@ from tests.conftest import ROOT
 PATTERN = Path(__file__).parents[2]
 
 
-# The root's READMEs have examples of the other patterns as well.
+# The root's READMEs contain examples of the other patterns too.
 @pytest.mark.parametrize("arguments", [[PATTERN], [ROOT, "--skip-others"]], ids=["pattern", "root"])
-def test_the_readmes_are_as_they_say(system, arguments):
+def test_readme_examples_and_tables_are_current(system, arguments):
     shown = {"http://localhost:9000": system.proxy} | {
         f"http://localhost:{port}": system.services[name]
         for name, port in (("setosa", 8000), ("versicolor", 8001), ("virginica", 8002))

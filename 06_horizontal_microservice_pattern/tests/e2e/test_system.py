@@ -1,4 +1,4 @@
-"""The whole pattern over HTTP. The same tests run against local processes, compose, and any deployment."""
+"""The whole pattern over HTTP; runs against local processes, compose, or any deployment."""
 
 import httpx
 import pytest
@@ -23,11 +23,11 @@ def test_health(proxy):
     assert proxy.get("/health").json() == {"health": "ok"}
 
 
-def test_health_of_all_services(proxy):
+def test_health_all_reports_every_service(proxy):
     assert proxy.get("/health/all").json() == {name: {"health": "ok"} for name in CLASSES}
 
 
-def test_metadata(proxy):
+def test_metadata_lists_the_services(proxy):
     assert proxy.get("/metadata").json()["services"] == list(CLASSES)
 
 
@@ -35,7 +35,7 @@ def test_metadata(proxy):
     ("method", "path", "body"),
     [("POST", "/predict", SAMPLE), ("GET", "/predict/get/test", None), ("POST", "/predict/post/test", None)],
 )
-def test_every_service_answers(proxy, method, path, body):
+def test_every_service_returns_a_prediction(proxy, method, path, body):
     answers = proxy.request(method, path, json=body).json()
 
     assert list(answers) == list(CLASSES)
@@ -43,7 +43,7 @@ def test_every_service_answers(proxy, method, path, body):
     assert max(answers, key=lambda name: answers[name]["prediction"][0]) == "setosa"
 
 
-def test_one_label(proxy):
+def test_predict_label_returns_one_label(proxy):
     answer = proxy.post("/predict/label", json=SAMPLE).json()
 
     assert answer.keys() == {"prediction"}
@@ -51,7 +51,7 @@ def test_one_label(proxy):
     assert answer["prediction"]["proba"] > 0.9
 
 
-def test_labels_of_all_flowers_one_by_one_and_together(proxy):
+def test_labels_of_all_iris_rows_singly_and_in_one_request(proxy):
     rows, classes = load_iris(return_X_y=True)
     wanted = [CLASSES[number] for number in classes]
 
@@ -64,7 +64,7 @@ def test_labels_of_all_flowers_one_by_one_and_together(proxy):
 
 
 @pytest.mark.parametrize("name", CLASSES)
-def test_each_service_answers_for_itself(system, name):
+def test_each_service_answers_directly(system, name):
     with httpx.Client(base_url=system.services[name], timeout=30, trust_env=False) as service:
         assert service.get("/health").json() == {"health": "ok"}
         assert service.get("/metadata").json()["services"] == [name]
@@ -72,7 +72,7 @@ def test_each_service_answers_for_itself(system, name):
         assert is_pair(service.get("/predict/test").json()["prediction"])
 
 
-def test_bad_input_is_refused(proxy):
+def test_invalid_input_returns_422(proxy):
     response = proxy.post("/predict", json={"data": [[5.1, 3.5, 1.4]]})
 
     assert response.status_code == 422

@@ -8,7 +8,7 @@ from tests.conftest import CLASSES
 
 
 @pytest.mark.parametrize("name", CLASSES)
-async def test_answers_what_the_model_answers(models, name):
+async def test_predictions_equal_the_models(models, name):
     path = models / f"iris_svc_0_{name}.onnx"
     rows = load_iris().data
     raw = ort.InferenceSession(path).run(["probabilities"], {"input": rows.astype(np.float32)})[0]
@@ -18,7 +18,7 @@ async def test_answers_what_the_model_answers(models, name):
 
 
 @pytest.mark.parametrize(("index", "name"), list(enumerate(CLASSES)))
-async def test_the_first_number_is_the_probability_of_the_class(models, index, name):
+async def test_first_number_is_the_probability_of_the_class(models, index, name):
     rows, labels = load_iris(return_X_y=True)
 
     async with open_predictor(models / f"iris_svc_0_{name}.onnx", threads=1) as predictor:

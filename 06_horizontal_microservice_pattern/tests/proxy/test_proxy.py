@@ -1,4 +1,4 @@
-"""The proxy in front of services that do what services do at their worst. Real servers on real sockets."""
+"""The proxy in front of services that fail in every way. Real servers on real sockets."""
 
 import asyncio
 import socket
@@ -22,8 +22,8 @@ NAMES = ("setosa", "versicolor", "virginica")
 
 
 @dataclass
-class Service:
-    """A server whose every answer is what `answer` makes of the connection; it notes the requests it gets."""
+class StubService:
+    """A server that lets `answer` write each response, and records the requests."""
 
     port: int = field(default_factory=free_port)
     host: str = "127.0.0.1"
@@ -62,7 +62,7 @@ async def respond(writer: asyncio.StreamWriter, status: int, body: object) -> No
     await writer.drain()
 
 
-def says(status: int, body: object) -> Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]:
+def responds(status: int, body: object) -> Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]:
     async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await respond(writer, status, body)
 
@@ -89,16 +89,18 @@ async def speaks_another_protocol(_: asyncio.StreamReader, writer: asyncio.Strea
 
 
 @pytest.fixture
-async def services() -> AsyncIterator[dict[str, Service]]:
+async def services() -> AsyncIterator[dict[str, StubService]]:
     async with AsyncExitStack() as stack:
-        services = {name: Service() for name in NAMES}
+        services = {name: StubService() for name in NAMES}
         for service in services.values():
             await stack.enter_async_context(service.running())
         yield services
 
 
 @asynccontextmanager
-async def proxy(services: dict[str, Service], path: str = "", **settings: object) -> AsyncIterator[httpx.AsyncClient]:
+async def proxy(
+    services: dict[str, StubService], path: str = "", **settings: object
+) -> AsyncIterator[httpx.AsyncClient]:
     urls = {name: f"http://{service.host}:{service.port}{path}" for name, service in services.items()}
     app = create_app(ProxySettings.model_validate({"services": urls} | settings))
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
@@ -106,7 +108,7 @@ async def proxy(services: dict[str, Service], path: str = "", **settings: object
         yield client
 
 
-async def test_the_request_id_and_the_key_go_with_the_question(services):
+async def test_request_id_and_services_api_key_are_forwarded(services):
     async with proxy(services, services_api_key="secret") as client:
         await client.post("/predict", json=ONE_ROW, headers={"X-Request-ID": "joins-the-logs"})
 
@@ -117,18 +119,18 @@ async def test_the_request_id_and_the_key_go_with_the_question(services):
         assert request.endswith(orjson.dumps(ONE_ROW))
 
 
-async def test_a_service_may_lie_below_a_path(services):
+async def test_service_url_may_have_a_path(services):
     async with proxy(services, path="/models/iris/") as client:
         await client.post("/predict", json=ONE_ROW)
 
     assert services["setosa"].requests[0].startswith(b"POST /models/iris/predict HTTP/1.1\r\n")
 
 
-async def test_all_services_are_asked_at_the_same_time(services):
+async def test_all_services_are_called_at_the_same_time(services):
     all_entered = asyncio.Barrier(len(services))
 
     async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await all_entered.wait()  # asked one after the other, the first would wait for ever
+        await all_entered.wait()  # called one after the other, the first would wait forever
         await respond(writer, 200, {"prediction": [0.75, 0.25]})
 
     for service in services.values():
@@ -140,7 +142,7 @@ async def test_all_services_are_asked_at_the_same_time(services):
     assert answers == {name: {"prediction": [0.75, 0.25]} for name in NAMES}
 
 
-async def test_connections_are_kept(services):
+async def test_connections_are_reused(services):
     connections = set()
 
     async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -158,18 +160,18 @@ async def test_connections_are_kept(services):
 @pytest.mark.parametrize(
     ("answer", "reason"),
     [
-        pytest.param(says(500, {"detail": "no"}), "answered with status 500", id="500"),
-        pytest.param(says(404, b"no such page"), "answered with status 404", id="404"),
-        pytest.param(says(301, b""), "answered with status 301", id="redirect"),
-        pytest.param(says(200, b"<html>"), "answered with something else than was asked for", id="page"),
-        pytest.param(says(200, {"prediction": [[1, 0]] * 2}), "answered with something else", id="too many rows"),
+        pytest.param(responds(500, {"detail": "no"}), "answered with status 500", id="500"),
+        pytest.param(responds(404, b"no such page"), "answered with status 404", id="404"),
+        pytest.param(responds(301, b""), "answered with status 301", id="redirect"),
+        pytest.param(responds(200, b"<html>"), "sent an invalid response", id="HTML"),
+        pytest.param(responds(200, {"prediction": [[1, 0]] * 2}), "sent an invalid response", id="too many rows"),
         pytest.param(hangs, "did not answer within 0.2 s", id="hangs"),
         pytest.param(hangs_up, "cannot be reached", id="hangs up"),
         pytest.param(breaks_off, "cannot be reached", id="breaks off"),
         pytest.param(speaks_another_protocol, "cannot be reached", id="another protocol"),
     ],
 )
-async def test_a_service_that_fails_leaves_the_others_alone(services, answer, reason):
+async def test_failed_service_does_not_affect_the_others(services, answer, reason):
     services["versicolor"].answer = answer
 
     async with proxy(services, service_timeout_s=0.2) as client:
@@ -183,8 +185,8 @@ async def test_a_service_that_fails_leaves_the_others_alone(services, answer, re
 
 
 @pytest.mark.parametrize("path", ["/predict", "/predict/label", "/predict/get/test", "/predict/post/test"])
-async def test_without_any_service_there_is_no_answer(path):
-    services = {name: Service() for name in NAMES}  # not running
+async def test_all_services_failed_returns_503(path):
+    services = {name: StubService() for name in NAMES}  # not running
 
     async with proxy(services) as client:
         response = await client.request("GET" if "get" in path else "POST", path, json=ONE_ROW)
@@ -195,9 +197,9 @@ async def test_without_any_service_there_is_no_answer(path):
     assert response.json()["errors"] == [{"field": name, "reason": "cannot be reached"} for name in NAMES]
 
 
-async def test_health_of_all_never_fails(services):
+async def test_health_all_reports_failed_services_with_200(services):
     for name in NAMES:
-        services[name].answer = says(200, {"health": "ok"})
+        services[name].answer = responds(200, {"health": "ok"})
     services["setosa"].answer = hangs
     services["virginica"].port = free_port()
 
@@ -212,7 +214,7 @@ async def test_health_of_all_never_fails(services):
     }
 
 
-async def test_one_service_may_take_longer_than_the_others(services):
+async def test_each_service_may_have_its_own_timeout(services):
     services["setosa"].answer = services["virginica"].answer = hangs
     released = asyncio.Event()
 
@@ -222,35 +224,35 @@ async def test_one_service_may_take_longer_than_the_others(services):
 
     services["virginica"].answer = answer
     async with proxy(services, service_timeout_s=0.1, service_timeouts="virginica=30") as client:
-        asked = asyncio.create_task(client.post("/predict", json=ONE_ROW))
+        pending = asyncio.create_task(client.post("/predict", json=ONE_ROW))
         await services["virginica"].entered.wait()
-        await asyncio.sleep(0.3)  # longer than the others may take: that it is over for them is what is tested
+        await asyncio.sleep(0.3)  # past the others' timeout, which is what is tested
         released.set()
-        answers = (await asked).json()
+        answers = (await pending).json()
 
     assert answers["setosa"] == {"error": "did not answer within 0.1 s"}
     assert answers["virginica"] == {"prediction": [0.75, 0.25]}
 
 
-async def test_a_service_that_hangs_is_soon_not_asked_any_more_and_asked_again_later(services):
+async def test_circuit_breaker_opens_for_a_hanging_service_and_closes_after_recovery(services):
     services["setosa"].answer = hangs
 
     async with proxy(services, service_timeout_s=0.1, breaker_failures=3, breaker_open_s=0.5) as client:
         for _ in range(3):
             assert "did not answer" in (await client.post("/predict", json=ONE_ROW)).json()["setosa"]["error"]
-        asked = len(services["setosa"].requests)
+        calls = len(services["setosa"].requests)
         for _ in range(5):
-            assert "not asked at the moment" in (await client.post("/predict", json=ONE_ROW)).json()["setosa"]["error"]
-        assert len(services["setosa"].requests) == asked == 3
+            assert "not called at the moment" in (await client.post("/predict", json=ONE_ROW)).json()["setosa"]["error"]
+        assert len(services["setosa"].requests) == calls == 3
 
-        services["setosa"].answer = None  # it is well again
+        services["setosa"].answer = None  # recovered
         deadline = time.monotonic() + 10
         while "error" in (await client.post("/predict", json=ONE_ROW)).json()["setosa"]:
             assert time.monotonic() < deadline
             await asyncio.sleep(0.05)
 
 
-async def test_more_requests_than_can_be_answered_in_time_are_refused_at_once(services):
+async def test_requests_over_the_concurrency_limit_return_429_at_once(services):
     go_on = asyncio.Event()
 
     async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -258,25 +260,25 @@ async def test_more_requests_than_can_be_answered_in_time_are_refused_at_once(se
         await respond(writer, 200, {"prediction": [0.75, 0.25]})
 
     services["setosa"].answer = answer
-    async with proxy(services, max_waiting=2, breaker_failures=1, service_timeout_s=60) as client:
+    async with proxy(services, max_in_flight=2, breaker_failures=1, service_timeout_s=60) as client:
         accepted = [asyncio.create_task(client.post("/predict", json=ONE_ROW)) for _ in range(2)]
         await services["setosa"].entered.wait()
-        refused = [await client.post("/predict", json=ONE_ROW) for _ in range(10)]
+        rejected = [await client.post("/predict", json=ONE_ROW) for _ in range(10)]
         go_on.set()
         after = [*await asyncio.gather(*accepted), await client.post("/predict", json=ONE_ROW)]
 
-    assert {(each.status_code, each.headers["Retry-After"]) for each in refused} == {(429, "1")}
+    assert {(each.status_code, each.headers["Retry-After"]) for each in rejected} == {(429, "1")}
     assert {each.text for each in after} == {'{"setosa":X,"versicolor":X,"virginica":X}'.replace("X", PREDICTED)}
 
 
-async def test_a_service_that_comes_back_at_another_address_is_found_within_5_s(services, monkeypatch):
-    """As a container does that is made anew."""
+async def test_service_with_a_new_address_is_found_within_5_s(services, monkeypatch):
+    """A recreated container has one."""
     addresses = ["127.0.0.1"]
     resolve = socket.getaddrinfo
     monkeypatch.setattr(
         socket, "getaddrinfo", lambda host, *rest, **more: resolve(addresses[0] if host == "s" else host, *rest, **more)
     )
-    moving = services["setosa"] = Service(host="s")
+    moving = services["setosa"] = StubService(host="s")
 
     async with proxy(services) as client:
         for addresses[0] in ("127.0.0.1", "127.0.0.2"):
@@ -287,8 +289,8 @@ async def test_a_service_that_comes_back_at_another_address_is_found_within_5_s(
                     await asyncio.sleep(0.05)
 
 
-async def test_failures_are_counted_by_service(services):
-    services["setosa"].answer = says(500, b"")
+async def test_failures_are_counted_per_service(services):
+    services["setosa"].answer = responds(500, b"")
     before = {name: failures(name) for name in NAMES}
 
     async with proxy(services) as client:
@@ -302,17 +304,17 @@ def failures(name: str) -> float:
 
 
 @pytest.mark.parametrize("path", ["/predict", "/predict/label"])
-async def test_the_question_goes_on_as_it_came(services, path):
-    """Written anew it could be longer, and more than a service takes: 1 would be 1.0."""
-    question = b'{"data": [[1, 2, 3, 4]]}'
+async def test_body_is_forwarded_unchanged(services, path):
+    """Serialised again, 1 would become 1.0, and the body could exceed the size limit of a service."""
+    body = b'{"data": [[1, 2, 3, 4]]}'
 
     async with proxy(services) as client:
-        await client.post(path, content=question, headers={"Content-Type": "application/json"})
+        await client.post(path, content=body, headers={"Content-Type": "application/json"})
 
-    assert all(service.requests[0].endswith(b"\r\n\r\n" + question) for service in services.values())
+    assert all(service.requests[0].endswith(b"\r\n\r\n" + body) for service in services.values())
 
 
-async def test_bad_input_is_not_passed_on(services):
+async def test_invalid_input_is_not_forwarded(services):
     async with proxy(services) as client:
         response = await client.post("/predict", json={"data": [[5.1, 3.5, 1.4, 20]]})
 
@@ -321,7 +323,7 @@ async def test_bad_input_is_not_passed_on(services):
     assert not any(service.requests for service in services.values())
 
 
-async def test_answers_and_documentation_follow_the_list_of_services(services):
+async def test_responses_and_openapi_follow_services(services):
     other = {"lily": services["setosa"], "tulip": services["virginica"]}
 
     async with proxy(other) as client:
@@ -334,7 +336,7 @@ async def test_answers_and_documentation_follow_the_list_of_services(services):
     assert schema["required"] == ["lily", "tulip"]
 
 
-async def test_a_key_for_the_proxy_is_asked_for_predictions_but_not_for_health(services):
+async def test_api_key_is_required_for_predictions_but_not_for_health(services):
     async with proxy(services, api_key="secret") as client:
         assert (await client.post("/predict", json=ONE_ROW)).status_code == 401
         assert (await client.post("/predict", json=ONE_ROW, headers={"X-API-Key": "secret"})).status_code == 200

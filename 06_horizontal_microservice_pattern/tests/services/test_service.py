@@ -39,7 +39,7 @@ async def test_health(client):
     assert (await client.get("/health")).json() == {"health": "ok"}
 
 
-async def test_metadata_names_inputs_and_outputs(client):
+async def test_metadata_describes_input_and_output(client):
     metadata = (await client.get("/metadata")).json()
 
     assert metadata["data_sample"] == [SETOSA]
@@ -48,14 +48,14 @@ async def test_metadata_names_inputs_and_outputs(client):
     assert metadata["services"] == ["setosa"]
 
 
-async def test_one_row_gets_one_pair(client):
+async def test_one_row_returns_one_pair(client):
     [yes, no] = (await client.post("/predict", json={"data": [SETOSA]})).json()["prediction"]
 
     assert yes > 0.9
     assert yes + no == pytest.approx(1, abs=1e-6)
 
 
-async def test_several_rows_get_a_pair_each(client):
+async def test_several_rows_return_a_list_of_pairs(client):
     [[setosa, _], [virginica, _]] = (await client.post("/predict", json={"data": [SETOSA, VIRGINICA]})).json()[
         "prediction"
     ]
@@ -64,13 +64,13 @@ async def test_several_rows_get_a_pair_each(client):
     assert virginica < 0.1
 
 
-async def test_the_test_data_is_a_setosa(client):
+async def test_predict_test_uses_a_setosa(client):
     answer = await client.get("/predict/test")
 
     assert answer.json() == (await client.post("/predict", json={"data": [SETOSA]})).json()
 
 
-async def test_many_rows_are_answered_in_order(client):
+async def test_predictions_keep_the_order_of_rows(client):
     rows = np.random.default_rng(0).uniform(0.1, 9.9, (2000, 4)).round(1).tolist()
 
     together = (await client.post("/predict", json={"data": rows})).json()["prediction"]
@@ -79,13 +79,13 @@ async def test_many_rows_are_answered_in_order(client):
     np.testing.assert_allclose(together[:20], alone, atol=1e-6)
 
 
-async def test_does_not_start_without_its_model(tmp_path):
+async def test_missing_model_fails_startup(tmp_path):
     with pytest.raises(StartupError, match="there is no model"):
         async with service(model_filepath=tmp_path / "none.onnx"):
             pass
 
 
-async def test_does_not_start_with_another_model(models):
+async def test_wrong_model_fails_startup(models):
     wrong = models / "iris_svc.onnx"
     if not wrong.exists():
         wrong = models / "label.json"
@@ -94,8 +94,8 @@ async def test_does_not_start_with_another_model(models):
             pass
 
 
-async def test_the_service_answers_while_its_model_runs(client):
-    """Fails if the run is moved onto the event loop: then nobody could let it go on."""
+async def test_event_loop_is_free_while_the_model_runs(client):
+    """If the model ran on the event loop, /health would not answer."""
     entered, released = threading.Event(), threading.Event()
 
     def held(batch: FloatArray) -> FloatArray:
@@ -105,17 +105,17 @@ async def test_the_service_answers_while_its_model_runs(client):
 
     async with MicroBatcher(held) as batcher:
         client._transport.app.state.predictor = Predictor(batcher)
-        asked = asyncio.create_task(client.post("/predict", json={"data": [SETOSA]}))
+        pending = asyncio.create_task(client.post("/predict", json={"data": [SETOSA]}))
         assert await asyncio.to_thread(entered.wait, 10)
         try:
             assert (await client.get("/health")).status_code == 200
-            assert not asked.done()
+            assert not pending.done()
         finally:
             released.set()
-        assert (await asked).json() == {"prediction": [0.5, 0.5]}
+        assert (await pending).json() == {"prediction": [0.5, 0.5]}
 
 
-async def test_a_key_is_asked_for_predictions_but_not_for_health(models):
+async def test_api_key_is_required_for_predictions_but_not_for_health(models):
     async with service(model_filepath=models / "iris_svc_0_setosa.onnx", api_key="secret") as client:
         assert (await client.get("/health")).status_code == 200
         assert (await client.get("/predict/test")).status_code == 401
