@@ -2,6 +2,7 @@
 
 from enum import StrEnum
 from pathlib import Path
+from typing import ClassVar
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
@@ -48,6 +49,8 @@ class ImageSettings(Settings):
 class ProxySettings(HttpSettings, QueueSettings, ImageSettings):
     """The proxy: the fast model and its limits."""
 
+    deprecated_variables: ClassVar = {"MAX_WAITING": "MAX_IN_FLIGHT"}
+
     max_body_bytes: int = Field(
         10 * 1024 * 1024, gt=0, description="Larger request bodies are rejected with 413, unread."
     )
@@ -60,7 +63,7 @@ class ProxySettings(HttpSettings, QueueSettings, ImageSettings):
     )
     sample_image_path: Path = Field(Path("/models/sample.jpg"), description="The photograph of GET /predict/test.")
     model_threads: NonNegativeInt = Field(1, description="Threads per model run; 0: all CPUs of the container.")
-    max_waiting: PositiveInt = Field(64, description="Requests in flight; more are rejected with 429.")
+    max_in_flight: PositiveInt = Field(64, description="Requests in flight; more are rejected with 429.")
     job_timeout_s: PositiveFloat = Field(
         0.2, description="Seconds that the fast answer waits for Redis to store the job; then it is sent without an id."
     )

@@ -39,7 +39,7 @@ class SyncPredictor:
         self._jobs = jobs
         self._settings = settings
         self._threads = ThreadPoolExecutor(available_cpus(), thread_name_prefix="predictor")
-        self._limiter = ConcurrencyLimiter(settings.max_waiting, "Too many requests wait for the model")
+        self._limiter = ConcurrencyLimiter(settings.max_in_flight, "Too many requests wait for the model")
         self._redis_breaker = CircuitBreaker(failure_threshold=1, open_s=REDIS_COOL_DOWN_S)
 
     async def __aenter__(self) -> Self:
