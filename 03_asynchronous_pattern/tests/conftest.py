@@ -1,4 +1,4 @@
-"""Real neighbours: a Redis of our own, and pattern 02's model server as TensorFlow Serving."""
+"""Real dependencies: a private Redis, and the portable model server as TensorFlow Serving."""
 
 import os
 import subprocess
@@ -26,9 +26,9 @@ def anyio_backend() -> str:
 
 @pytest.fixture(scope="session")
 def iris_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Base path of pattern 02's model, built by pattern 02 unless IRIS_MODEL names one."""
-    if made := os.environ.get("IRIS_MODEL"):
-        return Path(made)
+    """Base path of pattern 02's model, built here unless IRIS_MODEL names one."""
+    if path := os.environ.get("IRIS_MODEL"):
+        return Path(path)
     base = tmp_path_factory.mktemp("model") / "iris"
     subprocess.run(
         [sys.executable, "build_model.py", "--output", base], cwd=ROOT / "02_synchronous_pattern", check=True
@@ -38,7 +38,7 @@ def iris_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @dataclass
 class ModelServer:
-    """Pattern 02's portable model server."""
+    """The portable model server."""
 
     model: Path
     log: Path
@@ -53,7 +53,7 @@ class ModelServer:
         self.process = self.stack.enter_context(
             running(
                 f"model_server {flags}",
-                cwd=ROOT / "02_synchronous_pattern",
+                cwd=PATTERN,
                 env={},
                 log=self.log,
                 ready=f"http://127.0.0.1:{self.rest_port}/v1/models/iris",

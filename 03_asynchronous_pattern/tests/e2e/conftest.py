@@ -1,4 +1,4 @@
-"""The system under test: at BASE_URL_03 if that is set (compose, a remote deployment), else started as processes."""
+"""The system under test: at BASE_URL_03 if set (compose, a remote deployment), else started as local processes."""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -15,8 +15,8 @@ from tests.conftest import PATTERN, ModelServer
 
 
 @dataclass
-class System:
-    """The proxy's base URL, and, if they are ours, its neighbours and processes."""
+class SystemUnderTest:
+    """The proxy's base URL, and its dependencies and workers if they are local processes."""
 
     proxy: str
     redis: RedisServer | None = None
@@ -27,7 +27,7 @@ class System:
     logs: Path = Path()
 
     def start_worker(self) -> Process:
-        """One more worker; returns at once."""
+        """Start one more worker, without waiting until it is ready."""
         worker = self.stack.enter_context(
             running(
                 "src.worker.main",
@@ -41,9 +41,9 @@ class System:
 
 
 @pytest.fixture(scope="session")
-def system(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
+def system(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SystemUnderTest]:
     if proxy := os.environ.get("BASE_URL_03"):
-        yield System(proxy.rstrip("/"))
+        yield SystemUnderTest(proxy.rstrip("/"))
         return
 
     model: ModelServer = request.getfixturevalue("model_server")
@@ -51,7 +51,7 @@ def system(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     logs = tmp_path_factory.mktemp("logs")
     url = f"http://127.0.0.1:{port}"
     with ExitStack() as stack:
-        # Not the one that other tests empty.
+        # Not the fixture's Redis, which other tests flush.
         redis = stack.enter_context(running_redis(tmp_path_factory.mktemp("redis")))
         environment = {
             "REDIS_HOST": "127.0.0.1",
@@ -64,7 +64,7 @@ def system(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         stack.enter_context(
             running("src.proxy.app", cwd=PATTERN, env=proxy_env, log=logs / "proxy.log", ready=f"{url}/health")
         )
-        system = System(url, redis, model, stack=stack, environment=environment, logs=logs)
+        system = SystemUnderTest(url, redis, model, stack=stack, environment=environment, logs=logs)
         system.start_worker()
         system.start_worker()
         yield system

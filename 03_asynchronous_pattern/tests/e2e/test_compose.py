@@ -1,4 +1,4 @@
-"""What only containers can show."""
+"""Tests that need containers: restarts, privileges, and the contents of images."""
 
 import httpx
 import pytest
@@ -26,7 +26,7 @@ def results(client, ids):
     return {client.get(f"/job/{job_id}", params={"wait": 30}).json()["status"] for job_id in ids}
 
 
-def test_a_worker_that_is_killed_comes_back_and_no_job_is_lost(client):
+def test_a_killed_worker_is_restarted_and_loses_no_job(client):
     ids = enqueue(client, JOBS)
     container = crash("worker")
     ids += enqueue(client, JOBS)
@@ -35,7 +35,7 @@ def test_a_worker_that_is_killed_comes_back_and_no_job_is_lost(client):
 
 
 @pytest.mark.parametrize("service", ["redis", "tensorflow_serving"])
-def test_a_neighbour_that_is_killed_comes_back_and_no_job_is_lost(client, service):
+def test_a_killed_dependency_is_restarted_and_loses_no_job(client, service):
     ids = enqueue(client, JOBS)
     container = crash(service)
     wait_until_restarted(container, within_s=120)
@@ -44,13 +44,13 @@ def test_a_neighbour_that_is_killed_comes_back_and_no_job_is_lost(client, servic
     assert results(client, ids) == {"completed"}
 
 
-def test_the_containers_run_without_privileges():
+def test_containers_run_without_privileges():
     for service in ("proxy", "worker"):
         assert compose("exec", "-T", service, "id", "-u") == "10001"
         with pytest.raises(Exception, match="touch"):
             compose("exec", "-T", service, "touch", "/app/x")
 
 
-def test_the_images_hold_no_tools_that_only_building_needs():
+def test_images_contain_no_build_tools():
     for service in ("proxy", "worker"):
         assert compose("exec", "-T", service, "sh", "-c", "command -v uv gcc curl || true") == ""

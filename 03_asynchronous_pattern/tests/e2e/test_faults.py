@@ -1,4 +1,4 @@
-"""Workers are killed, TensorFlow Serving and Redis go away and come back: every job ends completed, once."""
+"""Workers are killed, TensorFlow Serving and Redis are restarted: every job completes exactly once."""
 
 import os
 import signal
@@ -21,8 +21,8 @@ STALL_S = 0.3
 WORKERS = 4
 
 
-class Chaos(threading.Thread):
-    """Kills workers that have jobs in hand, and starts others; in between, TensorFlow Serving and Redis."""
+class FaultInjector(threading.Thread):
+    """Kills workers with jobs in flight and starts others; also restarts TensorFlow Serving and Redis."""
 
     def __init__(self, system) -> None:
         super().__init__()
@@ -30,22 +30,22 @@ class Chaos(threading.Thread):
         self.killed = 0
 
     def run(self) -> None:
-        model_away = threading.Thread(target=self._model_goes_away)
+        model_restart = threading.Thread(target=self._restart_model)
         while self.killed < KILLS:
             time.sleep(KILL_EVERY_S - STALL_S)
-            if not self._kill_one_with_jobs_in_hand():
+            if not self._kill_one_with_jobs_in_flight():
                 continue
             self.killed += 1
             self._system.start_worker()
             if self.killed == 1:
-                model_away.start()
+                model_restart.start()
             if self.killed == KILLS // 2 + 1:
                 self._system.redis.kill()
                 self._system.redis.start()
-        model_away.join()
+        model_restart.join()
 
-    def _kill_one_with_jobs_in_hand(self) -> bool:
-        # Jobs are in hand for milliseconds, unless the model server stalls for a moment.
+    def _kill_one_with_jobs_in_flight(self) -> bool:
+        # Jobs are in flight for milliseconds only, unless the model server stalls.
         model = self._system.model.process.popen
         model.send_signal(signal.SIGSTOP)
         try:
@@ -53,9 +53,9 @@ class Chaos(threading.Thread):
             while time.monotonic() < stalled_until:
                 with Redis(port=self._system.redis.port, decode_responses=True) as redis:
                     names = redis.lrange("queue:predict:workers", 0, -1)
-                    in_hand = {int(name.split("-")[-2]): jobs_in_hand(redis, name) for name in names}
-                    # Who is in hand at three deaths is poison, and so it would be called; here nobody is to blame.
-                    busy = {pid for pid, jobs in in_hand.items() if jobs and max(jobs.values()) < 2}
+                    in_flight = {int(name.split("-")[-2]): jobs_in_flight(redis, name) for name in names}
+                    # A job in flight at three deaths fails as poison, but here no job is to blame for any of them.
+                    busy = {pid for pid, jobs in in_flight.items() if jobs and max(jobs.values()) < 2}
                 for worker in self._system.workers:
                     if worker.popen.pid in busy:
                         worker.popen.kill()
@@ -65,21 +65,21 @@ class Chaos(threading.Thread):
         finally:
             model.send_signal(signal.SIGCONT)
 
-    def _model_goes_away(self) -> None:
+    def _restart_model(self) -> None:
         self._system.model.process.popen.kill()
         self._system.model.process.popen.wait()
         time.sleep(TF_SERVING_AWAY_S)
         self._system.model.start()
 
 
-def jobs_in_hand(redis: Redis, worker: str) -> dict[str, int]:
-    """The jobs in a worker's hand, and how many deaths each has been near."""
+def jobs_in_flight(redis: Redis, worker: str) -> dict[str, int]:
+    """The jobs that a worker has claimed, with the deaths counted for each."""
     ids = map(str, redis.lrange(f"queue:predict:processing:{worker}", 0, -1))
     return {job_id: int(redis.hget(f"queue:predict:meta:{job_id}", "deaths") or 0) for job_id in ids}
 
 
 def submit(client: httpx.Client) -> str:
-    """As a patient client does it: 503 and 429 are tried again."""
+    """Submit a job, retrying after 503 and 429."""
     while (response := client.post("/predict", json=SAMPLE)).status_code in (429, 503):
         time.sleep(0.05)
     assert response.status_code == 200, response.text
@@ -98,21 +98,21 @@ def state(client: httpx.Client, job_id: str) -> str:
 @pytest.fixture
 def local(system):
     if system.redis is None:
-        pytest.skip("the neighbours are not processes of this test")
+        pytest.skip("the system's processes were not started by this test")
     return system
 
 
-def test_no_job_is_lost_or_stuck_whatever_dies(local, capsys):
+def test_no_job_is_lost_or_stuck_when_processes_die(local, capsys):
     while len(local.workers) < WORKERS:
         local.start_worker()
-    chaos = Chaos(local)
+    faults = FaultInjector(local)
     with httpx.Client(base_url=local.proxy, timeout=60, trust_env=False) as client:
-        chaos.start()
+        faults.start()
         ids: list[str] = []
-        while chaos.is_alive() or len(ids) < JOBS:
+        while faults.is_alive() or len(ids) < JOBS:
             ids.append(submit(client))
             time.sleep(KILL_EVERY_S * KILLS / JOBS)
-        chaos.join()
+        faults.join()
         deadline = time.monotonic() + 60
         unfinished, ended = set(ids), Counter[str]()
         while unfinished and time.monotonic() < deadline:
@@ -123,7 +123,7 @@ def test_no_job_is_lost_or_stuck_whatever_dies(local, capsys):
                     unfinished.discard(job_id)
 
     with capsys.disabled():
-        print(f"\n{len(ids)} jobs, {chaos.killed} workers killed: {dict(ended)}, {len(unfinished)} unfinished")
+        print(f"\n{len(ids)} jobs, {faults.killed} workers killed: {dict(ended)}, {len(unfinished)} unfinished")
     assert len(set(ids)) == len(ids)
     assert ended == {"completed": len(ids)}
     with Redis(port=local.redis.port) as redis:

@@ -1,4 +1,4 @@
-"""What the READMEs show is what happens: their curl lines are run, their settings tables generated anew."""
+"""Runs the curl examples of the READMEs and regenerates their settings tables."""
 
 import subprocess
 import sys
@@ -8,11 +8,11 @@ import pytest
 from tests.conftest import PATTERN, ROOT
 
 
-# The root's READMEs have examples of the other patterns as well, and the ports of `make up`.
+# The root's READMEs also have examples of other patterns, and use the ports of `make up`.
 @pytest.mark.parametrize(
     ("port", "arguments"), [(8000, [PATTERN]), (8300, [ROOT, "--skip-others"])], ids=["pattern", "root"]
 )
-def test_the_readmes_are_as_they_say(system, port, arguments):
+def test_readme_examples_match_responses(system, port, arguments):
     done = subprocess.run(
         [
             sys.executable,

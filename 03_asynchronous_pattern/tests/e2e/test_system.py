@@ -17,14 +17,14 @@ def proxy(system):
         yield client
 
 
-def test_health(proxy):
+def test_health_is_healthy(proxy):
     assert proxy.get("/health").json() == {
         "status": "healthy",
         "components": {"redis": "ok", "tensorflow_serving": "ok"},
     }
 
 
-def test_metadata(proxy):
+def test_metadata_describes_the_signature(proxy):
     metadata = proxy.get("/metadata").json()
 
     assert metadata["model_spec"] == {"name": "iris", "version": "1"}
@@ -37,7 +37,7 @@ def test_metadata(proxy):
 
 
 @pytest.mark.parametrize(("path", "body"), [("/predict", SAMPLE), ("/predict/test", None)])
-def test_a_job_from_its_id_to_its_result(proxy, path, body):
+def test_predict_and_fetch_the_result(proxy, path, body):
     job_id = proxy.post(path, json=body).json()["job_id"]
     job = proxy.get(f"/job/{job_id}", params={"wait": 30}).json()
 
@@ -48,7 +48,7 @@ def test_a_job_from_its_id_to_its_result(proxy, path, body):
     assert sum(job["result"]["probabilities"]) == pytest.approx(1, abs=1e-5)
 
 
-def test_all_flowers_one_by_one_and_together(proxy):
+def test_accuracy_on_all_flowers_one_by_one_and_together(proxy):
     rows, classes = load_iris(return_X_y=True)
 
     def classify(data: list[list[float]]) -> dict[str, object]:
@@ -63,7 +63,7 @@ def test_all_flowers_one_by_one_and_together(proxy):
     assert sum(alone == classes) / len(classes) > 0.95
 
 
-def test_bad_input_is_refused(proxy):
+def test_invalid_input_returns_422(proxy):
     response = proxy.post("/predict", json={"data": [[5.1, 3.5, 1.4]]})
 
     assert response.status_code == 422

@@ -1,4 +1,4 @@
-"""TensorFlow Serving's protocol, spoken by a server that does what a test wants."""
+"""A server with TensorFlow Serving's gRPC protocol whose behaviour a test controls."""
 
 import asyncio
 import os
@@ -19,18 +19,18 @@ else:
     Context = grpc.aio.ServicerContext  # generic only in its stub
 
 BAD = 9.5
-"""A row that begins so makes a call fail with `failure`."""
+"""A row that starts with this value makes the call fail with `failure`."""
 
 
 class ScriptedModel:
-    """Classifies every row as versicolor; knows the sizes of the batches that it was asked for."""
+    """Classifies every row as versicolor, and records the sizes of the batches."""
 
     def __init__(self, port: int | None = None) -> None:
         self.port = port or free_port()
         self.batches: list[int] = []
         self.failure = grpc.StatusCode.INVALID_ARGUMENT
-        self.away = False
-        self.is_mortal = False
+        self.is_unavailable = False
+        self.crashes_on_bad_row = False
         self.answer = [0.1, 0.7, 0.2]
         self.released = asyncio.Event()
         self.released.set()
@@ -42,11 +42,11 @@ class ScriptedModel:
         rows = tensor.tensor_shape.dim[0].size
         self.batches.append(rows)
         self.entered.set()
-        if self.away:
-            await context.abort(grpc.StatusCode.UNAVAILABLE, "going away")
+        if self.is_unavailable:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "unavailable")
         await self.released.wait()
         if any(abs(value - BAD) < 1e-6 for value in tensor.float_val[::4]):
-            if self.is_mortal:
+            if self.crashes_on_bad_row:
                 os._exit(1)
             await context.abort(self.failure, "bad row")
         reply = messages.PredictResponse()
@@ -57,17 +57,17 @@ class ScriptedModel:
         version = messages.ModelVersionStatus(version=1, state=messages.ModelVersionStatus.AVAILABLE)
         return messages.GetModelStatusResponse(model_version_status=[version])
 
-    async def refuse(self, request, context: Context):
+    async def reject(self, request, context: Context):
         await context.abort(grpc.StatusCode.UNIMPLEMENTED, "not here")
 
     async def start(self) -> None:
         self._server = grpc.aio.server()
-        others = dict.fromkeys(["Classify", "Regress", "MultiInference", "GetModelMetadata"], self.refuse)
+        others = dict.fromkeys(["Classify", "Regress", "MultiInference", "GetModelMetadata"], self.reject)
         self._server.add_generic_rpc_handlers(
             (
                 generic_handler(PREDICTION_SERVICE, {"Predict": self.predict, **others}),
                 generic_handler(
-                    MODEL_SERVICE, {"GetModelStatus": self.status, "HandleReloadConfigRequest": self.refuse}
+                    MODEL_SERVICE, {"GetModelStatus": self.status, "HandleReloadConfigRequest": self.reject}
                 ),
             )
         )
@@ -82,7 +82,7 @@ class ScriptedModel:
 
 @asynccontextmanager
 async def scripted_model() -> AsyncIterator[ScriptedModel]:
-    """A model that runs."""
+    """A running model server."""
     model = ScriptedModel()
     await model.start()
     try:
@@ -94,7 +94,7 @@ async def scripted_model() -> AsyncIterator[ScriptedModel]:
 
 async def _serve_until_killed(port: int) -> None:
     model = ScriptedModel(port)
-    model.is_mortal = True
+    model.crashes_on_bad_row = True
     await model.start()
     await asyncio.Event().wait()
 

@@ -1,4 +1,4 @@
-"""The proxy's endpoints on a real Redis; the worker's part is played by the test."""
+"""The proxy's endpoints on a real Redis; the test itself acts as the worker."""
 
 import asyncio
 from contextlib import asynccontextmanager
@@ -62,7 +62,7 @@ async def submit(client, **body) -> str:
     return job_id
 
 
-async def test_the_job_is_in_redis_before_its_id_is_answered(redis, client):
+async def test_predict_returns_the_id_after_redis_stored_the_job(redis, client):
     job_id = await submit(client)
 
     assert await redis.get(f"job:{job_id}:data") == b"[[5.1,3.5,1.4,0.2]]"
@@ -70,7 +70,7 @@ async def test_the_job_is_in_redis_before_its_id_is_answered(redis, client):
     assert await redis.lrange("queue:predict", 0, -1) == [job_id.encode()]
 
 
-async def test_a_job_from_pending_to_completed(redis, client, worker):
+async def test_get_job_from_pending_to_completed(redis, client, worker):
     job_id = await submit(client)
     assert (await client.get(f"/job/{job_id}")).json() == {"job_id": job_id, "status": "pending"}
     await worker.claim(1)
@@ -83,7 +83,7 @@ async def test_a_job_from_pending_to_completed(redis, client, worker):
     assert (await redis.ttl(f"job:{job_id}:result")) > 86_000
 
 
-async def test_a_failed_job_says_why(client, worker):
+async def test_a_failed_job_returns_its_error(client, worker):
     job_id = await submit(client)
     await worker.claim(1)
     await worker.fail(job_id, "Model inference timeout")
@@ -95,7 +95,7 @@ async def test_a_failed_job_says_why(client, worker):
     }
 
 
-async def test_a_long_poll_answers_when_the_job_ends(redis, client, worker):
+async def test_a_long_poll_returns_when_the_job_ends(redis, client, worker):
     job_id = await submit(client)
     polling = asyncio.create_task(client.get(f"/job/{job_id}?wait=30"))
     async with asyncio.timeout(20):
@@ -105,23 +105,23 @@ async def test_a_long_poll_answers_when_the_job_ends(redis, client, worker):
         assert (await polling).json()["status"] == "failed"
 
 
-async def test_the_test_data_is_a_job_too(client):
+async def test_predict_test_enqueues_a_job(client):
     assert len((await client.post("/predict/test")).json()["job_id"]) == 6
 
 
-async def test_high_priority_has_its_own_list(redis, client):
+async def test_high_priority_jobs_use_their_own_list(redis, client):
     job_id = await submit(client, priority="high")
 
     assert await redis.lrange("queue:predict:high", 0, -1) == [job_id.encode()]
 
 
-async def test_unknown_jobs(client):
+async def test_unknown_job_returns_404(client):
     for method in ("GET", "DELETE"):
         response = await client.request(method, "/job/ffffff")
         assert (response.status_code, response.json()["detail"]) == (404, "Job not found")
 
 
-async def test_cancel(client):
+async def test_cancel_returns_409_once_the_job_has_ended(client):
     job_id = await submit(client)
 
     assert (await client.delete(f"/job/{job_id}")).json() == {"job_id": job_id, "status": "cancelled"}
@@ -143,7 +143,7 @@ async def test_jobs_are_listed_in_pages_and_by_status(client):
     assert [job["job_id"] for job in pending["jobs"]] == [ids[2], ids[1]]
 
 
-async def test_idempotency_key(client):
+async def test_a_repeated_idempotency_key_returns_the_same_job_or_422(client):
     headers = {"Idempotency-Key": "k"}
     first, second = [(await client.post("/predict", json=SAMPLE, headers=headers)).json() for _ in range(2)]
     other = await client.post("/predict", json={"data": [[1.0] * 4]}, headers=headers)
@@ -164,14 +164,14 @@ async def test_idempotency_key(client):
         (SAMPLE | {"priority": "urgent"}, "priority"),
     ],
 )
-async def test_bad_input_names_the_field(client, body, field):
+async def test_invalid_input_returns_422_with_the_field(client, body, field):
     response = await client.post("/predict", json=body)
 
     assert response.status_code == 422
     assert response.json()["errors"][0]["field"] == field
 
 
-async def test_a_full_queue_is_429(redis, settings):
+async def test_a_full_queue_returns_429(redis, settings):
     async with proxy(settings(max_queue_length=1)) as client:
         await submit(client)
         response = await client.post("/predict", json=SAMPLE)
@@ -180,7 +180,7 @@ async def test_a_full_queue_is_429(redis, settings):
     assert response.headers["Retry-After"]
 
 
-async def test_the_rate_is_limited_for_all_proxies_together(redis, settings):
+async def test_proxies_share_the_rate_limit(redis, settings):
     limited = settings(rate_limit="2/minute")
     async with proxy(limited) as one, proxy(limited) as other:
         await submit(one)
@@ -192,14 +192,14 @@ async def test_the_rate_is_limited_for_all_proxies_together(redis, settings):
     assert 1 <= int(response.headers["Retry-After"]) <= 60
 
 
-async def test_an_api_key_where_one_is_set(redis, settings):
+async def test_a_missing_api_key_returns_401(redis, settings):
     async with proxy(settings(api_key="secret")) as client:
         assert (await client.post("/predict", json=SAMPLE)).status_code == 401
         assert (await client.post("/predict", json=SAMPLE, headers={"X-API-Key": "secret"})).status_code == 200
         assert (await client.get("/health")).status_code == 200
 
 
-async def test_a_silent_redis_does_not_hold_up_health(settings):
+async def test_health_does_not_wait_for_a_hanging_redis(settings):
     connections = []
     server = await asyncio.start_server(lambda _, writer: connections.append(writer), "127.0.0.1", 0)
     async with server, proxy(settings(redis_port=server.sockets[0].getsockname()[1])) as client:
@@ -215,7 +215,7 @@ async def test_a_silent_redis_does_not_hold_up_health(settings):
 
 
 @pytest.mark.parametrize("rate_limit", [None, "100/minute"])
-async def test_without_redis(redis, settings, rate_limit):
+async def test_unavailable_redis_returns_503(redis, settings, rate_limit):
     async with proxy(settings(redis_port=free_port(), rate_limit=rate_limit)) as client:
         for method, path in [("POST", "/predict"), ("GET", "/job/a1b2c3"), ("GET", "/jobs")]:
             response = await client.request(method, path, json=SAMPLE)
@@ -230,7 +230,7 @@ async def test_without_redis(redis, settings, rate_limit):
         }
 
 
-async def test_a_stopping_proxy_answers_whoever_waits(redis, redis_server, tmp_path):
+async def test_a_stopping_proxy_answers_long_polls(redis, redis_server, tmp_path):
     port = free_port()
     env = {"REDIS_HOST": "127.0.0.1", "REDIS_PORT": str(redis_server.port), "PORT": str(port)}
     url = f"http://127.0.0.1:{port}"
@@ -242,12 +242,12 @@ async def test_a_stopping_proxy_answers_whoever_waits(redis, redis_server, tmp_p
                 await asyncio.sleep(0.01)
             assert await asyncio.to_thread(process.stop) == 0
 
-            # A request that is still there when the grace is over, is cut off and becomes a 500.
+            # A request that outlasts the grace period is aborted with 500.
             assert (await polling).json() == {"job_id": job_id, "status": "pending"}
 
 
-@pytest.mark.parametrize("module", ["src.proxy.app", "src.worker.main", "src.worker.failed list"])
-async def test_a_wrong_password_is_one_line_at_the_start(redis, redis_server, tmp_path, module):
+@pytest.mark.parametrize("module", ["src.proxy.app", "src.worker.main", "src.worker.dead_letters list"])
+async def test_a_wrong_redis_password_ends_the_start_with_one_line(redis, redis_server, tmp_path, module):
     env = {"REDIS_HOST": "127.0.0.1", "REDIS_PORT": str(redis_server.port), "PORT": str(free_port())}
     await redis.config_set("requirepass", "right")
     try:
@@ -260,7 +260,7 @@ async def test_a_wrong_password_is_one_line_at_the_start(redis, redis_server, tm
     assert "Redis refuses REDIS_PASSWORD" in line
 
 
-async def test_without_tf_serving(redis, settings):
+async def test_unavailable_tf_serving_is_reported_as_degraded(redis, settings):
     async with proxy(settings(tf_serving_grpc_port=free_port())) as client:
         health = await client.get("/health")
         assert (health.status_code, health.json()["status"]) == (200, "degraded")
@@ -269,7 +269,7 @@ async def test_without_tf_serving(redis, settings):
         await submit(client)
 
 
-async def test_metrics_of_the_queue(redis, client):
+async def test_metrics_report_queue_and_redis(redis, client):
     await submit(client)
     async with asyncio.timeout(20):
         while b'queue_length{priority="normal"} 1' not in generate_latest():  # noqa: ASYNC110 - gauges have no event

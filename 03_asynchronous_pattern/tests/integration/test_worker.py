@@ -1,4 +1,4 @@
-"""The worker between a real Redis and a gRPC server that misbehaves on demand."""
+"""The worker between a real Redis and a gRPC server that fails on demand."""
 
 import asyncio
 from collections import Counter
@@ -55,16 +55,16 @@ def processed(outcome) -> float:
     return REGISTRY.get_sample_value("jobs_processed_total", {"outcome": outcome}) or 0
 
 
-async def ends(queue, job_id):
+async def wait_for_end(queue, job_id):
     state = await queue.wait(job_id, 20)
     assert state.status.is_final, state
     return state
 
 
-async def test_jobs_that_wait_share_one_call(queue, model, settings):
+async def test_waiting_jobs_share_one_predict_call(queue, model, settings):
     ids = await submit(queue, *[GOOD_ROWS] * 20)
     async with worker(settings(num_workers=1)):
-        ended = [jobs.describe(await ends(queue, job_id)) for job_id in ids]
+        ended = [jobs.describe(await wait_for_end(queue, job_id)) for job_id in ids]
 
     assert model.batches == [20]
     assert ended[0] == {
@@ -74,11 +74,11 @@ async def test_jobs_that_wait_share_one_call(queue, model, settings):
     }
 
 
-async def test_rows_of_one_job_stay_together(queue, settings):
+async def test_each_job_gets_the_result_of_its_own_rows(queue, settings):
     one, three = await submit(queue, GOOD_ROWS, GOOD_ROWS * 3)
     async with worker(settings()):
-        assert jobs.describe(await ends(queue, one))["result"]["prediction"] == 1
-        assert jobs.describe(await ends(queue, three))["result"]["prediction"] == [1, 1, 1]
+        assert jobs.describe(await wait_for_end(queue, one))["result"]["prediction"] == 1
+        assert jobs.describe(await wait_for_end(queue, three))["result"]["prediction"] == [1, 1, 1]
 
 
 @pytest.mark.parametrize(
@@ -88,13 +88,13 @@ async def test_rows_of_one_job_stay_together(queue, settings):
         (grpc.StatusCode.DEADLINE_EXCEEDED, TIMEOUT_ERROR),
     ],
 )
-async def test_a_poison_job_fails_after_three_retries_and_holds_up_nobody(queue, model, settings, failure, error):
+async def test_a_poison_job_fails_after_three_retries_and_delays_no_other(queue, model, settings, failure, error):
     model.failure = failure
     counted = processed("completed"), processed("retried"), processed("failed")
     poison, *others = await submit(queue, BAD_ROWS, *[GOOD_ROWS] * 5)
     async with worker(settings(num_workers=1)):
-        assert [(await ends(queue, job_id)).status for job_id in others] == ["completed"] * 5
-        failed = await ends(queue, poison)
+        assert [(await wait_for_end(queue, job_id)).status for job_id in others] == ["completed"] * 5
+        failed = await wait_for_end(queue, poison)
 
     assert (failed.status, failed.error) == (JobStatus.FAILED, error)
     assert await queue.dead_letters() == [poison]
@@ -103,33 +103,33 @@ async def test_a_poison_job_fails_after_three_retries_and_holds_up_nobody(queue,
         counted[1] + 6 + 3,
         counted[2] + 1,
     )
-    # All together once; then everybody alone, the poison job with three retries.
+    # Once all together, then each job alone, with three retries of the poison job.
     assert model.batches == [6] + [1] * (1 + 5 + 3)
 
 
-async def test_a_model_that_does_not_answer_in_time_is_a_timeout(queue, model, settings):
+async def test_a_slow_model_fails_the_job_with_a_timeout(queue, model, settings):
     model.released.clear()
     (job_id,) = await submit(queue, GOOD_ROWS)
     async with worker(settings(tf_serving_timeout_s=0.1, max_retries=1)):
-        assert (await ends(queue, job_id)).error == TIMEOUT_ERROR
+        assert (await wait_for_end(queue, job_id)).error == TIMEOUT_ERROR
     assert model.batches == [1, 1]
 
 
-async def test_a_model_server_that_is_away_uses_up_no_try(redis, queue, model, settings):
-    model.away = True
+async def test_an_unavailable_model_server_uses_up_no_try(redis, queue, model, settings):
+    model.is_unavailable = True
     first, second = await submit(queue, GOOD_ROWS, GOOD_ROWS)
     async with worker(settings(num_workers=1)):
         async with asyncio.timeout(20):
             while len(model.batches) < 6:  # noqa: ASYNC110 - more often than a job may fail
                 await asyncio.sleep(0.01)
-        model.away = False
-        assert [(await ends(queue, job_id)).status for job_id in (first, second)] == ["completed"] * 2
+        model.is_unavailable = False
+        assert [(await wait_for_end(queue, job_id)).status for job_id in (first, second)] == ["completed"] * 2
 
     assert not await redis.exists(f"queue:predict:meta:{first}")
     assert model.batches[-1] == 2
 
 
-async def test_jobs_wait_in_the_queue_and_not_in_hand_while_the_model_server_is_gone(queue, settings):
+async def test_jobs_stay_pending_while_the_model_server_is_unreachable(queue, settings):
     (job_id,) = await submit(queue, GOOD_ROWS)
     seen = Counter[JobStatus]()
     with structlog.testing.capture_logs() as logs:
@@ -142,7 +142,7 @@ async def test_jobs_wait_in_the_queue_and_not_in_hand_while_the_model_server_is_
     assert seen == {JobStatus.PENDING: 50}
 
 
-async def test_a_job_that_kills_the_model_server_three_times_is_poison(queue, settings, tmp_path):
+async def test_a_job_that_kills_the_model_server_three_times_fails_as_poison(queue, settings, tmp_path):
     port = free_port()
     (poison,) = await submit(queue, BAD_ROWS)
     with ExitStack() as stack:
@@ -153,7 +153,7 @@ async def test_a_job_that_kills_the_model_server_three_times_is_poison(queue, se
 
         server = start()
         async with worker(settings(num_workers=1, tf_serving_grpc_port=port)):
-            waiting = asyncio.create_task(ends(queue, poison))
+            waiting = asyncio.create_task(wait_for_end(queue, poison))
             while not waiting.done():
                 if server.popen.poll() is not None:
                     server = start()
@@ -162,31 +162,31 @@ async def test_a_job_that_kills_the_model_server_three_times_is_poison(queue, se
             (good,) = await submit(queue, GOOD_ROWS)
             if server.popen.poll() is not None:
                 start()
-            assert (await ends(queue, good)).status is JobStatus.COMPLETED
+            assert (await wait_for_end(queue, good)).status is JobStatus.COMPLETED
 
     assert (failed.status, failed.error) == (JobStatus.FAILED, POISON)
 
 
-async def test_foreign_data_fails_alone(redis, queue, settings):
+async def test_malformed_data_fails_only_its_own_job(redis, queue, settings):
     await redis.set("job:zzzzzz:data", "nonsense", ex=60)
     await redis.lpush("queue:predict", "zzzzzz")
     (good,) = await submit(queue, GOOD_ROWS)
     async with worker(settings()):
-        assert (await ends(queue, good)).status is JobStatus.COMPLETED
-        assert (await ends(queue, "zzzzzz")).error == "Invalid input"
+        assert (await wait_for_end(queue, good)).status is JobStatus.COMPLETED
+        assert (await wait_for_end(queue, "zzzzzz")).error == "Invalid input"
 
 
-async def test_a_stopping_worker_finishes_what_it_has_in_hand(queue, model, settings):
+async def test_a_stopping_worker_finishes_jobs_in_flight(queue, model, settings):
     model.released.clear()
-    (in_hand,) = await submit(queue, GOOD_ROWS)
+    (in_flight,) = await submit(queue, GOOD_ROWS)
     async with worker(settings()):
         await model.entered.wait()
         asyncio.get_running_loop().call_later(0.1, model.released.set)
 
-    assert (await queue.get(in_hand)).status is JobStatus.COMPLETED
+    assert (await queue.get(in_flight)).status is JobStatus.COMPLETED
 
 
-async def test_a_stopping_worker_gives_back_what_it_cannot_finish(redis, queue, model, settings):
+async def test_a_stopping_worker_requeues_unfinished_jobs(redis, queue, model, settings):
     model.released.clear()
     ids = await submit(queue, GOOD_ROWS, GOOD_ROWS)
     async with worker(settings(shutdown_grace_s=1, num_workers=1)):
@@ -198,7 +198,7 @@ async def test_a_stopping_worker_gives_back_what_it_cannot_finish(redis, queue, 
     assert (await queue.stats()).workers == 0
 
 
-async def test_results_survive_a_restart_of_redis(redis_server, queue, model, settings):
+async def test_results_survive_a_redis_restart(redis_server, queue, model, settings):
     model.released.clear()
     (job_id,) = await submit(queue, GOOD_ROWS)
     async with worker(settings(num_workers=1)):
@@ -208,22 +208,22 @@ async def test_results_survive_a_restart_of_redis(redis_server, queue, model, se
             model.released.set()
             await asyncio.to_thread(wait_until, lambda: any(line["event"] == "redis_failed" for line in logs))
         await asyncio.to_thread(redis_server.start)
-        assert (await ends(queue, job_id)).status is JobStatus.COMPLETED
+        assert (await wait_for_end(queue, job_id)).status is JobStatus.COMPLETED
     assert model.batches == [1]
 
 
-async def test_a_worker_can_stop_while_redis_is_away(redis_server, queue, settings):
+async def test_a_worker_can_stop_while_redis_is_unavailable(redis_server, queue, settings):
     (job_id,) = await submit(queue, GOOD_ROWS)
     with structlog.testing.capture_logs() as logs:
         async with worker(settings(shutdown_grace_s=1)):
-            await ends(queue, job_id)
+            await wait_for_end(queue, job_id)
             redis_server.kill()
     await asyncio.to_thread(redis_server.start)
 
     assert "claims_left_behind" in [line["event"] for line in logs]
 
 
-async def test_a_job_cancelled_in_hand_stays_cancelled(queue, model, settings):
+async def test_a_job_cancelled_in_flight_stays_cancelled(queue, model, settings):
     model.released.clear()
     (job_id,) = await submit(queue, GOOD_ROWS)
     async with worker(settings()):
@@ -243,17 +243,17 @@ async def test_a_job_cancelled_in_hand_stays_cancelled(queue, model, settings):
         pytest.param([0.3, float("nan"), 0.7], id="not a number"),
     ],
 )
-async def test_an_answer_that_we_do_not_understand_fails_the_job_and_not_the_worker(queue, model, settings, answer):
+async def test_a_malformed_model_response_fails_the_job_but_not_the_worker(queue, model, settings, answer):
     model.answer = answer
     (job_id,) = await submit(queue, GOOD_ROWS)
     async with worker(settings(max_retries=1)):
-        assert (await ends(queue, job_id)).error == "Internal error"
+        assert (await wait_for_end(queue, job_id)).error == "Internal error"
         model.answer = [0.1, 0.7, 0.2]
         (good,) = await submit(queue, GOOD_ROWS)
-        assert (await ends(queue, good)).status is JobStatus.COMPLETED
+        assert (await wait_for_end(queue, good)).status is JobStatus.COMPLETED
 
 
-async def test_workers_on_one_machine_need_no_ports_of_their_own(redis, redis_server, tmp_path):
+async def test_workers_on_one_machine_choose_free_ports(redis, redis_server, tmp_path):
     env = {"REDIS_HOST": "127.0.0.1", "REDIS_PORT": str(redis_server.port)}
     with ExitStack() as stack:
         logs = [tmp_path / "one", tmp_path / "other"]
@@ -266,7 +266,7 @@ async def test_workers_on_one_machine_need_no_ports_of_their_own(redis, redis_se
         await asyncio.to_thread(wait_until, lambda: all(map(answers, urls)))
 
 
-async def test_a_worker_that_loses_one_of_its_tasks_ends_whole(redis, redis_server, model, tmp_path):
+async def test_a_crashed_task_ends_the_worker(redis, redis_server, model, tmp_path):
     await redis.set(b"job:\xff:data", "[[1, 1, 1, 1]]", ex=60)
     await redis.lpush("queue:predict", b"\xff")
     env = {

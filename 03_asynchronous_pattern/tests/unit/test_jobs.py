@@ -1,4 +1,4 @@
-"""The pattern's own logic, without any neighbour."""
+"""The pattern's own logic, without Redis or TensorFlow Serving."""
 
 import pytest
 from hypothesis import given
@@ -15,11 +15,11 @@ def job(data: bytes = b"[[1,1,1,1]]") -> Job:
     return Job(JobId("a1b2c3"), data)
 
 
-def test_one_row_is_classified_as_specified():
+def test_classify_one_row():
     assert jobs.classify([ONE]) == {"prediction": 1, "class_name": "versicolor", "probabilities": ONE}
 
 
-def test_several_rows_give_lists():
+def test_classify_several_rows_returns_lists():
     assert jobs.classify([ONE, [1.0, 0.0, 0.0]]) == {
         "prediction": [1, 0],
         "class_name": ["versicolor", "setosa"],
@@ -41,18 +41,18 @@ def test_several_rows_give_lists():
         ),
     ],
 )
-def test_a_state_is_described_as_specified(state, described):
+def test_describe_returns_the_specified_json(state, described):
     assert jobs.describe(state) == described
 
 
 @pytest.mark.parametrize("data", [b"", b"{}", b"[]", b"[[1,2,3]]", b'[["1",1,1,1]]', b"[[1,1,1,11]]"])
-def test_foreign_data_is_refused(data):
+def test_malformed_data_raises_value_error(data):
     with pytest.raises(ValueError, match="validation error"):
         jobs.read_rows(job(data))
 
 
 @given(st.lists(st.integers(1, MAX_ROWS * 2), max_size=40))
-def test_batches_hold_every_job_once_in_order_and_are_bounded(sizes):
+def test_batches_are_bounded_and_keep_every_job_in_order(sizes):
     all_jobs = [(job(), [[1.0] * 4] * size) for size in sizes]
 
     batches = list(jobs.in_batches(all_jobs))
