@@ -1,22 +1,22 @@
-"""Figures that are part of the design and that nobody needs to tune."""
+"""Constants of the design that operators have no reason to tune."""
 
 MAX_ID = 2**63 - 1
-"""The largest id that a database can be asked for; beyond it there is no item."""
+"""The largest id that the database drivers accept."""
 
 MAX_ERROR_LENGTH = 255
-"""Characters of a row's error that are stored."""
+"""Characters stored of the reason why a row cannot be predicted."""
 
 READ_PAGE_ROWS = 1_000
-"""Rows that a list reads at a time: what bounds the API's memory however many rows there are."""
+"""Rows that a list reads at a time; bounds the API's memory."""
 
 INSERT_PAGE_ROWS = 1_000
-"""Rows of one INSERT statement: far below PyMySQL's limit of about 1 MB, beyond which it makes two of one."""
+"""Rows per INSERT statement: far below the 1 MB at which PyMySQL would split it in two."""
 
-CHUNK_TRIES = 5
-"""How often a chunk is tried that loses to another transaction in a deadlock."""
+CHUNK_ATTEMPTS = 5
+"""How often a chunk is attempted while it conflicts with other transactions."""
 
-PROGRESS_EVERY_S = 10
-"""Seconds between two lines of progress in the log."""
+CHUNK_RETRY_DELAY_S = 0.1
+"""Pause before a chunk is attempted again."""
 
-RETRY_AFTER_S = 0.1
-"""Pause before such a chunk is tried again."""
+PROGRESS_INTERVAL_S = 10
+"""Seconds between two progress lines in the log."""

@@ -1,4 +1,4 @@
-"""API and job as the processes that they are in production."""
+"""The API and the job as the processes that they are in production."""
 
 import json
 import os
@@ -22,22 +22,49 @@ PATTERN = Path(__file__).parents[1]
 
 
 def peak_memory_mb(pid: int) -> float:
-    """The most memory that this process ever had; the test is skipped where there is no /proc."""
+    """Peak resident memory of a process; skips the test where there is no /proc."""
     status = Path(f"/proc/{pid}/status")
     if not status.exists():
         pytest.skip("memory is read from /proc")
     return next(int(line.split()[1]) / 1024 for line in status.read_text().splitlines() if line.startswith("VmHWM"))
 
 
+class JobProcess:
+    """A running job and its log."""
+
+    def __init__(self, process: "subprocess.Popen[str]") -> None:
+        self.process = process
+        self.log: list[dict[str, Any]] = []
+
+    def read_until(self, action: str) -> dict[str, Any]:
+        """Returns the next log line whose action starts with this text."""
+        assert self.process.stdout
+        for line in self.process.stdout:
+            self.log.append(json.loads(line))
+            if self.log[-1]["action"].startswith(action):
+                return self.log[-1]
+        raise AssertionError(f"{action!r} was not logged: {self.log}")
+
+    def wait(self) -> int:
+        """Returns the exit code."""
+        output, _ = self.process.communicate(timeout=300)
+        self.log += [json.loads(line) for line in output.splitlines()]
+        return self.process.returncode
+
+    @property
+    def actions(self) -> list[str]:
+        return [line["action"] for line in self.log]
+
+
 @dataclass(frozen=True)
-class Stack:
-    """What API and jobs of one test have in common: their environment."""
+class BatchSystem:
+    """The API and jobs on one database; `environment` is what their processes share."""
 
     environment: dict[str, str]
 
-    def job(self, *arguments: str, **variables: str) -> "Job":
+    def job(self, *arguments: str, **variables: str) -> JobProcess:
         """Start a job."""
-        return Job(
+        return JobProcess(
             subprocess.Popen(
                 [sys.executable, "-m", "src.task.job", *arguments],
                 cwd=PATTERN,
@@ -48,15 +75,15 @@ class Stack:
             )
         )
 
-    def run_job(self, *arguments: str, **variables: str) -> "Job":
-        """One whole batch that succeeded."""
+    def run_job(self, *arguments: str, **variables: str) -> JobProcess:
+        """Run one batch, which must succeed."""
         job = self.job("--once", "--no-wait", *arguments, **variables)
         assert job.wait() == 0, job.log
         return job
 
     @contextmanager
     def batches(self, wait_s: int = 1) -> Iterator[None]:
-        """One job after another, as under `restart: always`, each after this time; all of them must succeed."""
+        """One job after another, as under `restart: always`; all must succeed."""
         stopping = threading.Event()
 
         def restart_always() -> None:
@@ -73,14 +100,8 @@ class Stack:
             restarting.result()
 
     @contextmanager
-    def api(self) -> Iterator[httpx.Client]:
-        """A client of a started API."""
-        with self.api_process() as (client, _):
-            yield client
-
-    @contextmanager
-    def api_process(self) -> Iterator[tuple[httpx.Client, int]]:
-        """The same, and the API's process id."""
+    def api(self) -> Iterator[tuple[httpx.Client, int]]:
+        """A client of a started API, and the API's process id."""
         port = free_port()
         url = f"http://127.0.0.1:{port}"
         with tempfile.TemporaryDirectory() as folder:
@@ -92,28 +113,3 @@ class Stack:
             ):
                 yield client, process.popen.pid
                 assert process.stop() == 0, process.log
-
-
-class Job:
-    def __init__(self, process: "subprocess.Popen[str]") -> None:
-        self.process = process
-        self.log: list[dict[str, Any]] = []
-
-    def read_until(self, action: str) -> dict[str, Any]:
-        """The next line of the log whose action begins so."""
-        assert self.process.stdout
-        for line in self.process.stdout:
-            self.log.append(json.loads(line))
-            if self.log[-1]["action"].startswith(action):
-                return self.log[-1]
-        raise AssertionError(f"{action!r} was not logged: {self.log}")
-
-    def wait(self) -> int:
-        """The exit code."""
-        output, _ = self.process.communicate(timeout=300)
-        self.log += [json.loads(line) for line in output.splitlines()]
-        return self.process.returncode
-
-    @property
-    def actions(self) -> list[str]:
-        return [line["action"] for line in self.log]

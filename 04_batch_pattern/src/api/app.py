@@ -1,4 +1,4 @@
-"""The API: `python -m src.api.app`."""
+"""The FastAPI application, `python -m src.api.app`: registers flowers and returns their predictions."""
 
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager
@@ -15,7 +15,7 @@ from src.ml.metadata import read_metadata
 
 
 def create_app(settings: ApiSettings) -> FastAPI:
-    """The API on the database that these settings name."""
+    """The API, on the database that the settings name."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -27,7 +27,7 @@ def create_app(settings: ApiSettings) -> FastAPI:
     app = create_service(
         settings,
         title="Iris, registered now and predicted later",
-        description="Stores flowers; the batch job predicts all that are waiting.",
+        description="Stores flowers, which the batch job predicts later.",
         lifespan=lifespan,
         invalid_input=400,
         invalid_detail="Invalid data format",

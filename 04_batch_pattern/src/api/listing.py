@@ -1,4 +1,4 @@
-"""Lists of any length in bounded memory: a JSON array, read from the database and sent page by page."""
+"""Streams lists of any length in bounded memory: a JSON array, read from the database and sent page by page."""
 
 from collections.abc import Iterator
 from itertools import chain
@@ -9,30 +9,32 @@ from src.db.database import Database
 from src.db.schemas import StoredItem, to_json
 
 
-def json_array(database: Database, which: cruds.Filter, after_id: int, limit: int | None) -> Iterator[bytes]:
-    """These items, at most `limit`, with ids greater than `after_id`, as the parts of a JSON array.
+def json_array(database: Database, row_filter: cruds.Filter, after_id: int, limit: int | None) -> Iterator[bytes]:
+    """The parts of a JSON array of up to `limit` matching items with ids greater than `after_id`.
 
-    Each page is a transaction of its own: however slowly a client reads, it holds no connection. An error on a later
-    page leaves the array without its end.
+    Each page is its own transaction, so that a slow client does not hold a database connection. An error on a later
+    page leaves the array unterminated.
 
     Raises:
-        serving_common.errors.Unavailable: the database is away. At once, not when the array is first read from.
+        serving_common.errors.Unavailable: the database does not answer; raised here, not when the array is iterated.
     """
-    pages = _pages(database, which, after_id, limit)
+    pages = _pages(database, row_filter, after_id, limit)
     return _array(chain([next(pages)], pages))
 
 
-def _pages(database: Database, which: cruds.Filter, after_id: int, limit: int | None) -> Iterator[list[StoredItem]]:
-    """At least one page, which may be empty."""
-    left = limit
+def _pages(
+    database: Database, row_filter: cruds.Filter, after_id: int, limit: int | None
+) -> Iterator[list[StoredItem]]:
+    """Yields at least one page, which may be empty."""
+    remaining = limit
     while True:
-        size = READ_PAGE_ROWS if left is None else min(left, READ_PAGE_ROWS)
+        size = READ_PAGE_ROWS if remaining is None else min(remaining, READ_PAGE_ROWS)
         with database.transaction() as db:
-            page = cruds.select_items(db, which, after_id, size)
+            page = cruds.select_items(db, row_filter, after_id, size)
         yield page
-        if left is not None:
-            left -= len(page)
-        if len(page) < size or left == 0:
+        if remaining is not None:
+            remaining -= len(page)
+        if len(page) < size or remaining == 0:
             return
         after_id = page[-1].id
 

@@ -1,4 +1,4 @@
-"""Endpoints. Those that use the database are plain functions: FastAPI runs them in threads."""
+"""The endpoints. Those that use the database block, so they are plain functions, which FastAPI runs in threads."""
 
 import re
 from typing import Annotated, cast
@@ -7,7 +7,6 @@ from fastapi import APIRouter, Body, Depends, HTTPException, Path, Query, Reques
 from fastapi.responses import StreamingResponse
 from pydantic import BeforeValidator, Field
 
-from serving_common.errors import NotFound
 from serving_common.problems import problem_responses
 from src.api.listing import json_array
 from src.constants import MAX_ID
@@ -22,20 +21,20 @@ async def _database(request: Request) -> Database:
     return cast(Database, request.app.state.database)
 
 
-def _digits(text: str) -> str:
-    """Nothing else that Python takes for an integer, such as 1.0, 1_000 and +1."""
+def _require_digits(text: str) -> str:
+    """Reject other text that Python or pydantic would read as an integer, such as 1.0, 1_000 and +1."""
     if re.fullmatch("-?[0-9]+", text) is None:
         raise ValueError("must be a valid integer")
     return text
 
 
-Id = Annotated[int, BeforeValidator(_digits)]
+Id = Annotated[int, BeforeValidator(_require_digits)]
 DatabaseDep = Annotated[Database, Depends(_database)]
-# The bounds come before the validator: behind it, the OpenAPI document would not know them.
-AtLeast0 = Annotated[int, Field(ge=0, le=MAX_ID), BeforeValidator(_digits)]
-AtLeast1 = Annotated[int, Field(ge=1), BeforeValidator(_digits)]
-AfterId = Annotated[AtLeast0, Query(description="Only items with greater ids.")]
-Limit = Annotated[AtLeast1 | None, Query(description="At most so many items; the rest with after_id.")]
+# Bounds come before the validator; after it they would be missing from the OpenAPI document.
+AtLeast0 = Annotated[int, Field(ge=0, le=MAX_ID), BeforeValidator(_require_digits)]
+AtLeast1 = Annotated[int, Field(ge=1), BeforeValidator(_require_digits)]
+AfterId = Annotated[AtLeast0, Query(description="Only items with ids greater than this one.")]
+Limit = Annotated[AtLeast1 | None, Query(description="Maximum number of items; fetch the rest with after_id.")]
 
 health_router = APIRouter(tags=["health"])
 router = APIRouter(tags=["data"], responses=problem_responses(401))
@@ -50,22 +49,22 @@ def health(database: DatabaseDep) -> Health:
 
 @router.get("/metadata")
 async def metadata(request: Request) -> ModelMetadata:
-    """The model with which the job predicts."""
+    """The model that the job predicts with."""
     return cast(ModelMetadata, request.app.state.metadata)
 
 
 @router.post("/data", response_model=Item, responses=problem_responses(400, 413, 429, 503))
 def register(item: Annotated[ItemBase, Body()], database: DatabaseDep) -> Response:
-    """Store one flower. It is predicted by the next batch."""
-    with database.transaction(locks=True) as db:
+    """Store one flower; the next batch predicts it."""
+    with database.transaction(write=True) as db:
         [stored] = cruds.register_items(db, [item["values"]])
     return Response(to_json(stored), media_type=JSON)
 
 
 @router.post("/data/list", response_model=list[Item], responses=problem_responses(400, 413, 429, 503))
 def register_list(items: Annotated[ItemList, Body()], database: DatabaseDep) -> Response:
-    """Store many flowers: all of them, or none."""
-    with database.transaction(locks=True) as db:
+    """Store many flowers, all or none."""
+    with database.transaction(write=True) as db:
         stored = cruds.register_items(db, [item["values"] for item in items])
     return Response(to_json(stored), media_type=JSON)
 
@@ -90,13 +89,13 @@ def list_predicted(database: DatabaseDep, after_id: AfterId = 0, limit: Limit = 
 
 @router.get("/data/failed", response_model=list[Item], responses=problem_responses(400, 503))
 def list_failed(database: DatabaseDep, after_id: AfterId = 0, limit: Limit = None) -> StreamingResponse:
-    """Items that the job could not predict, with the reason."""
+    """Items that the job could not predict, and why."""
     return StreamingResponse(json_array(database, cruds.FAILED, after_id, limit), media_type=JSON)
 
 
 @router.get("/data/list", include_in_schema=False)
-async def list_is_no_id() -> None:
-    """405 as for any other path: this one is not asked for an item called `list`."""
+async def reject_list_as_id() -> None:
+    """405: without this route, GET /data/list would be a request for the item `list`."""
     raise HTTPException(405, "Method Not Allowed", {"Allow": "POST"})
 
 
@@ -105,6 +104,4 @@ def get_item(item_id: Annotated[Id, Path(alias="id")], database: DatabaseDep) ->
     """One item."""
     with database.transaction() as db:
         stored = cruds.select_by_id(db, item_id)
-    if stored is None:
-        raise NotFound("Item not found")
     return Response(to_json(stored), media_type=JSON)

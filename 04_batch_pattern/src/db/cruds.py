@@ -1,4 +1,4 @@
-"""What is done to the tables, in SQL that SQLite, MySQL and MariaDB share."""
+"""All reads and writes of the tables, in SQL that SQLite, MySQL and MariaDB share."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,14 +23,15 @@ from sqlalchemy import (
 from sqlalchemy.orm import Session
 from sqlalchemy.schema import CreateTable
 
+from serving_common.errors import NotFound
 from src.constants import INSERT_PAGE_ROWS, MAX_ERROR_LENGTH, MAX_ID
-from src.db.models import BatchRun, Item, new_predictions
+from src.db.models import BatchRun, ItemRow, new_predictions
 from src.db.schemas import Features, StoredItem
 
-items = cast(Table, Item.__table__)
+items = cast(Table, ItemRow.__table__)
 
-# JSON as the text that it is: it is sent or parsed elsewhere, without SQLAlchemy parsing each row's before. (SQLite
-# keeps JSON that is just a number as a number.)
+# JSON columns are read as text, so that SQLAlchemy does not parse each row; the text is sent, or parsed in bulk. (The
+# cast is for SQLite, which stores JSON that is just a number as a number.)
 VALUES = items.c["values"].cast(Text).label("values")
 PREDICTION = items.c.prediction.cast(Text).label("prediction")
 SELECT_ITEMS = select(items.c.id, VALUES, PREDICTION, items.c.created_datetime, items.c.error)
@@ -38,20 +39,20 @@ SELECT_ITEMS = select(items.c.id, VALUES, PREDICTION, items.c.created_datetime, 
 Statement = TypeVar("Statement", bound=Select[*tuple[Any, ...]])
 Filter = Sequence[ColumnElement[bool]]
 ALL: Filter = ()
-# Both columns each time: together they are the index that yields the rows in the order of their ids.
+# Always both columns: together they are the index that yields the rows in the order of their ids.
 UNPREDICTED: Filter = (items.c.is_predicted == 0, items.c.is_failed == 0)
 PREDICTED: Filter = (items.c.is_predicted == 1, items.c.is_failed == 0)
 FAILED: Filter = (items.c.is_predicted == 0, items.c.is_failed == 1)
 
 
 def predicted_by(model_version: str) -> Filter:
-    """The rows whose prediction is this model's."""
+    """The rows that this version of the model has predicted."""
     return (*PREDICTED, items.c.model_version == model_version)
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """How many rows there are, and their first and last id (0 and 0 where there are none)."""
+class RowRange:
+    """How many rows match, and their first and last id (0 and 0 if there are none)."""
 
     count: int
     first_id: int
@@ -60,7 +61,7 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class ClaimedItem:
-    """A row that no other job can claim before this transaction ends."""
+    """A row that no other job can claim until this transaction ends."""
 
     id: int
     values: str  # JSON
@@ -70,7 +71,7 @@ class ClaimedItem:
 
 
 def register_items(db: Session, rows: Sequence[Features]) -> list[StoredItem]:
-    """Store flowers for the job to predict; their ids ascend in the order of the rows."""
+    """Store flowers, unpredicted. Their ids ascend in the order of the rows."""
     now = datetime.now(UTC).replace(tzinfo=None, microsecond=0)
     ids = _insert(db, rows, now)
     return [
@@ -83,8 +84,8 @@ def _insert(db: Session, rows: Sequence[Features], now: datetime) -> list[int]:
     connection = db.connection()
     returning = insert(items).returning(items.c.id, sort_by_parameter_order=True)
     has_returning = connection.dialect.insert_executemany_returning_sort_by_parameter_order
-    # MySQL has no RETURNING. But an INSERT of several rows gets consecutive ids and tells the first of them; the step
-    # is 1 unless several servers share the writing.
+    # MySQL has no RETURNING, but gives the rows of one INSERT consecutive ids and returns the first; the step is 1
+    # unless several servers replicate to each other.
     step = 1 if has_returning else connection.scalar(text("SELECT @@auto_increment_increment"))
     ids: list[int] = []
     for start in range(0, len(rows), INSERT_PAGE_ROWS):
@@ -97,35 +98,37 @@ def _insert(db: Session, rows: Sequence[Features], now: datetime) -> list[int]:
     return ids
 
 
-def select_items(db: Session, which: Filter, after_id: int, limit: int) -> list[StoredItem]:
-    """So many of these rows with ids greater than `after_id`, in the order of their ids."""
-    statement = _by_index(SELECT_ITEMS, which).where(items.c.id > after_id).order_by(items.c.id).limit(limit)
+def select_items(db: Session, row_filter: Filter, after_id: int, limit: int) -> list[StoredItem]:
+    """Up to `limit` matching rows with ids greater than `after_id`, ordered by id."""
+    statement = _by_index(SELECT_ITEMS, row_filter).where(items.c.id > after_id).order_by(items.c.id).limit(limit)
     return [StoredItem(*row) for row in db.execute(statement).all()]
 
 
-def select_by_id(db: Session, item_id: int) -> StoredItem | None:
-    if not 0 < item_id <= MAX_ID:
-        return None
-    row = db.execute(SELECT_ITEMS.where(items.c.id == item_id)).one_or_none()
-    return None if row is None else StoredItem(*row)
+def select_by_id(db: Session, item_id: int) -> StoredItem:
+    """Raises NotFound."""
+    is_storable = 0 < item_id <= MAX_ID  # the drivers reject integers of more than 64 bits
+    row = db.execute(SELECT_ITEMS.where(items.c.id == item_id)).one_or_none() if is_storable else None
+    if row is None:
+        raise NotFound("Item not found")
+    return StoredItem(*row)
 
 
 # --- the job ---
 
 
-def count_items(db: Session, which: Filter) -> Found:
+def count_items(db: Session, row_filter: Filter) -> RowRange:
     statement = select(func.count(), func.min(items.c.id), func.max(items.c.id)).select_from(items)
-    row = db.execute(_by_index(statement, which)).one()
-    return Found(row[0], row[1] or 0, row[2] or 0)
+    row = db.execute(_by_index(statement, row_filter)).one()
+    return RowRange(row[0], row[1] or 0, row[2] or 0)
 
 
-def claim_items(db: Session, which: Filter, after_id: int, last_id: int, limit: int) -> list[ClaimedItem]:
-    """So many of these rows, in the order of their ids, locked. Rows that another job has locked are passed over.
+def claim_items(db: Session, row_filter: Filter, after_id: int, last_id: int, limit: int) -> list[ClaimedItem]:
+    """Lock and return up to `limit` matching rows, ordered by id; rows that another job has locked are skipped.
 
-    In SQLite the transaction itself is the lock.
+    In SQLite the write transaction itself is the lock.
     """
     statement = (
-        _by_index(select(items.c.id, VALUES), which)
+        _by_index(select(items.c.id, VALUES), row_filter)
         .where(items.c.id > after_id, items.c.id <= last_id)
         .order_by(items.c.id)
         .limit(limit)
@@ -135,24 +138,21 @@ def claim_items(db: Session, which: Filter, after_id: int, last_id: int, limit: 
 
 
 def register_predictions(db: Session, predictions: Mapping[int, str], model_version: str) -> None:
-    """Store predictions, id to JSON, of claimed rows: all of them in one UPDATE.
+    """Store the predictions (id to JSON) of claimed rows in one UPDATE.
 
-    Drivers know no bulk UPDATE; their executemany is one statement per row. So the predictions are inserted, which
-    does go in bulk, into a temporary table first.
+    A driver's executemany of UPDATE sends one statement per row, but its executemany of INSERT is a bulk statement:
+    so the predictions go into a temporary table first.
     """
     if not predictions:
         return
     connection = db.connection()
     connection.execute(CreateTable(new_predictions, if_not_exists=True))
-    # Past SQLAlchemy, which would look at each row's parameters in Python before the driver does.
-    mark = "?" if connection.dialect.paramstyle == "qmark" else "%s"
-    connection.exec_driver_sql(
-        f"INSERT INTO new_predictions (id, prediction) VALUES ({mark}, {mark})",  # noqa: S608 - placeholders only
-        list(predictions.items()),
-    )
-    # A join would read better, but MySQL and MariaDB then write all rows aside before they write them where they
-    # belong. The ids stand in the statement itself because SQLite limits its parameters; being different each time,
-    # it is not worth a place in SQLAlchemy's cache.
+    # Bypasses SQLAlchemy, which would process each row's parameters in Python.
+    placeholder = "?" if connection.dialect.paramstyle == "qmark" else "%s"
+    insert_new = f"INSERT INTO new_predictions (id, prediction) VALUES ({placeholder}, {placeholder})"  # noqa: S608
+    connection.exec_driver_sql(insert_new, list(predictions.items()))
+    # Not a join, for which MySQL and MariaDB buffer all rows in another temporary table. The ids are literals because
+    # SQLite limits the number of parameters; every statement is different, so caching it would only cost memory.
     new = select(new_predictions.c.prediction).where(new_predictions.c.id == items.c.id).scalar_subquery()
     ids: ColumnElement[int] = literal_column(", ".join(map(str, predictions)))
     statement = update(items).where(items.c.id.in_([ids])).values(prediction=new, model_version=model_version)
@@ -161,7 +161,7 @@ def register_predictions(db: Session, predictions: Mapping[int, str], model_vers
 
 
 def register_errors(db: Session, errors: Mapping[int, str]) -> None:
-    """Store why claimed rows cannot be predicted, id to reason: they are not tried again."""
+    """Store why claimed rows cannot be predicted (id to reason). The job does not try them again."""
     if errors:
         statement = update(items).where(items.c.id == bindparam("item_id")).values(error=bindparam("reason"))
         rows = [{"item_id": item_id, "reason": reason[:MAX_ERROR_LENGTH]} for item_id, reason in errors.items()]
@@ -177,7 +177,7 @@ def start_run(db: Session, model_version: str) -> int:
 
 
 def count_in_run(db: Session, run_id: int, predicted: int, errors: int) -> None:
-    """Add to the figures of a run, in the transaction that they are about."""
+    """Add to the counts of a run, in the transaction that stores these rows."""
     counts = {
         BatchRun.predicted_rows: BatchRun.predicted_rows + predicted,
         BatchRun.error_rows: BatchRun.error_rows + errors,
@@ -189,8 +189,8 @@ def end_run(db: Session, run_id: int) -> None:
     db.execute(update(BatchRun).where(BatchRun.id == run_id).values(ended_datetime=func.current_timestamp()))
 
 
-def _by_index(statement: Statement, which: Filter) -> Statement:
-    if not which:
+def _by_index(statement: Statement, row_filter: Filter) -> Statement:
+    if not row_filter:
         return statement
-    # MySQL would go by its statistics, which are old just after many rows have changed: so, after every batch.
-    return statement.where(*which).with_hint(items, "FORCE INDEX (ix_items_state)", "mysql")
+    # MySQL's optimizer relies on statistics, which are stale after every batch.
+    return statement.where(*row_filter).with_hint(items, "FORCE INDEX (ix_items_state)", "mysql")

@@ -1,7 +1,5 @@
-"""The one module that knows which database it is: URL, pool, timeouts, locks, and all that can go wrong."""
+"""Connections and transactions: URL, pool, timeouts, table creation, and the database's errors as the service's own."""
 
-import sqlite3
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,51 +8,51 @@ from typing import Any
 
 import orjson
 import structlog
-from sqlalchemy import Connection, Engine, create_engine, event, exc, func, inspect, select, text
+from sqlalchemy import Engine, create_engine, exc, func, inspect, select, text
 from sqlalchemy.orm import Session
 
 from serving_common.errors import StartupError, Unavailable
 from src.configurations import DatabaseSettings
+from src.db import sqlite_lock
 from src.db.models import Base
 
-# As many as the threads in which FastAPI runs plain functions.
+# Together the number of threads in which FastAPI runs plain functions.
 POOL_SIZE, POOL_OVERFLOW = 10, 30
 POOL_WAIT_S = 5
-POOL_RECYCLE_S = 1800  # less than MySQL's wait_timeout, after which it closes idle connections
-RETRY_EVERY_S = 0.5
-LOCK_EVERY_S = 0.001
+POOL_RECYCLE_S = 1800  # below MySQL's wait_timeout, after which the server closes idle connections
+RETRY_INTERVAL_S = 0.5
 SCHEMA_LOCK, SCHEMA_LOCK_WAIT_S = "batch_pattern_schema", 60
 
 # Lock wait timeout, deadlock, and MariaDB's "record has changed since last read".
-LOST_CODES = {1205, 1213, 1020}
+CONFLICT_CODES = {1205, 1213, 1020}
 
 log = structlog.get_logger()
 
 
-class LostToAnother(Unavailable):
-    """The transaction was rolled back in favour of another one: done again, it will probably succeed."""
+class TransactionConflict(Unavailable):
+    """Rolled back in favour of another transaction (deadlock or lock timeout); a retry will probably succeed."""
 
 
 class Database:
-    """Transactions on one engine. A database that does not answer makes them raise `Unavailable`."""
+    """Transactions on one engine; while the database is down they raise `Unavailable`."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
     @contextmanager
-    def transaction(self, *, locks: bool = False) -> Iterator[Session]:
-        """A session, committed at the end or, after an exception, rolled back.
+    def transaction(self, *, write: bool = False) -> Iterator[Session]:
+        """A session that is committed at the end, or rolled back after an exception.
 
         Args:
-            locks: rows are going to be written. SQLite, which has no row locks, takes its write lock at once.
+            write: take SQLite's write lock now, because it has no row locks. No effect on MySQL.
 
         Raises:
-            LostToAnother: try again.
-            Unavailable: the database is away.
+            TransactionConflict: retry.
+            Unavailable: the database does not answer.
         """
         try:
             with Session(self._engine) as session, session.begin():
-                session.connection(execution_options={"locks": locks})
+                session.connection(execution_options={"write": write})
                 yield session
         except (exc.OperationalError, exc.InterfaceError, exc.InternalError, exc.TimeoutError) as error:
             raise _serving_error(error) from error
@@ -67,10 +65,10 @@ class Database:
 
 @contextmanager
 def open_database(settings: DatabaseSettings) -> Iterator[Database]:
-    """The database with its tables, which are made where they are missing.
+    """The database, with missing tables created.
 
     Raises:
-        StartupError: it does not answer in time, is no database, or has tables of these names with other columns.
+        StartupError: the database does not answer in time, is not a database, or has tables with other columns.
     """
     engine = _create_engine(settings)
     try:
@@ -91,19 +89,17 @@ def _create_engine(settings: DatabaseSettings) -> Engine:
     }
     if url.get_backend_name() == "sqlite":
         _make_folder(Path(str(url.database)).parent)
-        # Statements are not kept prepared: each bulk UPDATE is another one, with thousands of ids, and a megabyte.
+        # No cached statements: each bulk UPDATE is different, with thousands of ids, and would keep a megabyte.
         connect_args = {"timeout": settings.database_timeout_s, "cached_statements": 0}
         engine = create_engine(url, **common, connect_args=connect_args)
-        event.listen(engine, "connect", _set_up_sqlite)
-        turn = threading.Lock()
-        event.listen(engine, "begin", lambda connection: _begin_sqlite(connection, turn, settings.database_timeout_s))
+        sqlite_lock.install(engine, settings.database_timeout_s)
         return engine
     return create_engine(
         url,
         **common,
         pool_pre_ping=True,
         pool_recycle=POOL_RECYCLE_S,
-        # Row locks of what a query passes over are given back, and gaps between rows are not locked at all.
+        # Releases the locks of rows that a query reads but does not match, and takes no gap locks.
         isolation_level="READ COMMITTED",
         connect_args={
             "connect_timeout": settings.database_timeout_s,
@@ -118,74 +114,36 @@ def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise StartupError(f"the database's folder {folder} cannot be made: {error.strerror}") from error
-
-
-def _set_up_sqlite(connection: Any, _record: object) -> None:
-    # Python's module would begin transactions when it sees fit; `_begin_sqlite` says when, and which.
-    connection.isolation_level = None
-    # Readers and a writer do not wait for each other.
-    connection.execute("PRAGMA journal_mode = WAL").close()
-
-
-def _begin_sqlite(connection: Connection, turn: threading.Lock, timeout_s: int) -> None:
-    if not connection.get_execution_options().get("locks", False):
-        connection.exec_driver_sql("BEGIN")
-        return
-    # SQLite itself would look ever more rarely, at last ten times a second, whether the lock is free: between two
-    # chunks of a job it is for a millisecond or two, and whoever registers a row would wait for the end of the batch.
-    # So we look, all the time, but only one thread of a process.
-    deadline = time.monotonic() + timeout_s
-    has_turn = turn.acquire(timeout=timeout_s)
-    try:
-        connection.exec_driver_sql("PRAGMA busy_timeout = 0").close()
-        while True:
-            try:
-                connection.exec_driver_sql("BEGIN IMMEDIATE")
-                return
-            except exc.OperationalError as error:
-                if not _is_busy(error.orig) or time.monotonic() > deadline:
-                    raise
-                time.sleep(LOCK_EVERY_S)
-    finally:
-        connection.exec_driver_sql(f"PRAGMA busy_timeout = {1000 * timeout_s}").close()
-        if has_turn:
-            turn.release()
-
-
-def _is_busy(error: BaseException | None) -> bool:
-    # The bits above the lower eight say why.
-    return isinstance(error, sqlite3.Error) and error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
+        raise StartupError(f"the database's folder {folder} cannot be created: {error.strerror}") from error
 
 
 def _wait_for_tables(engine: Engine, wait_s: float) -> None:
+    where = engine.url.render_as_string(hide_password=True)
     deadline = time.monotonic() + wait_s
     while True:
         try:
             return _create_tables(engine)
         except (exc.OperationalError, exc.InterfaceError, exc.InternalError) as error:
             if time.monotonic() > deadline:
-                where = engine.url.render_as_string(hide_password=True)
                 raise StartupError(f"the database at {where} does not answer: {error.orig}") from error
             log.info("waiting for the database", reason=str(error.orig))
-            time.sleep(RETRY_EVERY_S)
-        except exc.DatabaseError as error:  # waiting makes no database of another file
-            where = engine.url.render_as_string(hide_password=True)
+            time.sleep(RETRY_INTERVAL_S)
+        except exc.DatabaseError as error:  # for instance a file that is not a database; retrying will not help
             raise StartupError(f"the database at {where} cannot be used: {error.orig}") from error
 
 
 def _create_tables(engine: Engine) -> None:
-    """Make what is missing; one process at a time, as the API and any number of jobs may start at once."""
-    with engine.connect().execution_options(locks=True) as connection:
+    """Create missing tables, one process at a time: the API and any number of jobs may start together."""
+    with engine.connect().execution_options(write=True) as connection:
         is_mysql = engine.dialect.name != "sqlite"
-        if is_mysql:  # whose CREATE statements are no part of a transaction
+        if is_mysql:  # its CREATE statements are not transactional
             connection.execute(select(func.get_lock(SCHEMA_LOCK, SCHEMA_LOCK_WAIT_S)))
         try:
             Base.metadata.create_all(connection)
             for table in Base.metadata.sorted_tables:
-                found = {column["name"] for column in inspect(connection).get_columns(table.name)}
-                if missing := [column.name for column in table.columns if column.name not in found]:
-                    raise StartupError(f"the table {table.name} is another one: it has no column {', '.join(missing)}")
+                existing = {column["name"] for column in inspect(connection).get_columns(table.name)}
+                if missing := [column.name for column in table.columns if column.name not in existing]:
+                    raise StartupError(f"the table {table.name} has another schema: no column {', '.join(missing)}")
             connection.commit()
         finally:
             if is_mysql:
@@ -195,5 +153,7 @@ def _create_tables(engine: Engine) -> None:
 def _serving_error(error: exc.SQLAlchemyError) -> Unavailable:
     original = getattr(error, "orig", None)
     log.warning("database_failed", reason=str(original or error))
-    is_lost = _is_busy(original) or (original is not None and original.args[:1] and original.args[0] in LOST_CODES)
-    return LostToAnother("The database is busy") if is_lost else Unavailable("The database does not answer")
+    code = original.args[0] if original is not None and original.args else None
+    if sqlite_lock.is_busy(original) or code in CONFLICT_CODES:
+        return TransactionConflict("The database is busy")
+    return Unavailable("The database does not answer")

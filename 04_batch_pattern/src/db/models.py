@@ -1,4 +1,4 @@
-"""The tables."""
+"""The tables, as SQLAlchemy models."""
 
 from datetime import datetime
 from typing import Any
@@ -13,26 +13,26 @@ class Base(DeclarativeBase):
     pass
 
 
-class Item(Base):
-    """A flower, and once the job has seen it either its prediction or the reason why there is none."""
+class ItemRow(Base):
+    """A flower and, after a batch, either its prediction or the reason why it cannot be predicted."""
 
     __tablename__ = "items"
 
     id: Mapped[int] = mapped_column(primary_key=True)
     values: Mapped[list[float]] = mapped_column(JSON)
-    # Without none_as_null a None would be stored as JSON's null, which IS NULL does not find.
+    # Without none_as_null, None would be stored as JSON null, which IS NULL does not match.
     prediction: Mapped[dict[str, float] | None] = mapped_column(JSON(none_as_null=True))
     error: Mapped[str | None] = mapped_column(String(MAX_ERROR_LENGTH))
     model_version: Mapped[str | None] = mapped_column(String(64))
     created_datetime: Mapped[datetime] = mapped_column(TIMESTAMP, server_default=func.current_timestamp())  # UTC
-    # MySQL cannot index a JSON column; whether there is something in it, it can.
+    # MySQL cannot index a JSON column, but it can index these generated ones.
     is_predicted: Mapped[bool] = mapped_column(Computed("prediction IS NOT NULL", persisted=True))
     is_failed: Mapped[bool] = mapped_column(Computed("error IS NOT NULL AND prediction IS NULL", persisted=True))
 
     __table_args__: Any = (
-        # Ends, in every database, in the primary key: it yields each list in the order of the ids.
+        # Every database appends the primary key, so the index yields each list ordered by id.
         Index("ix_items_state", "is_predicted", "is_failed"),
-        # MySQL and MariaDB see to it themselves.
+        # MySQL and MariaDB validate JSON columns themselves.
         CheckConstraint('json_valid("values")', name="values_are_json").ddl_if(dialect="sqlite"),
         CheckConstraint("prediction IS NULL OR json_valid(prediction)", name="prediction_is_json").ddl_if(
             dialect="sqlite"
@@ -42,7 +42,7 @@ class Item(Base):
 
 
 class BatchRun(Base):
-    """One run of the job. One that was killed has no end, but the rows that it had committed."""
+    """One run of the job. A run that was killed has no end, but the counts of the rows that it committed."""
 
     __tablename__ = "batch_runs"
 
@@ -59,10 +59,10 @@ class BatchRun(Base):
 new_predictions = Table(
     "new_predictions",
     MetaData(),
-    Column("id", Item.__table__.c.id.type, primary_key=True, autoincrement=False),
+    Column("id", ItemRow.__table__.c.id.type, primary_key=True, autoincrement=False),
     Column("prediction", Text, nullable=False),
     prefixes=["TEMPORARY"],
     mysql_engine="InnoDB",
     mysql_charset="utf8mb4",
 )
-"""Where a chunk's predictions are sent in one go, before one UPDATE takes them over. Each connection has its own."""
+"""A chunk's predictions, bulk-inserted here before one UPDATE copies them to `items`. Private to each connection."""

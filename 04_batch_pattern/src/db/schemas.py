@@ -35,7 +35,7 @@ ItemList = Annotated[
     FailFast(),
     BeforeValidator(_unwrap_items, json_schema_input_type=_ItemsBody | Annotated[list[ItemBase], Field(min_length=1)]),
 ]
-"""`{"items": [...]}` or a plain list. Validation stops at the first bad item: 400,000 errors would fill the memory."""
+"""`{"items": [...]}` or a plain list. Validation stops at the first invalid item, which is enough to report."""
 
 
 class Item(TypedDict):
@@ -49,7 +49,9 @@ class Item(TypedDict):
     ]
     # Not a JSON Schema date-time, which requires a time zone.
     created_datetime: Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d$", description="UTC.")]
-    error: NotRequired[Annotated[str, Field(description="Why the job could not predict these values; absent otherwise.")]]
+    error: NotRequired[
+        Annotated[str, Field(description="Why the job could not predict these values; absent otherwise.")]
+    ]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""What there is to know about the model without running it."""
+"""Metadata of the model: version, labels, and what its manifest says."""
 
 import hashlib
 import json
@@ -11,7 +11,7 @@ from src.db.schemas import ModelMetadata
 
 
 def model_version(model_filepath: Path) -> str:
-    """A name for exactly these bytes: the file's SHA-256, first 12 hexadecimal digits.
+    """The first 12 hexadecimal digits of the file's SHA-256.
 
     Raises:
         StartupError: there is no such file.
@@ -23,10 +23,10 @@ def model_version(model_filepath: Path) -> str:
 
 
 def read_labels(label_filepath: Path) -> dict[str, str]:
-    """The classes' names by index: `{"0": "setosa", …}`.
+    """Class names by index: `{"0": "setosa", …}`.
 
     Raises:
-        StartupError: the file is missing or something else.
+        StartupError: the file is missing or is not such a mapping.
     """
     try:
         labels = json.loads(label_filepath.read_text(encoding="utf-8"))
@@ -38,7 +38,7 @@ def read_labels(label_filepath: Path) -> dict[str, str]:
 
 
 def read_metadata(model_filepath: Path, label_filepath: Path) -> ModelMetadata:
-    """What GET /metadata answers. A model that has no manifest beside it, the user's own, has no figures.
+    """The response of GET /metadata. A model without a manifest beside it, such as a user's own, has no figures.
 
     Raises:
         StartupError: model or labels are missing.

@@ -1,4 +1,4 @@
-"""The model, from stored JSON to the JSON to store."""
+"""ONNX inference: from the stored JSON of features to the JSON of probabilities to store."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from serving_common import iris
 from serving_common.onnx import OnnxModel
 from src.ml.metadata import model_version, read_labels
 
-# Float32 has about seven digits; more would only be stored.
+# Float32 has about seven significant digits; more would only take space.
 DECIMALS = 8
 
 _rows = TypeAdapter(list[iris.Row])
@@ -21,7 +21,7 @@ _rows = TypeAdapter(list[iris.Row])
 
 @dataclass(frozen=True, eq=False)
 class IrisClassifier:
-    """Probabilities of the classes, for as many flowers as there are; may be used by several threads at once."""
+    """Class probabilities for any number of flowers. Thread-safe."""
 
     model: OnnxModel
     classes: tuple[str, ...]
@@ -29,18 +29,18 @@ class IrisClassifier:
 
     @classmethod
     def load(cls, model_filepath: Path, label_filepath: Path) -> Self:
-        """The model, warm.
+        """The model, warmed up.
 
         Raises:
-            serving_common.errors.StartupError: model or labels are missing, or do not fit together.
+            serving_common.errors.StartupError: model or labels are missing, or do not match each other.
         """
         classes = tuple(read_labels(label_filepath))
-        # One thread each: the parallelism is in the slices.
+        # One thread per run: slices run in parallel.
         model = OnnxModel.load(model_filepath, input_shape=(None, 4), output_shape=(None, len(classes)), threads=1)
         return cls(model, classes, model_version(model_filepath))
 
     def predict(self, values: Sequence[str]) -> list[str]:
-        """One model run for all of these.
+        """Predict all of these in one model run.
 
         Args:
             values: JSON lists of four features in cm, `[5.1, 3.5, 1.4, 0.2]`.
@@ -48,7 +48,7 @@ class IrisClassifier:
         Returns: JSON objects of probabilities, `{"0": 0.97, "1": 0.02, "2": 0.01}`.
 
         Raises:
-            ValueError: one of the values is something else.
+            ValueError: one of the values is not such a list.
         """
         rows = np.array(_rows.validate_json(f"[{','.join(values)}]"), np.float32)
         probabilities = self.model.run(rows).astype(float).round(DECIMALS).tolist()

@@ -1,11 +1,11 @@
-"""The pattern, `python -m src.task.job`: predict what has been registered until now, as fast as the database can.
+"""The batch job, `python -m src.task.job`: predicts everything that is registered by now, chunk by chunk.
 
 wait ─► claim a chunk ─► 4 threads, one model run per slice ─► store it in one UPDATE ─► commit ─► nothing left: exit
               ▲                                                                            │
               └────────────────────────────────────────────────────────────────────────────┘
 
-The claim is a lock on the rows (FOR UPDATE SKIP LOCKED): any number of jobs share the work, and what a job had claimed
-when it died is waiting again.
+A claim is a row lock (FOR UPDATE SKIP LOCKED): any number of jobs share the rows, and when a job dies, the rollback
+releases its claims for the next one.
 """
 
 import argparse
@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 
 import structlog
@@ -23,9 +24,9 @@ from serving_common import logs
 from serving_common.errors import StartupError, Unavailable
 from serving_common.settings import load
 from src.configurations import JobSettings
-from src.constants import CHUNK_TRIES, RETRY_AFTER_S
+from src.constants import CHUNK_ATTEMPTS, CHUNK_RETRY_DELAY_S
 from src.db import cruds
-from src.db.database import Database, LostToAnother, open_database
+from src.db.database import Database, TransactionConflict, open_database
 from src.ml.prediction import IrisClassifier
 from src.task import metrics
 from src.task.progress import Progress
@@ -36,11 +37,11 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """All that the chunks of one run have in common."""
+    """What all chunks of one run share."""
 
     run_id: int
-    found: cruds.Found
-    which: cruds.Filter
+    rows: cruds.RowRange
+    row_filter: cruds.Filter
     is_repredicting: bool
     database: Database
     classifier: IrisClassifier
@@ -50,37 +51,37 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """What came of the rows up to this id."""
+    """A committed chunk: its last id, and its predictions and errors."""
 
     last_id: int
     outcome: Outcome
 
 
 def predict_chunk(batch: Batch, after_id: int) -> Chunk | None:
-    """Predict the next rows after this id, or return None if there is none. All of the chunk is stored, or nothing."""
-    with batch.database.transaction(locks=True) as db:
-        rows = cruds.claim_items(db, batch.which, after_id, batch.found.last_id, batch.settings.batch_chunk_size)
+    """Predict the next chunk after this id in one transaction: all of it is stored, or nothing. None: no rows left."""
+    with batch.database.transaction(write=True) as db:
+        rows = cruds.claim_items(db, batch.row_filter, after_id, batch.rows.last_id, batch.settings.batch_chunk_size)
         if not rows:
             return None
         outcome = predict_all(batch.executor, batch.classifier, rows, batch.settings.batch_slice_size)
         cruds.register_predictions(db, outcome.predictions, batch.classifier.version)
-        if not batch.is_repredicting:  # there, the older prediction stays
+        if not batch.is_repredicting:  # which keeps the older prediction
             cruds.register_errors(db, outcome.errors)
         cruds.count_in_run(db, batch.run_id, len(outcome.predictions), len(outcome.errors))
     return Chunk(rows[-1].id, outcome)
 
 
 def predict_next_chunk(batch: Batch, after_id: int) -> Chunk | None:
-    """The same, again if another transaction gets in the way.
+    """Like predict_chunk, but retries after a conflict with another transaction.
 
     Raises:
-        Unavailable: the database is away, or something has got in the way each time.
+        Unavailable: the database does not answer, or every attempt ended in a conflict.
     """
-    for _ in range(CHUNK_TRIES - 1):
+    for _ in range(CHUNK_ATTEMPTS - 1):
         try:
             return predict_chunk(batch, after_id)
-        except LostToAnother:
-            time.sleep(RETRY_AFTER_S)
+        except TransactionConflict:
+            time.sleep(CHUNK_RETRY_DELAY_S)
     return predict_chunk(batch, after_id)
 
 
@@ -91,44 +92,44 @@ def run_batch(
     stopping: threading.Event,
     repredict: str | None = None,
 ) -> None:
-    """Predict all rows that wait at this moment, or until `stopping` is set.
+    """Predict all rows that are unpredicted now, or stop after the current chunk once `stopping` is set.
 
     Args:
-        repredict: predict the rows of this older version of the model instead.
+        repredict: instead, predict again the rows that this older version of the model predicted.
 
     Raises:
-        Unavailable: the database is away. What was done until then is stored.
+        Unavailable: the database does not answer. Chunks before that are committed.
     """
     started = time.perf_counter()
     log.info("starting batch", model_version=classifier.version)
-    which = cruds.UNPREDICTED if repredict is None else cruds.predicted_by(repredict)
-    with database.transaction(locks=True) as db:
+    row_filter = cruds.UNPREDICTED if repredict is None else cruds.predicted_by(repredict)
+    with database.transaction(write=True) as db:
         run_id = cruds.start_run(db, classifier.version)
-        found = cruds.count_items(db, which)
-    log.info(f"found {found.count} {'unpredicted items' if repredict is None else f'items of model {repredict}'}")
+        rows = cruds.count_items(db, row_filter)
+    log.info(f"found {rows.count} {'unpredicted items' if repredict is None else f'items of model {repredict}'}")
     log.info(f"starting inference with {settings.batch_threads} threads")
-    with ThreadPoolExecutor(settings.batch_threads) as executor, Progress(found) as progress:
+    with ThreadPoolExecutor(settings.batch_threads) as executor, closing(Progress(rows)) as progress:
         batch = Batch(
             run_id=run_id,
-            found=found,
-            which=which,
+            rows=rows,
+            row_filter=row_filter,
             is_repredicting=repredict is not None,
             database=database,
             classifier=classifier,
             executor=executor,
             settings=settings,
         )
-        after_id = found.first_id - 1
+        after_id = rows.first_id - 1
         while not stopping.is_set() and (chunk := predict_next_chunk(batch, after_id)):
             after_id = chunk.last_id
             for item_id, reason in chunk.outcome.errors.items():
                 log.warning("item cannot be predicted", item_id=item_id, reason=reason)
             progress.advance(len(chunk.outcome.predictions), len(chunk.outcome.errors), after_id)
-    with database.transaction(locks=True) as db:
+    with database.transaction(write=True) as db:
         cruds.end_run(db, run_id)
     duration_s = time.perf_counter() - started
     if stopping.is_set():
-        log.info("batch stopped early; the next one goes on from here")
+        log.info("batch stopped early; the next run continues from here")
     else:
         log.info("batch completed successfully")
         metrics.publish(settings, predicted=progress.predicted, errors=progress.errors, duration_s=duration_s)
@@ -142,11 +143,13 @@ def run_batch(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The exit code: 0 after a batch or a signal, 1 if there was none; one line in the log says why."""
-    parser = argparse.ArgumentParser(prog="python -m src.task.job", description="Predict all items that wait for it.")
-    parser.add_argument("--once", action="store_true", help="one batch, then exit: what it does anyway")
-    parser.add_argument("--no-wait", action="store_true", help="start at once, not after JOB_WAIT_SECONDS")
-    parser.add_argument("--repredict", metavar="VERSION", help="predict the items of this older model again")
+    """Returns the exit code: 0 after a batch or a signal; 1 after a failure, with the reason in the log's last line."""
+    parser = argparse.ArgumentParser(prog="python -m src.task.job", description="Predict all unpredicted items.")
+    parser.add_argument("--once", action="store_true", help="run one batch and exit (the default)")
+    parser.add_argument("--no-wait", action="store_true", help="start immediately instead of after JOB_WAIT_SECONDS")
+    parser.add_argument(
+        "--repredict", metavar="VERSION", help="predict again the items that this older model version predicted"
+    )
     arguments = parser.parse_args(argv)
     settings = load(JobSettings)
     logs.configure("job", settings)
@@ -171,7 +174,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def stop_event() -> threading.Event:
-    """Set by SIGTERM and SIGINT: the chunk in hand is finished. A second signal ends the process at once."""
+    """Set by SIGTERM and SIGINT: the job finishes its chunk and exits. A second signal ends the process at once."""
     stopping = threading.Event()
 
     def stop(signal_number: int, _frame: object) -> None:

@@ -1,4 +1,4 @@
-"""What Prometheus learns of a batch. A job is gone before it could be scraped, so it leaves its figures somewhere."""
+"""Prometheus metrics of a batch. A job exits before it could be scraped, so it writes or pushes them."""
 
 import socket
 import time
@@ -13,15 +13,15 @@ log = structlog.get_logger()
 
 
 def publish(settings: JobSettings, *, predicted: int, errors: int, duration_s: float) -> None:
-    """Write and push the figures of a batch that succeeded, as configured. Failing to is logged and no failure.
+    """Write and push the metrics of a successful batch, as configured. A failure to do so is logged, not raised.
 
-    A batch that fails publishes nothing: the age of the last success is what tells of it.
+    A failed batch publishes nothing: alert on the age of the last success.
     """
     registry = CollectorRegistry()
     for name, text, value in (
         ("batch_rows_predicted", "Rows that the last successful batch predicted.", predicted),
         ("batch_rows_failed", "Rows that the last successful batch could not predict.", errors),
-        ("batch_duration_seconds", "How long the last successful batch took.", duration_s),
+        ("batch_duration_seconds", "Duration of the last successful batch.", duration_s),
         ("batch_last_success_timestamp_seconds", "When the last successful batch ended.", time.time()),
     ):
         Gauge(name, text, registry=registry).set(value)
@@ -32,5 +32,5 @@ def publish(settings: JobSettings, *, predicted: int, errors: int, duration_s: f
             pushadd_to_gateway(
                 settings.pushgateway_url, "batch_pattern", registry, grouping_key={"instance": socket.gethostname()}
             )
-    except (OSError, HTTPException, ValueError) as exc:  # the last two: of something else at that URL, or of a bad one
+    except (OSError, HTTPException, ValueError) as exc:  # the last two: not a gateway, or not a URL
         log.warning("metrics not published", reason=str(exc))

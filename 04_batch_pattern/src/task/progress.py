@@ -1,46 +1,39 @@
-"""How far a batch is: a bar on a terminal, now and then a line in the log elsewhere."""
+"""Progress of a batch: a bar on a terminal, elsewhere a log line every few seconds."""
 
 import math
 import sys
 import time
-from types import TracebackType
-from typing import Self
 
 import structlog
 from tqdm import tqdm
 
-from src.constants import PROGRESS_EVERY_S
-from src.db.cruds import Found
+from src.constants import PROGRESS_INTERVAL_S
+from src.db.cruds import RowRange
 
 log = structlog.get_logger()
 
 
 class Progress:
-    """Counts this job's rows; measures how far all jobs are by the ids, which all of them go through upwards."""
+    """Counts this job's rows. The percentage covers all jobs: they go through the same ids in ascending order."""
 
-    def __init__(self, found: Found) -> None:
+    def __init__(self, rows: RowRange) -> None:
         self.predicted = 0
         self.errors = 0
-        self._found = found
-        self._position = found.first_id - 1
+        self._rows = rows
+        self._position = rows.first_id - 1
         self._started = time.monotonic()
         self._logged = -math.inf
         self._bar = tqdm(
-            total=found.last_id - self._position,
+            total=rows.last_id - self._position,
             disable=not sys.stderr.isatty(),
             bar_format="{percentage:3.0f} % |{bar}| {postfix} [{elapsed}, {remaining} left]",
         )
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
         self._bar.close()
 
     def advance(self, predicted: int, errors: int, last_id: int) -> None:
-        """So many rows, up to this id, are committed."""
+        """Report committed rows, up to this id."""
         self.predicted += predicted
         self.errors += errors
         now = time.monotonic()
@@ -48,9 +41,9 @@ class Progress:
         self._bar.set_postfix_str(f"{self.predicted:,} rows, {rate:,.0f} rows/s", refresh=False)
         self._bar.update(last_id - self._position)
         self._position = last_id
-        if self._bar.disable and last_id < self._found.last_id and now - self._logged >= PROGRESS_EVERY_S:
+        if self._bar.disable and last_id < self._rows.last_id and now - self._logged >= PROGRESS_INTERVAL_S:
             self._logged = now
-            done = (last_id - self._found.first_id + 1) / (self._found.last_id - self._found.first_id + 1)
+            done = (last_id - self._rows.first_id + 1) / (self._rows.last_id - self._rows.first_id + 1)
             log.info(
                 "batch in progress",
                 rows=self.predicted,

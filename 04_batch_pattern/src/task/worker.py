@@ -1,4 +1,4 @@
-"""Inference in parallel: a chunk of rows is cut into slices, each of them one model run on one of the threads."""
+"""The inference worker: splits a chunk of rows into slices, each of them one model run on one of the threads."""
 
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Executor
@@ -13,41 +13,41 @@ from src.ml.prediction import IrisClassifier
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Every row is in one of the two, by its id."""
+    """Every row of a chunk by its id, in one of the two."""
 
     predictions: dict[int, str] = field(default_factory=dict)  # JSON
-    errors: dict[int, str] = field(default_factory=dict)  # the reason why there is no prediction
+    errors: dict[int, str] = field(default_factory=dict)  # why the row cannot be predicted
 
 
 def predict_all(
     executor: Executor, classifier: IrisClassifier, rows: Sequence[ClaimedItem], slice_size: int
 ) -> Outcome:
-    """Predict every row that can be predicted."""
+    """Predict every valid row; the others are reported in `errors`."""
     slices = [rows[start : start + slice_size] for start in range(0, len(rows), slice_size)]
-    return _joined(executor.map(partial(_predict_slice, classifier), slices))
+    return _merge(executor.map(partial(_predict_slice, classifier), slices))
 
 
 def _predict_slice(classifier: IrisClassifier, rows: Sequence[ClaimedItem]) -> Outcome:
-    """One run for all rows; if that does not work out, one for each, so that a bad row spoils nothing but itself."""
+    """One model run for all rows; if it fails, one run per row, so that an invalid row affects only itself."""
     try:
         predictions = classifier.predict([row.values for row in rows])
         return Outcome(predictions=dict(zip([row.id for row in rows], predictions, strict=True)))
-    except Exception as exc:  # noqa: BLE001 - whatever it was, the row gets it and the others go on
+    except Exception as exc:  # noqa: BLE001 - recorded for the row that caused it; the others go on
         if len(rows) == 1:
             return Outcome(errors={rows[0].id: _reason(exc)})
-    return _joined(_predict_slice(classifier, [row]) for row in rows)
+    return _merge(_predict_slice(classifier, [row]) for row in rows)
 
 
-def _joined(parts: Iterable[Outcome]) -> Outcome:
-    whole = Outcome()
+def _merge(parts: Iterable[Outcome]) -> Outcome:
+    merged = Outcome()
     for part in parts:
-        whole.predictions.update(part.predictions)
-        whole.errors.update(part.errors)
-    return whole
+        merged.predictions.update(part.predictions)
+        merged.errors.update(part.errors)
+    return merged
 
 
 def _reason(exc: Exception) -> str:
     if isinstance(exc, ValidationError):
-        first = exc.errors(include_url=False)[0]
-        return f"values{''.join(f'[{index}]' for index in first['loc'][1:])}: {first['msg']}"
+        error = exc.errors(include_url=False)[0]
+        return f"values{''.join(f'[{index}]' for index in error['loc'][1:])}: {error['msg']}"
     return f"{type(exc).__name__}: {exc}"

@@ -8,19 +8,19 @@ import httpx
 import pytest
 
 from tests.conftest import environment_of
-from tests.processes import Stack
+from tests.processes import BatchSystem
 
 JOB_WAIT_S = 3
 
 
 @pytest.fixture(scope="package")
 def api(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
-    """A client of the API; a job runs again and again beside it."""
+    """A client of the API, while jobs run in a loop."""
     if base_url := os.environ.get("BASE_URL_04"):
         with httpx.Client(base_url=base_url, trust_env=False, timeout=60) as client:
             yield client
         return
     models: Path = request.getfixturevalue("models")
-    stack = Stack(environment_of(models, f"sqlite:///{tmp_path_factory.mktemp('e2e')}/items.db"))
-    with stack.api() as client, stack.batches(JOB_WAIT_S):
+    system = BatchSystem(environment_of(models, f"sqlite:///{tmp_path_factory.mktemp('e2e')}/items.db"))
+    with system.api() as (client, _), system.batches(JOB_WAIT_S):
         yield client

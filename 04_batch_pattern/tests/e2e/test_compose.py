@@ -1,4 +1,4 @@
-"""What only containers can show."""
+"""Behaviour that only containers can show."""
 
 import subprocess
 
@@ -7,8 +7,7 @@ import pytest
 
 from serving_testing.compose import compose, crash, only_against_compose, wait_until_restarted
 from serving_testing.processes import wait_until
-
-ROW = [5.1, 3.5, 1.4, 0.2]
+from tests.conftest import ROW
 
 pytestmark = only_against_compose("BASE_URL_04")
 
@@ -17,7 +16,7 @@ def predicted(api: httpx.Client, after_id: int) -> int:
     return len(api.get("/data/predicted", params={"after_id": after_id}).json())
 
 
-def test_the_stack_outlives_its_database(api):
+def test_api_and_job_recover_from_a_database_crash(api):
     before = api.post("/data", json={"values": ROW}).json()["id"]
     container = crash("mysql")
     answer = api.post("/data", json={"values": ROW})
@@ -37,12 +36,12 @@ def test_three_jobs_share_the_rows(api):
     wait_until(lambda: predicted(api, before) == 30_000, within_s=180)
 
 
-def test_the_api_runs_without_privileges():
+def test_api_runs_as_non_root_on_a_read_only_filesystem():
     assert compose("exec", "-T", "api", "id", "-u") == "10001"
     with pytest.raises(subprocess.CalledProcessError):
         compose("exec", "-T", "api", "touch", "/app/x")
 
 
-def test_the_images_hold_no_tools_that_only_building_needs():
+def test_images_contain_no_build_tools():
     assert compose("exec", "-T", "api", "sh", "-c", "command -v uv gcc curl || true") == ""
     assert compose("run", "--rm", "--no-deps", "-T", "job", "sh", "-c", "command -v uv gcc curl || true") == ""

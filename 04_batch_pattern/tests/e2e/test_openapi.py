@@ -1,4 +1,4 @@
-"""Schemathesis makes requests, good and bad, from the OpenAPI document: no 500, nothing undocumented."""
+"""Schemathesis sends valid and invalid requests made from the OpenAPI document: no 500, nothing undocumented."""
 
 import subprocess
 import sys
@@ -7,7 +7,7 @@ from pathlib import Path
 SCHEMATHESIS = Path(sys.executable).with_name("schemathesis")
 
 
-def test_the_api_does_what_its_openapi_document_says(api, tmp_path):
+def test_api_conforms_to_its_openapi_document(api, tmp_path):
     url = f"{api.base_url}/openapi.json"
     done = subprocess.run(
         [SCHEMATHESIS, "run", url, "--checks", "all", "--max-examples", "20", "--seed", "1"],

@@ -1,21 +1,21 @@
-"""Register, wait for the job, read the predictions: against whatever stack `api` leads to."""
+"""Register, wait for the job, read the predictions: against any running system."""
 
 import httpx
 import pytest
 
 from serving_testing.processes import wait_until
+from tests.conftest import ROW
 
-ROW = [5.1, 3.5, 1.4, 0.2]
-# The specified 60 s between two batches, and the batch.
+# The specified 60 s between two batches, plus the batch.
 PREDICTED_WITHIN_S = 120
 
 
 def last_id(api: httpx.Client) -> int:
-    """Items after this one are this test's."""
+    """The id after which a test's own items begin."""
     return int(api.post("/data", json={"values": ROW}).json()["id"])
 
 
-def test_what_is_registered_is_predicted_by_the_next_batch(api, flowers):
+def test_registered_items_are_predicted_by_the_next_batch(api, flowers):
     rows, probabilities = flowers
     before = last_id(api)
     registered = api.post("/data/list", json={"items": [{"values": row} for row in rows]}).json()
@@ -35,7 +35,7 @@ def test_what_is_registered_is_predicted_by_the_next_batch(api, flowers):
     assert api.get("/data/unpredicted", params={"after_id": before, "limit": 150}).json() == []
 
 
-def test_a_large_list_is_predicted(api):
+def test_large_list_is_predicted(api):
     before = last_id(api)
     assert len(api.post("/data/list", json=[{"values": ROW}] * 10_000).json()) == 10_000
     wait_until(
@@ -44,9 +44,9 @@ def test_a_large_list_is_predicted(api):
     )
 
 
-def test_bad_input_and_unknown_items(api):
-    bad = api.post("/data/list", json=[{"values": ROW}, {"values": [1, 2, 3]}])
-    assert (bad.status_code, bad.json()["detail"]) == (400, "Invalid data format")
+def test_invalid_input_returns_400_and_unknown_item_404(api):
+    invalid = api.post("/data/list", json=[{"values": ROW}, {"values": [1, 2, 3]}])
+    assert (invalid.status_code, invalid.json()["detail"]) == (400, "Invalid data format")
     unknown = api.get("/data/2147483647")
     assert (unknown.status_code, unknown.json()["detail"]) == (404, "Item not found")
     assert api.get("/data/abc").status_code == 400

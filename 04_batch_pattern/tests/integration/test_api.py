@@ -2,15 +2,15 @@
 
 import httpx
 import pytest
+from pydantic import SecretStr
 from sqlalchemy import text
-from src.configurations import ApiSettings
-from src.constants import READ_PAGE_ROWS
+from src.constants import INSERT_PAGE_ROWS, READ_PAGE_ROWS
 from src.db import cruds
+from src.db.database import open_database
 
-from tests.conftest import serving
+from tests.conftest import ROW, register, serving, write
 from tests.processes import peak_memory_mb
 
-ROW = [5.1, 3.5, 1.4, 0.2]
 OUT_OF_RANGE = "must be a number greater than 0.0 and less than 10.0"
 
 
@@ -27,8 +27,9 @@ def test_register_one_and_get_it(api):
 
 
 @pytest.mark.parametrize("wrap", [lambda items: items, lambda items: {"items": items}], ids=["list", "items"])
-def test_register_ten_thousand(api, wrap):
-    items = [{"values": [5.1, 3.5, 1.4, 0.2 + number / 10_000]} for number in range(10_000)]
+def test_register_many_returns_them_in_order(api, wrap):
+    number_of_items = 2 * INSERT_PAGE_ROWS + 3
+    items = [{"values": [5.1, 3.5, 1.4, 0.2 + number / 10_000]} for number in range(number_of_items)]
     registered = api.post("/data/list", json=wrap(items))
     assert registered.status_code == 200
     stored = registered.json()
@@ -67,7 +68,7 @@ def test_register_ten_thousand(api, wrap):
         ),
     ],
 )
-def test_bad_input_is_400_and_stores_nothing(api, path, body, error):
+def test_invalid_input_returns_400_and_stores_nothing(api, path, body, error):
     answer = api.post(path, json=body)
     assert answer.status_code == 400
     problem = answer.json()
@@ -80,14 +81,14 @@ def test_bad_input_is_400_and_stores_nothing(api, path, body, error):
 @pytest.mark.parametrize(
     "body", [b"", b"{", b"\xff", b'{"values": [NaN, 1, 1, 1]}', b'{"values": [1e999, 1, 1, 1]}', b"[" * 100_000]
 )
-def test_what_is_no_json_is_400(api, body):
+def test_malformed_json_returns_400(api, body):
     answer = api.post("/data", content=body, headers={"Content-Type": "application/json"})
     assert answer.status_code == 400
     assert answer.json()["detail"] == "Invalid data format"
 
 
 @pytest.mark.parametrize("path", ["/data", "/data/list"])
-def test_a_body_that_is_not_said_to_be_json_is_told_so(api, path):
+def test_missing_content_type_returns_400_with_a_hint(api, path):
     answer = api.post(path, content=b'{"values": [5.1, 3.5, 1.4, 0.2]}')
     assert answer.status_code == 400
     [error] = answer.json()["errors"]
@@ -96,7 +97,7 @@ def test_a_body_that_is_not_said_to_be_json_is_told_so(api, path):
 
 
 @pytest.mark.parametrize("item_id", ["0", "-1", "1", "2147483648", "9223372036854775808", "9" * 100])
-def test_an_unknown_id_is_404(api, item_id):
+def test_unknown_id_returns_404(api, item_id):
     answer = api.get(f"/data/{item_id}")
     assert answer.status_code == 404
     assert answer.json()["detail"] == "Item not found"
@@ -120,16 +121,14 @@ def test_an_unknown_id_is_404(api, item_id):
         "/data/unpredicted?after_id=9223372036854775808",
     ],
 )
-def test_what_is_no_id_and_no_limit_is_400(api, path):
+def test_invalid_id_or_page_returns_400(api, path):
     answer = api.get(path)
     assert answer.status_code == 400
     assert answer.json()["detail"] == "Invalid data format"
 
 
-def test_lists_are_whole_beyond_a_page(api, database):
-    count = 2 * READ_PAGE_ROWS + 1
-    with database.transaction() as db:
-        ids = [item.id for item in cruds.register_items(db, [ROW] * count)]
+def test_lists_are_complete_across_pages(api, database):
+    ids = register(database, [ROW] * (2 * READ_PAGE_ROWS + 1))
     assert [item["id"] for item in api.get("/data/all").json()] == ids
     exactly_two_pages = api.get("/data/all", params={"limit": 2 * READ_PAGE_ROWS}).json()
     assert [item["id"] for item in exactly_two_pages] == ids[:-1]
@@ -137,7 +136,7 @@ def test_lists_are_whole_beyond_a_page(api, database):
     assert [item["id"] for item in rest] == ids[-2:]
 
 
-def test_rows_of_other_software_are_shown_as_they_are(api, database):
+def test_rows_of_other_programs_are_returned_unchanged(api, database):
     with database.transaction() as db:
         for values in ("[1, 2, 3]", '"text"', "null", '{"a": [true]}', "5", "0.5"):
             statement = "INSERT INTO items (`values`, prediction, created_datetime) VALUES (:values, '1', :created)"
@@ -148,7 +147,7 @@ def test_rows_of_other_software_are_shown_as_they_are(api, database):
     assert [api.get(f"/data/{item['id']}").json() for item in items] == items
 
 
-def test_failed_rows_tell_why(api, database):
+def test_failed_rows_include_the_reason(api, database):
     item = api.post("/data", json={"values": ROW}).json()
     with database.transaction() as db:
         cruds.register_errors(db, {item["id"]: "the reason"})
@@ -166,53 +165,53 @@ def test_metadata_and_health(api):
     assert metadata["outputs"][-1]["shape"] == ["N", 3]
 
 
-def test_without_its_table_the_api_says_so_and_recovers(api, database):
-    with database.transaction() as db:
-        db.execute(text("ALTER TABLE items RENAME TO moved"))
-    for answer in (api.get("/data/all"), api.get("/data/1"), api.post("/data", json={"values": ROW})):
-        assert answer.status_code >= 500
-        assert answer.json()["request_id"]
-    with database.transaction() as db:
-        db.execute(text("ALTER TABLE moved RENAME TO items"))
-    assert api.get("/data/all").json() == []
-
-
-def test_an_error_in_the_middle_is_no_complete_answer(api, database):
-    with database.transaction() as db:
-        cruds.register_items(db, [ROW] * 12_500)
-        for _ in range(4):  # 200,000 rows
-            db.execute(text("INSERT INTO items (`values`) SELECT `values` FROM items"))
-    with api.stream("GET", "/data/all") as answer:
-        assert answer.status_code == 200
-        parts = answer.iter_bytes()
-        assert next(parts).startswith(b'[{"id":1,')
-        # The rest does not fit into the sockets' buffers: its pages are not read yet.
+def test_missing_table_returns_500_until_it_is_back(fresh_settings):
+    with serving(fresh_settings) as api, open_database(fresh_settings) as database:
         with database.transaction() as db:
             db.execute(text("ALTER TABLE items RENAME TO moved"))
-        with pytest.raises(httpx.RemoteProtocolError, match="incomplete"):
-            for _ in parts:
-                pass
+        for answer in (api.get("/data/all"), api.get("/data/1"), api.post("/data", json={"values": ROW})):
+            assert answer.status_code >= 500
+            assert answer.json()["request_id"]
+        with database.transaction() as db:
+            db.execute(text("ALTER TABLE moved RENAME TO items"))
+        assert api.get("/data/all").json() == []
 
 
-def test_a_long_list_costs_no_more_than_a_few_times_its_size(stack):
+def test_error_in_the_middle_of_a_list_breaks_the_connection(fresh_settings):
+    with serving(fresh_settings) as api, open_database(fresh_settings) as database:
+        write(database, *[f'"{"x" * 4_000}"'] * 40)
+        with database.transaction() as db:
+            for _ in range(8):  # 10,240 rows, 40 MB: more than the sockets' buffers hold, so the last pages wait
+                db.execute(text("INSERT INTO items (`values`) SELECT `values` FROM items"))
+        with api.stream("GET", "/data/all") as answer:
+            assert answer.status_code == 200
+            parts = answer.iter_bytes()
+            assert next(parts).startswith(b'[{"id":1,')
+            with database.transaction() as db:
+                db.execute(text("ALTER TABLE items RENAME TO moved"))
+            with pytest.raises(httpx.RemoteProtocolError, match="incomplete"):
+                for _ in parts:
+                    pass
+
+
+def test_memory_for_a_long_list_is_a_small_multiple_of_its_size(database, system):
     body = b"[" + b",".join([b'{"values":[1,1,1,1]}'] * 100_000) + b"]"
-    with stack.api_process() as (api, pid):
+    with system.api() as (api, pid):
         before = peak_memory_mb(pid)
         answer = api.post("/data/list", content=body, headers={"Content-Type": "application/json"})
         assert len(answer.json()) == 100_000
         assert peak_memory_mb(pid) - before < 200
 
 
-def test_a_large_body_is_413(settings):
+def test_large_body_returns_413(settings):
     with serving(settings.model_copy(update={"max_body_bytes": 100})) as api:
         answer = api.post("/data/list", json=[{"values": ROW}] * 10)
         assert answer.status_code == 413
         assert api.post("/data", json={"values": ROW}).status_code == 200
 
 
-def test_the_api_key_guards_the_data(settings, monkeypatch):
-    monkeypatch.setenv("API_KEY", "secret")
-    with serving(ApiSettings()) as api:
+def test_api_key_is_required_for_data_only(database, settings):
+    with serving(settings.model_copy(update={"api_key": SecretStr("secret")})) as api:
         assert api.get("/data/all").status_code == 401
         assert api.post("/data", json={"values": ROW}).status_code == 401
         assert api.get("/data/all", headers={"X-API-Key": "secret"}).json() == []

@@ -1,4 +1,4 @@
-"""What the READMEs show is what happens: their curl lines are run, their settings tables generated anew."""
+"""The READMEs match reality: their curl lines are run, their settings tables generated again."""
 
 import subprocess
 import sys
@@ -6,16 +6,16 @@ import sys
 import pytest
 
 from tests.conftest import ROOT, environment_of
-from tests.processes import PATTERN, Stack
+from tests.processes import PATTERN, BatchSystem
 
 
-# The root's READMEs have examples of the other patterns as well, and the ports of `make up`.
+# The root's READMEs also have examples of other patterns, and use the ports of `make up`.
 @pytest.mark.parametrize(
     ("port", "arguments"), [(8000, [str(PATTERN)]), (8400, [str(ROOT), "--skip-others"])], ids=["pattern", "root"]
 )
-def test_the_readmes_are_as_they_say(models, tmp_path, port, arguments):
-    stack = Stack(environment_of(models, f"sqlite:///{tmp_path}/items.db"))
-    with stack.api() as api, stack.batches():
+def test_readme_examples_and_settings_are_current(models, tmp_path, port, arguments):
+    system = BatchSystem(environment_of(models, f"sqlite:///{tmp_path}/items.db"))
+    with system.api() as (api, _), system.batches():
         base = f"http://localhost:{port}={str(api.base_url).rstrip('/')}"
         command = [sys.executable, "-m", "scripts.checks.readme", *arguments, "--base", base]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

@@ -7,13 +7,13 @@ from src.configurations import ApiSettings, JobSettings
 
 
 @given(st.text(st.characters(codec="utf-8"), min_size=1))
-def test_any_password_survives_the_way_into_the_url(password):
+def test_any_password_is_preserved_in_the_url(password):
     url = JobSettings(mysql_password=password).url
     assert url.password == password
     assert make_url(url.render_as_string(hide_password=False)).password == password
 
 
-def test_the_specified_variables_name_the_database(monkeypatch):
+def test_specified_variables_set_the_database_url(monkeypatch):
     variables = {"SERVER": "db", "USER": "me", "PASSWORD": "p@ss/w:rd", "DATABASE": "flowers", "PORT": "3307"}
     for name, value in variables.items():
         monkeypatch.setenv(f"MYSQL_{name}", value)
@@ -22,7 +22,7 @@ def test_the_specified_variables_name_the_database(monkeypatch):
     assert (url.host, url.port, url.username, url.password, url.database) == ("db", 3307, "me", "p@ss/w:rd", "flowers")
 
 
-def test_the_specified_defaults():
+def test_defaults_are_those_of_the_specification():
     api, job = ApiSettings(), JobSettings()
     assert api.url.render_as_string(hide_password=False) == "mysql+pymysql://root:password@localhost:3306/sample_db"
     assert str(job.model_filepath) == "/app/models/iris_svc.onnx"
@@ -32,7 +32,7 @@ def test_the_specified_defaults():
 
 
 @pytest.mark.parametrize(
-    ("given_url", "wanted"),
+    ("database_url", "wanted"),
     [
         ("mysql://u:p@h/d", "mysql+pymysql://u:p@h/d"),
         ("mariadb://u:p@h/d", "mysql+pymysql://u:p@h/d"),
@@ -41,27 +41,27 @@ def test_the_specified_defaults():
         ("sqlite+aiosqlite:///items.db", "sqlite:///items.db"),
     ],
 )
-def test_database_url_comes_first(given_url, wanted):
-    assert JobSettings(database_url=given_url).url.render_as_string(hide_password=False) == wanted
+def test_database_url_takes_precedence_with_our_drivers(database_url, wanted):
+    assert JobSettings(database_url=database_url).url.render_as_string(hide_password=False) == wanted
 
 
 @pytest.mark.parametrize(
-    "wrong",
+    "invalid",
     ["secret", "mysql://root:secret@host:port/x", "postgresql://u:secret@h/d", "sqlite://", "sqlite:///:memory:"],
 )
-def test_a_wrong_url_is_refused_without_being_shown(wrong):
+def test_invalid_database_url_is_rejected_without_being_shown(invalid):
     with pytest.raises(ValidationError) as caught:
-        JobSettings(database_url=wrong)
+        JobSettings(database_url=invalid)
     assert all("secret" not in error["msg"] for error in caught.value.errors())
 
 
-@pytest.mark.parametrize("wrong", [-1, float("inf"), float("nan"), 1e10])
-def test_a_wait_is_a_time_that_can_be_waited(wrong):
+@pytest.mark.parametrize("invalid", [-1, float("inf"), float("nan"), 1e10])
+def test_job_wait_must_be_a_finite_duration(invalid):
     with pytest.raises(ValidationError):
-        JobSettings.model_validate({"job_wait_seconds": wrong})
+        JobSettings.model_validate({"job_wait_seconds": invalid})
 
 
 @pytest.mark.parametrize("name", ["batch_threads", "batch_chunk_size", "batch_slice_size"])
-def test_sizes_are_positive(name):
+def test_sizes_must_be_positive(name):
     with pytest.raises(ValidationError):
         JobSettings.model_validate({name: 0})

@@ -17,30 +17,30 @@ def test_metadata_comes_from_the_manifest(models):
     assert metadata["accuracy"] > 0.95
 
 
-def test_a_model_without_a_manifest_has_no_figures(models, tmp_path):
+def test_metadata_without_a_manifest_is_null(models, tmp_path):
     shutil.copy(models / "iris_svc.onnx", tmp_path / "mine.onnx")
     metadata = read_metadata(tmp_path / "mine.onnx", models / "label.json")
     assert (metadata["name"], metadata["accuracy"], metadata["weights"], metadata["inputs"]) == ("mine", None, None, [])
 
 
-def test_api_and_job_agree_on_the_version(models, classifier):
+def test_api_and_job_report_the_same_version(models, classifier):
     assert read_metadata(models / "iris_svc.onnx", models / "label.json")["version"] == classifier.version
 
 
-@pytest.mark.parametrize("content", [None, "[]", '{"0": "a", "2": "b"}', "no JSON"])
-def test_wrong_labels_stop_the_start(tmp_path, content):
+@pytest.mark.parametrize("content", [None, "[]", '{"0": "a", "2": "b"}', "not JSON"])
+def test_invalid_labels_raise_startup_error(tmp_path, content):
     if content is not None:
         (tmp_path / "label.json").write_text(content)
     with pytest.raises(StartupError, match=r"label\.json"):
         read_labels(tmp_path / "label.json")
 
 
-def test_labels_of_another_model_stop_the_start(models, tmp_path):
+def test_labels_of_another_model_raise_startup_error(models, tmp_path):
     (tmp_path / "label.json").write_text('{"0": "yes", "1": "no"}')
     with pytest.raises(StartupError, match="wrong output"):
         IrisClassifier.load(models / "iris_svc.onnx", tmp_path / "label.json")
 
 
-def test_a_missing_model_stops_the_start(models, tmp_path):
+def test_missing_model_raises_startup_error(models, tmp_path):
     with pytest.raises(StartupError, match="there is no model at"):
         read_metadata(tmp_path / "iris_svc.onnx", models / "label.json")

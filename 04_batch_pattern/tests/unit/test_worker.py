@@ -1,4 +1,4 @@
-"""Inference: slices on threads, and rows that cannot be predicted."""
+"""Inference in slices on threads, and rows that cannot be predicted."""
 
 import json
 from concurrent.futures import ThreadPoolExecutor
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from src.db.cruds import ClaimedItem
 from src.task.worker import predict_all
 
-GOOD = "[5.1, 3.5, 1.4, 0.2]"
+VALID = "[5.1, 3.5, 1.4, 0.2]"
 
 
 def predict(classifier, values, slice_size=500):
@@ -40,12 +40,12 @@ def test_predictions_equal_scikit_learn(classifier, flowers, slice_size):
         pytest.param("[5.1, 3.5, 1.4, 1e999]", "values[3]: must be a number", id="infinite"),
         pytest.param("{}", "valid array", id="an object"),
         pytest.param("null", "valid array", id="null"),
-        pytest.param(f"{GOOD},{GOOD}", "ValueError", id="two rows in one"),
-        pytest.param("][", "Invalid JSON", id="no JSON"),
+        pytest.param(f"{VALID},{VALID}", "ValueError", id="two rows in one value"),
+        pytest.param("][", "Invalid JSON", id="malformed JSON"),
     ],
 )
-def test_a_bad_row_gets_a_reason_and_the_others_their_predictions(classifier, values, reason):
-    outcome = predict(classifier, [GOOD, values, GOOD])
+def test_invalid_row_gets_a_reason_and_the_others_their_predictions(classifier, values, reason):
+    outcome = predict(classifier, [VALID, values, VALID])
     assert outcome.predictions.keys() == {1, 3}
     assert outcome.errors.keys() == {2}
     assert reason in outcome.errors[2]
