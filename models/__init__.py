@@ -1,3 +1,3 @@
 import os
 
-os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # before anyone imports it; serving_common/onnx.py says why
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # before ONNX Runtime is imported, see serving_common/onnx.py

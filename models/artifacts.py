@@ -1,6 +1,6 @@
-"""The table of artifacts: for each, its file and the ways to make it.
+"""The table of artifacts: the file of each, and the plans to build it.
 
-Importing this imports no machine learning library: that happens when something is made.
+This module imports no machine learning library; a plan does when it builds.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ Weights = Literal["auto", "pretrained", "random"]
 IRIS_CLASSES = ("setosa", "versicolor", "virginica")
 SAVED_MODEL_BUILDER = Path(__file__).parents[1] / "02_synchronous_pattern/build_model.py"
 IMAGENET_LABELS = Path(__file__).with_name("imagenet_labels.json")
-VISION_NEEDS = ("imagenet_labels", "sample_image")
+VISION_DEPENDENCIES = ("imagenet_labels", "sample_image")
 
 # From the ONNX Model Zoo, which moved to Hugging Face in July 2025.
 MODEL_ZOO: Mapping[str, Source] = {
@@ -38,7 +38,7 @@ MODEL_ZOO: Mapping[str, Source] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What the command line says about how to build."""
+    """The options of the command line that affect a build."""
 
     downloader: Downloader
     output: Path
@@ -48,12 +48,12 @@ class Options:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """One way to make an artifact, which is up to date as long as its manifest entry tells of the same way.
+    """One way to build an artifact. The artifact is up to date while its manifest entry has the same recipe.
 
-    recipe: all that decides the content beside the versions of `libraries` (names of distributions). Its "version"
-    is to be raised when the code that makes the artifact changes what it makes.
-    checked_with: libraries that are recorded, but do not decide the content.
-    make: writes the file and checks it. Raises BuildError; DownloadError means that the next plan may be tried.
+    recipe: everything besides the versions of `libraries` (names of distributions) that determines the content. Raise
+    its "version" when a change of the code changes the content.
+    checked_with: libraries that are recorded but do not determine the content.
+    make: writes and checks the file. Raises BuildError; after a DownloadError the next plan is tried.
     """
 
     recipe: Recipe
@@ -65,15 +65,15 @@ class Plan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Artifact:
-    """plans: given the options and what the manifest records, the ways to make it, best first.
+    """plans: from the options and the recorded manifest entry, the ways to build it, the best first.
 
-    needs: artifacts that are built along with it, and before.
-    is_extra: whether it is only built when it is asked for.
+    depends_on: artifacts that are built before it.
+    is_extra: built only on request.
     """
 
     file: str
     plans: Callable[[Options, Entry | None], list[Plan]]
-    needs: tuple[str, ...] = ()
+    depends_on: tuple[str, ...] = ()
     is_extra: bool = False
 
 
@@ -98,15 +98,15 @@ def iris(class_index: int | None) -> Artifact:
         ]
 
     name = "iris_svc" if class_index is None else f"iris_svc_0_{IRIS_CLASSES[class_index]}"
-    return Artifact(file=f"{name}.onnx", plans=plans, needs=("label",))
+    return Artifact(file=f"{name}.onnx", plans=plans, depends_on=("label",))
 
 
 def iris_saved_model() -> Artifact:
-    """Pattern 02's model, in the folder of its version as TensorFlow Serving wants it."""
+    """Pattern 02's model, in a folder named after its version, as TensorFlow Serving requires."""
 
     def plans(_options: Options, _recorded: Entry | None) -> list[Plan]:
         if not SAVED_MODEL_BUILDER.is_file():
-            raise BuildError(f"{SAVED_MODEL_BUILDER} is missing: pattern 02 makes this model")
+            raise BuildError(f"{SAVED_MODEL_BUILDER} is missing: pattern 02 builds this model")
 
         def make(target: Path) -> Facts:
             from models.saved_model import build
@@ -143,7 +143,7 @@ def vision(name: str, source: Source) -> Artifact:
 
             return adopt(path, target)
 
-        # All numbers come from the source: a new version of onnx is no reason to fetch it again.
+        # All weights come from the source: a new version of onnx does not require another download.
         return Plan(
             recipe={"version": 1, "source_sha256": sha256},
             checked_with=("onnx", "onnxruntime"),
@@ -169,11 +169,11 @@ def vision(name: str, source: Source) -> Artifact:
             make=make,
         )
 
-    return Artifact(file=f"{name}.onnx", plans=plans, needs=VISION_NEEDS)
+    return Artifact(file=f"{name}.onnx", plans=plans, depends_on=VISION_DEPENDENCIES)
 
 
 def quantised(name: str) -> Artifact:
-    """A vision model in 8-bit integers, made from the one in float32."""
+    """A vision model in 8-bit integers, made from the float32 model."""
 
     def plans(options: Options, _recorded: Entry | None) -> list[Plan]:
         source = load(options.output / "manifest.json")[name]
@@ -193,11 +193,11 @@ def quantised(name: str) -> Artifact:
             )
         ]
 
-    return Artifact(file=f"{name}_int8.onnx", plans=plans, needs=(name, *VISION_NEEDS), is_extra=True)
+    return Artifact(file=f"{name}_int8.onnx", plans=plans, depends_on=(name, *VISION_DEPENDENCIES), is_extra=True)
 
 
 def sample_image() -> Artifact:
-    """A photograph, the palace that scikit-learn brings along: something to show to the vision models."""
+    """A photograph for the vision models: the palace in scikit-learn's sample data."""
 
     def plans(_options: Options, _recorded: Entry | None) -> list[Plan]:
         def make(target: Path) -> Facts:

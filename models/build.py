@@ -1,4 +1,4 @@
-"""Builds what is missing or out of date: python -m models.build --help."""
+"""Builds the artifacts that are missing or out of date: python -m models.build --help."""
 
 import argparse
 import os
@@ -17,20 +17,20 @@ PRECISIONS = ("float32", "int8")
 
 
 def main(arguments: Sequence[str] | None = None, artifacts: Mapping[str, Artifact] | None = None) -> int:
-    """The exit code: 0 all built or up to date, 1 a failure that one line on stderr explains. Bad arguments exit 2."""
+    """Exit code: 0: all built or up to date; 1: a failure, explained by one line on stderr; 2: bad arguments."""
     artifacts = artifacts or table()
-    asked = parse(arguments, artifacts)
+    parsed = parse(arguments, artifacts)
     options = Options(
-        downloader=Downloader(asked.cache),
-        output=asked.output,
-        weights=asked.weights,
-        weights_files=dict(asked.weights_file),
+        downloader=Downloader(parsed.cache),
+        output=parsed.output,
+        weights=parsed.weights,
+        weights_files=dict(parsed.weights_file),
     )
-    names = asked.only or [name for name, artifact in artifacts.items() if not artifact.is_extra]
-    if asked.precision == "int8":
+    names = parsed.only or [name for name, artifact in artifacts.items() if not artifact.is_extra]
+    if parsed.precision == "int8":
         names += [extra for name in names if (extra := f"{name}_int8") in artifacts]
     try:
-        build(with_needs(names, artifacts), artifacts, options, force=asked.force)
+        build(with_dependencies(names, artifacts), artifacts, options, force=parsed.force)
     except (BuildError, OSError) as exc:
         say(f"error: {exc}")
         return 1
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None, artifacts: Mapping[str, Artifac
         say(f"error: {exc.name} is not installed: run `make setup`")
         return 1
     except KeyboardInterrupt:
-        say("interrupted; what was finished is kept")
+        say("interrupted; finished artifacts are kept")
         return 130
     return 0
 
@@ -57,7 +57,7 @@ def parse(arguments: Sequence[str] | None, artifacts: Collection[str]) -> argpar
         "--weights",
         choices=["auto", "pretrained", "random"],
         default="auto",
-        help="of the vision models; auto (default): pretrained, or random where the download cannot be reached",
+        help="of the vision models; auto (default): pretrained, or random if the download is unreachable",
     )
     add(
         "--weights-file",
@@ -66,36 +66,36 @@ def parse(arguments: Sequence[str] | None, artifacts: Collection[str]) -> argpar
         default=[],
         type=weights_file,
         metavar="NAME=PATH",
-        help="take this ONNX file for a vision model",
+        help="use this ONNX file for a vision model",
     )
     add(
         "--precision",
         choices=PRECISIONS,
         default=os.environ.get("MODEL_PRECISION") or "float32",
-        help="int8: the vision models in 8-bit integers, too; default: MODEL_PRECISION, else float32",
+        help="int8: also build the vision models in 8-bit integers; default: MODEL_PRECISION, else float32",
     )
-    add("--force", action="store_true", help="build also what is up to date")
+    add("--force", action="store_true", help="rebuild artifacts that are up to date")
     add("--output", type=Path, default=HERE / "artifacts", metavar="DIR", help="default: models/artifacts")
     add(
         "--cache",
         type=Path,
         default=os.environ.get("MODELS_CACHE") or HERE / "cache",
         metavar="DIR",
-        help="of downloads; default: MODELS_CACHE, else models/cache",
+        help="folder of downloads; default: MODELS_CACHE, else models/cache",
     )
-    asked = parser.parse_args(arguments)
-    if asked.precision not in PRECISIONS:
-        parser.error(f"MODEL_PRECISION={asked.precision}: choose from {', '.join(PRECISIONS)}")
-    for name, _ in asked.weights_file:
-        if asked.only and name not in asked.only:
+    options = parser.parse_args(arguments)
+    if options.precision not in PRECISIONS:
+        parser.error(f"MODEL_PRECISION={options.precision}: choose from {', '.join(PRECISIONS)}")
+    for name, _ in options.weights_file:
+        if options.only and name not in options.only:
             parser.error(f"--weights-file names {name}, which --only leaves out")
-    return asked
+    return options
 
 
-def with_needs(names: Collection[str], artifacts: Mapping[str, Artifact]) -> list[str]:
-    """These and what they need, in the table's order."""
-    needed = {need for name in names for need in artifacts[name].needs}
-    return [name for name in artifacts if name in names or name in needed]
+def with_dependencies(names: Collection[str], artifacts: Mapping[str, Artifact]) -> list[str]:
+    """These artifacts and their dependencies, in the table's order."""
+    dependencies = {each for name in names for each in artifacts[name].depends_on}
+    return [name for name in artifacts if name in names or name in dependencies]
 
 
 def build(names: Sequence[str], artifacts: Mapping[str, Artifact], options: Options, *, force: bool) -> None:
@@ -113,7 +113,7 @@ def build(names: Sequence[str], artifacts: Mapping[str, Artifact], options: Opti
                     say(f"{name}: its weights are random; to try the download again: --weights pretrained")
                 continue
             started = time.monotonic()
-            # At once, so that what is finished stays finished if a later artifact fails.
+            # Saved at once, so that finished artifacts remain if a later one fails.
             entries[name] = make(name, artifact.file, plans, output)
             save(manifest, entries)
             report(name, entries[name], f"built in {time.monotonic() - started:.1f} s")
@@ -128,7 +128,7 @@ def is_current(recorded: Entry, artifact: Artifact, plans: Sequence[Plan], outpu
 
 
 def make(name: str, file: str, plans: Sequence[Plan], output: Path) -> Entry:
-    """Make the artifact by the first plan that works out; a later one only where a download is not to be had."""
+    """Build the artifact by the first plan; by the next one if a download is not available."""
     plan, *others = plans
     try:
         with replacing(output / file) as temporary:

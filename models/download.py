@@ -1,7 +1,6 @@
-"""Downloads of known size and SHA-256: resumed where they broke off, checked before anybody sees them.
+"""Downloads of known size and SHA-256, resumed after a lost connection and checked before use.
 
-urllib, because it brings what is needed (redirects, proxies, the system's certificates) and the builder image stays
-without a further client library.
+urllib handles redirects, proxies and the system's certificates, so the builder image needs no HTTP client library.
 """
 
 import re
@@ -25,12 +24,12 @@ CHUNK_BYTES = 256 * 1024
 
 
 class DownloadError(BuildError):
-    """The file cannot be had; what arrived of it is kept where it is of use to the next try."""
+    """The file is not available. A partial download is kept if the next attempt can resume it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A file on the web that is known in advance."""
+    """A file on the web with known size and SHA-256."""
 
     url: str
     size_bytes: int
@@ -40,23 +39,23 @@ class Source:
     def name(self) -> str:
         return PurePosixPath(urlsplit(self.url).path).name
 
-    def fault(self, path: Path) -> str | None:
-        """Why this file is not the source's; None if it is."""
+    def mismatch(self, path: Path) -> str | None:
+        """How the file differs from the source; None if it is the same."""
         size = path.stat().st_size
         if size != self.size_bytes:
-            return f"{nature_of(path) or 'a file'} of {size:,} bytes instead of {self.size_bytes:,}"
+            return f"{content_type_of(path) or 'a file'} of {size:,} bytes instead of {self.size_bytes:,}"
         if (digest := sha256_of(path)) != self.sha256:
             return f"a file with SHA-256 {digest} instead of {self.sha256}"
         return None
 
 
-def nature_of(path: Path) -> str | None:
+def content_type_of(path: Path) -> str | None:
     with path.open("rb") as file:
-        return nature(file.read(512))
+        return content_type(file.read(512))
 
 
-def nature(head: bytes) -> str | None:
-    """Names what people most often get in place of a model, by its first bytes; None for anything else."""
+def content_type(head: bytes) -> str | None:
+    """Names the usual substitutes for a model by their first bytes; None for anything else."""
     head = head.lstrip().lower()
     if head.startswith(b"version https://git-lfs"):
         return "a Git LFS pointer"
@@ -66,7 +65,7 @@ def nature(head: bytes) -> str | None:
 
 
 class Downloader:
-    """Fetches into a cache folder. A host that could not be reached is not asked again by the same Downloader."""
+    """Fetches into a cache folder. After a failure to reach a host, a Downloader does not try that host again."""
 
     def __init__(self, cache: Path, answer_within_s: float = 8) -> None:
         self._cache = cache
@@ -74,51 +73,55 @@ class Downloader:
         self._unreachable: dict[str, DownloadError] = {}
 
     def fetch(self, source: Source) -> Path:
-        """The path of the checked file. Raises DownloadError."""
+        """The path of the checked file.
+
+        Raises:
+            DownloadError: the file is unreachable, incomplete or another one.
+        """
         target = self._cache / source.name
         with locked(self._cache):
             if target.exists():
-                if (fault := source.fault(target)) is None:
+                if (mismatch := source.mismatch(target)) is None:
                     return target
-                say(f"{target} is {fault}: fetching it again")
+                say(f"{target} is {mismatch}: fetching it again")
             partial = self._cache / f"{source.name}.part"
             self._complete(source, partial)
             partial.replace(target)
         return target
 
     def _complete(self, source: Source, partial: Path) -> None:
-        """Receive until `partial` is the source; go on for as long as each connection brings some of it."""
+        """Receive until `partial` is the source; retry as long as each connection delivers more of it."""
         resumed = partial.exists()
         while True:
             before = size_of(partial)
             if before < source.size_bytes:
                 self._receive(source, partial, before)
             after = size_of(partial)
-            if after < source.size_bytes and (after == 0 or nature_of(partial) is None):
+            if after < source.size_bytes and (after == 0 or content_type_of(partial) is None):
                 lost = f"connection lost at {after:,} of {source.size_bytes:,} bytes"
                 if after <= before:
                     raise DownloadError(f"{source.url}: {lost}")
                 say(f"{source.name}: {lost}: resuming")
                 continue
-            if (fault := source.fault(partial)) is None:
+            if (mismatch := source.mismatch(partial)) is None:
                 return
             partial.unlink()
             if not resumed:
-                raise DownloadError(f"{source.url} gave {fault}")
-            resumed = False  # the part from an earlier run may be to blame: once more, from the start
+                raise DownloadError(f"{source.url} gave {mismatch}")
+            resumed = False  # the partial file of an earlier run may be corrupt: retry once from the start
 
     def _receive(self, source: Source, partial: Path, have: int) -> None:
-        """Append one answer's bytes; returns early, without an error, when the connection breaks."""
-        with self._answer(source, have) as response:
+        """Append the bytes of one response; returns early, without an error, when the connection breaks."""
+        with self._open(source, have) as response:
             start = have if response.status == 206 else 0  # a server without Range support sends the whole file
-            if (promised := promised_size(response, start)) not in (None, source.size_bytes):
-                what = nature(response.read(512)) or "a file"
-                raise DownloadError(f"{source.url} gave {what} of {promised:,} bytes instead of {source.size_bytes:,}")
+            if (announced := announced_size(response, start)) not in (None, source.size_bytes):
+                what = content_type(response.read(512)) or "a file"
+                raise DownloadError(f"{source.url} gave {what} of {announced:,} bytes instead of {source.size_bytes:,}")
             progress = tqdm(
                 total=source.size_bytes, initial=start, desc=source.name, unit="B", unit_scale=True, disable=None
             )
             with progress, partial.open("ab" if start else "wb") as file:
-                # One byte more than expected is enough to know that it is the wrong file.
+                # One byte more than expected shows that it is the wrong file.
                 while (room := source.size_bytes + 1 - file.tell()) > 0:
                     try:
                         chunk = response.read(min(CHUNK_BYTES, room))
@@ -130,7 +133,7 @@ class Downloader:
                     progress.update(len(chunk))
 
     @contextmanager
-    def _answer(self, source: Source, have: int) -> Iterator[HTTPResponse]:
+    def _open(self, source: Source, have: int) -> Iterator[HTTPResponse]:
         host = urlsplit(source.url).netloc
         if host in self._unreachable:
             raise self._unreachable[host]
@@ -150,27 +153,27 @@ class Downloader:
 
 
 def open_within(request: Request, seconds: float) -> HTTPResponse:
-    """urlopen with a limit on all of it: its own time-out leaves out name look-up and counts anew for each address."""
+    """urlopen with a deadline for the whole call: its own timeout excludes name resolution and is per address."""
     outcome: SimpleQueue[HTTPResponse | Exception] = SimpleQueue()
 
-    def ask() -> None:
+    def send() -> None:
         try:
             outcome.put(urlopen(request, timeout=STALLED_AFTER_S))  # noqa: S310 our own table
         except (OSError, HTTPException) as exc:
             outcome.put(exc)
 
-    threading.Thread(target=ask, daemon=True).start()
+    threading.Thread(target=send, daemon=True).start()
     try:
-        answer = outcome.get(timeout=seconds)
+        response = outcome.get(timeout=seconds)
     except Empty:
         raise TimeoutError(f"no answer within {seconds} s") from None
-    if isinstance(answer, Exception):
-        raise answer
-    return answer
+    if isinstance(response, Exception):
+        raise response
+    return response
 
 
-def promised_size(response: HTTPResponse, start: int) -> int | None:
-    """The size of the whole file by the answer's own headers; None where they do not say."""
+def announced_size(response: HTTPResponse, start: int) -> int | None:
+    """The size of the whole file according to the response headers; None if they do not state it."""
     if response.status == 206:
         match = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", response.headers.get("Content-Range", ""))
         if match is None or int(match[1]) != start:

@@ -1,4 +1,4 @@
-"""Files that are whole or not there: hashes, atomic writes, a lock between builders."""
+"""Hashes, atomic writes, and a lock between builders."""
 
 import fcntl
 import hashlib
@@ -11,16 +11,16 @@ from pathlib import Path
 
 
 class BuildError(Exception):
-    """A failure that its message, one line, explains to the person who started the build."""
+    """A failure with a one-line message for the person who started the build."""
 
 
 def say(message: str) -> None:
-    """Tell the person at the terminal; standard output holds the results alone."""
+    """Print to stderr; stdout holds only the results."""
     print(message, file=sys.stderr, flush=True)
 
 
 def sha256_of(path: Path) -> str:
-    """Of a file's content; of a folder, of the names and contents of all files in it."""
+    """The SHA-256 of a file's content; of a folder, over the names and contents of all its files."""
     if path.is_dir():
         parts = [f"{file.relative_to(path).as_posix()} {sha256_of(file)}\n" for file in files_of(path)]
         return hashlib.sha256("".join(parts).encode()).hexdigest()
@@ -29,7 +29,7 @@ def sha256_of(path: Path) -> str:
 
 
 def size_of(path: Path) -> int:
-    """In bytes; of a folder, of all files in it."""
+    """Bytes of a file, or of all files in a folder."""
     return sum(file.stat().st_size for file in files_of(path)) if path.is_dir() else path.stat().st_size
 
 
@@ -39,10 +39,10 @@ def files_of(folder: Path) -> list[Path]:
 
 @contextmanager
 def replacing(target: Path) -> Iterator[Path]:
-    """A temporary path beside `target`; the file or folder written there takes its place when the block ends well.
+    """A temporary path next to `target`; it replaces `target` atomically unless the block raises.
 
-    Whoever holds `locked(target.parent)` is the only writer, so the name is fixed: a killed build leaves at most one
-    such file, and the next build overwrites it.
+    Hold `locked(target.parent)`: the name is fixed, so that a killed build leaves at most one such file, which the next
+    build overwrites.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.partial")
@@ -52,7 +52,7 @@ def replacing(target: Path) -> Iterator[Path]:
         for path in files_of(temporary) if temporary.is_dir() else [temporary]:
             with path.open("rb") as file:
                 os.fsync(file.fileno())
-        if target.is_dir():  # which a rename cannot replace
+        if target.is_dir():  # a rename cannot replace a folder
             remove(target)
         temporary.replace(target)
     finally:
@@ -60,7 +60,7 @@ def replacing(target: Path) -> Iterator[Path]:
 
 
 def remove(path: Path) -> None:
-    """Remove a file or a folder, if it is there."""
+    """Remove a file or a folder if it exists."""
     if path.is_dir():
         shutil.rmtree(path)
     else:
@@ -69,7 +69,7 @@ def remove(path: Path) -> None:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Make the folder, and be its only builder; waits for another one. The kernel frees the lock of a killed one."""
+    """Create the folder and hold its lock; waits for another builder. The kernel frees the lock of a killed one."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as lock:
         try:

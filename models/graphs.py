@@ -1,4 +1,4 @@
-"""ONNX graphs: what goes in and out of them, and running them once to see."""
+"""Inputs and outputs of ONNX graphs, and one trial run."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -25,12 +25,12 @@ def tensors(values: Sequence[onnx.ValueInfoProto]) -> list[Tensor]:
 
 
 def run(model: onnx.ModelProto, rows: Array) -> list[Array]:
-    """All outputs for one batch at the model's only input. Raises BuildError."""
+    """All outputs for one batch at the model's only input. Raises BuildError if the run fails."""
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # errors arrive as exceptions; the rest is noise
+    options.log_severity_level = 4  # errors are raised as exceptions
     try:
         session = onnxruntime.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
         outputs: list[Array] = session.run(None, {session.get_inputs()[0].name: rows})
-    except Exception as exc:  # onnxruntime's exceptions have no other base class in common
+    except Exception as exc:  # onnxruntime's exceptions share no other base class
         raise BuildError(f"onnxruntime cannot run it on {list(rows.shape)}: {str(exc).splitlines()[0]}") from exc
     return outputs

@@ -1,6 +1,6 @@
-"""The vision models, brought to one contract whatever their weights come from.
+"""The vision models, converted to one interface whatever the source of their weights.
 
-Input `input` float32 (N, 3, 224, 224); output `output` float32 (N, 1000): scores, before softmax.
+Input `input` float32 (N, 3, 224, 224); output `output` float32 (N, 1000): scores before softmax.
 """
 
 import copy
@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
 
-from models.download import nature_of
+from models.download import content_type_of
 from models.files import BuildError, say
 from models.graphs import Array, run, tensors
 from models.manifest import Facts
@@ -22,17 +22,21 @@ PIXELS = (3, 224, 224)
 CLASSES = 1000
 TARGET_OPSET = 17
 
-# keras.applications, and the factor that brings the scores of random weights to single digits. The Model Zoo's
-# resnet50-v2 is ResNet V2: pre-activation.
+# The class in keras.applications, and the factor that scales the scores of random weights to single digits. The Model
+# Zoo's resnet50-v2 is ResNet V2: pre-activation.
 ARCHITECTURES = {"mobilenet_v2": ("MobileNetV2", 1.0), "resnet50": ("ResNet50V2", 0.01)}
 
 
 def adopt(source: Path, target: Path) -> Facts:
-    """Write an ONNX file of somebody else's with our tensor names and any N. Raises BuildError if it cannot be done."""
+    """Convert an ONNX file from elsewhere to our tensor names and any N.
+
+    Raises:
+        BuildError: the file is not ONNX, or its shapes, type or scores do not fit.
+    """
     try:
         original = onnx.load(source)
     except (OSError, DecodeError, onnx.checker.ValidationError) as exc:
-        raise BuildError(f"{source} is {nature_of(source) or 'not an ONNX file'}") from exc
+        raise BuildError(f"{source} is {content_type_of(source) or 'not an ONNX file'}") from exc
     try:
         return write(conform(original), target, original)
     except BuildError as exc:
@@ -40,14 +44,14 @@ def adopt(source: Path, target: Path) -> Facts:
 
 
 def randomize(architecture: str, seed: int, target: Path) -> Facts:
-    """Write the architecture with random weights, the same for the same seed. Needs TensorFlow, and 1 GB of memory."""
+    """Write the architecture with random weights, determined by the seed. Needs TensorFlow and 1 GB of memory."""
     if missing := [package for package in ("tensorflow", "tf2onnx") if find_spec(package) is None]:
         raise BuildError(
             f"random weights need {' and '.join(missing)}, not installed here: run `make setup`, "
             "or `uv pip install -c constraints.txt -r models/pyproject.toml --extra tensorflow` "
             "(in the image: build argument EXTRAS=tensorflow)"
         )
-    say("loading TensorFlow to make random weights: takes some seconds")
+    say("loading TensorFlow to make random weights; this takes some seconds")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # it reorders sums, differently on each kind of processor
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
@@ -61,8 +65,8 @@ def randomize(architecture: str, seed: int, target: Path) -> Facts:
     vectors = {name: variable.numpy() for name, variable in weights.items() if name not in kernels}
     statistics = [variable.numpy() for variable in network.non_trainable_variables]
 
-    # The kernels are inputs while TensorFlow and tf2onnx work, and become weights when they are done: neither then
-    # copies 100 MB at each of its steps, which costs 6 GB of memory otherwise.
+    # The kernels are inputs during the conversion and become weights afterwards; otherwise TensorFlow and tf2onnx copy
+    # 100 MB in each of their steps, which takes 6 GB of memory.
     def scores(images: tf.Tensor, *values: tf.Tensor) -> tf.Tensor:
         known = vectors | dict(zip(kernels, values, strict=True))
         trainable = [tf.convert_to_tensor(known[name]) for name in weights]
@@ -81,14 +85,14 @@ def randomize(architecture: str, seed: int, target: Path) -> Facts:
     for name, shape in kernels.items():
         kernel = random_kernel(generator, tuple(shape), classifier_factor)
         model.graph.initializer.append(onnx.numpy_helper.from_array(kernel, name))
-    put_in_order(model.graph)
+    normalize_order(model.graph)
     return write(conform(model), target, model)
 
 
-def put_in_order(graph: onnx.GraphProto) -> None:
-    """Order nodes and weights by use and number the tensors: tf2onnx leaves both to the hashes of one process.
+def normalize_order(graph: onnx.GraphProto) -> None:
+    """Sort nodes and weights by use and number the tensors, because tf2onnx's order depends on the process's hash seed.
 
-    Its doc_string goes, too: it names the traced function by how many the process had traced before.
+    Clear doc_string, too: it contains the number of functions that the process had traced before.
     """
     graph.doc_string = ""
     makers = {name: node for node in graph.node for name in node.output}
@@ -105,7 +109,7 @@ def put_in_order(graph: onnx.GraphProto) -> None:
     used = dict.fromkeys(name for node in nodes for name in (*node.input, *node.output))
     weights = {tensor.name: tensor for tensor in graph.initializer}
     initializers = [weights[name] for name in used if name in weights]
-    nodes, initializers = copy.deepcopy(nodes), copy.deepcopy(initializers)  # deleting empties what is still in place
+    nodes, initializers = copy.deepcopy(nodes), copy.deepcopy(initializers)  # deletion empties the originals
     del graph.node[:], graph.initializer[:]
     graph.node.extend(nodes)
     graph.initializer.extend(initializers)
@@ -116,21 +120,21 @@ def put_in_order(graph: onnx.GraphProto) -> None:
 
 
 def random_kernel(generator: np.random.Generator, shape: tuple[int, ...], classifier_factor: float) -> Array:
-    """He initialisation. Keras's default lets MobileNetV2's scores vanish to 1e-11: all classes equal after softmax."""
+    """He initialisation. With Keras's default, MobileNetV2's scores shrink to 1e-11: all equal after softmax."""
     is_depthwise = len(shape) == 4 and shape[-1] == 1
     fan_in = np.prod(shape[:2] if is_depthwise else shape[:-1])
     factor = classifier_factor if len(shape) == 2 else 1.0
-    # Drawn in float64 and rounded: the last bit of float32 draws depends on the C library.
+    # Drawn in float64 and rounded, because the last bit of float32 draws depends on the C library.
     kernel: Array = (generator.standard_normal(shape) * factor * np.sqrt(2 / fan_in)).astype(np.float32)
     return kernel
 
 
 def conform(original: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy with the contract's tensor names and a batch dimension N. Raises BuildError if the shapes are others."""
+    """A copy with our tensor names and a batch dimension N. Raises BuildError if its shapes do not fit."""
     model = onnx.ModelProto()
     model.CopyFrom(original)
     graph = model.graph
-    # Before IR 4 weights had to be listed as inputs, too; onnxruntime then takes them for variable and folds nothing.
+    # Before IR 4, weights were listed as inputs, too; onnxruntime then treats them as variable and folds no constants.
     weights = {tensor.name for tensor in graph.initializer}
     inputs = [value for value in graph.input if value.name not in weights]
     del graph.input[:]
@@ -144,7 +148,7 @@ def conform(original: onnx.ModelProto) -> onnx.ModelProto:
             rename(graph, name, f"{name}_of_original")
             rename(graph, value.name, name)
         value.type.tensor_type.shape.dim[0].dim_param = "N"
-    del graph.value_info[:]  # may hold the batch size that was fixed
+    del graph.value_info[:]  # may contain the fixed batch size
     return model
 
 
@@ -154,7 +158,7 @@ def require_shape(role: str, values: Sequence[onnx.ValueInfoProto], rest: tuple[
     if len(values) != 1 or values[0].type.tensor_type.elem_type != onnx.TensorProto.FLOAT:
         raise BuildError(f"{wanted} is needed, not {found}")
     dims = values[0].type.tensor_type.shape.dim
-    # A dimension may be unknown (no value): the trial run decides.
+    # An unknown dimension (no value) is left to the trial run.
     if len(dims) != 1 + len(rest) or any(d.dim_value not in (0, n) for d, n in zip(dims[1:], rest, strict=True)):
         raise BuildError(f"{wanted} is needed, not {found}")
     for dim, size in zip(dims[1:], rest, strict=True):
@@ -162,7 +166,7 @@ def require_shape(role: str, values: Sequence[onnx.ValueInfoProto], rest: tuple[
 
 
 def rename(graph: onnx.GraphProto, old: str, new: str) -> None:
-    """Rename a tensor wherever it is written or read, also inside the branches and loops of the graph."""
+    """Rename a tensor everywhere, also inside the graph's branches and loops."""
     values: list[onnx.ValueInfoProto | onnx.TensorProto] = [
         *graph.input,
         *graph.output,
@@ -187,7 +191,7 @@ def inner_graphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
 
 
 def write(model: onnx.ModelProto, target: Path, original: onnx.ModelProto) -> Facts:
-    """Write the model after running it: one image and two at once must give what the original gives for each."""
+    """Write the model after a trial run: batches of one and two images must give the scores of the original."""
     images = np.random.default_rng(0).standard_normal((2, *PIXELS), np.float32)
     wanted = np.concatenate([run(original, image[None])[0] for image in images])
     scale = float(np.abs(wanted).max())

@@ -29,7 +29,7 @@ TARGET_OPSET = {"": 18, "ai.onnx.ml": 3}
 
 
 def data() -> tuple[Array, Array]:
-    """All 150 flowers: float32 (150, 4), as the services receive them, and their classes, 0 to 2."""
+    """All 150 flowers: float32 (150, 4) in cm, as the services receive them, and their classes, 0 to 2."""
     rows, classes = load_iris(return_X_y=True)
     return rows.astype(np.float32), classes
 
@@ -44,15 +44,15 @@ def build(target: Path, class_index: int | None, folds: int, repeats: int, seed:
 
     class_index: None for all three classes; else one class against the rest, with probabilities (N, 2) in the order
     [P(class), P(not class)].
-    Raises BuildError if cross-validation stays at or below 95 % or ONNX strays from scikit-learn.
+    Raises BuildError if the cross-validated accuracy is not above 95 % or ONNX deviates from scikit-learn.
     """
     rows, classes = data()
     if class_index is not None:
-        # Columns stand in the order of the labels, so the class itself is 0 and everything else 1.
+        # Columns are in the order of the labels, so the class itself is 0 and everything else 1.
         classes = (classes != class_index).astype(np.int64)
-    # Repeated, because one split of 150 rows is worth +-1 %, as much as lies between these models and the limit.
+    # Repeated, because one split of 150 rows varies by 1 %, as much as separates these models from the limit.
     split = RepeatedStratifiedKFold(n_splits=folds, n_repeats=repeats, random_state=seed)
-    # One thread: for 150 rows more would only wait for each other, and sums would depend on the number of cores.
+    # One thread: with 150 rows more would wait for each other, and sums would depend on the number of cores.
     with threadpool_limits(1):
         accuracy = float(cross_val_score(classifier(), rows, classes, cv=split).mean())
         trained = classifier().fit(rows, classes)
@@ -72,7 +72,7 @@ def build(target: Path, class_index: int | None, folds: int, repeats: int, seed:
 
 def export(trained: Pipeline) -> ModelProto:
     with warnings.catch_warnings():
-        # skl2onnx reads every attribute of SVC, also probA_ and probB_, which are only there for the deprecated way.
+        # skl2onnx reads every attribute of SVC, including probA_ and probB_, which belong to a deprecated option.
         warnings.filterwarnings("ignore", message="Attribute `prob[AB]_` was deprecated", category=FutureWarning)
         model: ModelProto = to_onnx(
             trained,
@@ -81,7 +81,7 @@ def export(trained: Pipeline) -> ModelProto:
             options={"zipmap": False},
             target_opset=TARGET_OPSET,
         )
-    # skl2onnx lists these in the order of a set of strings, which changes from process to process.
+    # skl2onnx lists these in the order of a set of strings, which differs between processes.
     opsets = sorted(model.opset_import, key=lambda opset: opset.domain)
     del model.opset_import[:]
     model.opset_import.extend(opsets)

@@ -1,4 +1,4 @@
-"""manifest.json: what was built, from what, by which versions. Services read metrics and weights from it."""
+"""manifest.json records what was built, from which recipe, with which versions. Services read metrics and weights."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -13,7 +13,7 @@ Recipe = Mapping[str, str | int]
 
 
 class Tensor(TypedDict):
-    """One input or output; a dynamic dimension stands in `shape` under its name."""
+    """One input or output; `shape` names each dynamic dimension."""
 
     name: str
     dtype: str
@@ -22,7 +22,7 @@ class Tensor(TypedDict):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
-    """What a builder found out about the file that it wrote."""
+    """What a builder reports about the file it wrote."""
 
     inputs: list[Tensor]
     outputs: list[Tensor]
@@ -44,13 +44,13 @@ class Entry:
     recipe: Recipe
 
     def describes(self, path: Path) -> bool:
-        """Whether the file or folder is there, with the recorded size and content."""
+        """Whether the file or folder exists with the recorded size and content."""
         return path.exists() and size_of(path) == self.size_bytes and sha256_of(path) == self.sha256
 
     def made_by(self, recipe: Recipe, libraries: Iterable[str]) -> bool:
-        """Whether this recipe would give the same file again.
+        """Whether this recipe would produce the same file again.
 
-        A library that is not installed cannot make a better file, so only those that are installed count.
+        Only installed libraries count: a missing one cannot build anything better.
         """
         return self.recipe == recipe and all(
             version == self.libraries.get(library) for library, version in installed(libraries).items()
@@ -58,7 +58,7 @@ class Entry:
 
 
 def installed(libraries: Iterable[str]) -> dict[str, str]:
-    """The versions of those that are installed, without importing any."""
+    """The versions of the installed ones among these, without importing them."""
     versions = {}
     for library in libraries:
         try:
@@ -69,7 +69,7 @@ def installed(libraries: Iterable[str]) -> dict[str, str]:
 
 
 def load(path: Path) -> dict[str, Entry]:
-    """The entries by artifact name. What is missing or unreadable is built again, so it is not an error."""
+    """The entries by artifact name. A missing or unreadable manifest is not an error: the artifacts are built again."""
     try:
         raw = json.loads(path.read_text())["artifacts"].items()
     except (OSError, ValueError, LookupError, TypeError, AttributeError):

@@ -1,6 +1,6 @@
-"""The vision models in 8-bit integers: a quarter of the size, up to three times as fast, nearly the same answers.
+"""The vision models in 8-bit integers: a quarter of the size, up to three times as fast, nearly the same labels.
 
-Static quantisation: the range of each activation is known beforehand, from images that the float32 model has seen.
+Static quantisation: the range of each activation comes from calibration images run through the float32 model.
 Source: ONNX Runtime's documentation, "Quantize ONNX models".
 """
 
@@ -30,17 +30,17 @@ AMONG = 5
 def quantize(source: Path, target: Path, *, images: int, seed: int) -> Facts:
     """Write the float32 model at `source` with int8 weights and uint8 activations; inputs and outputs stay float32.
 
-    Metrics: on as many images that it was not calibrated with, the share for which both models name the same class
-    (`agreement`), and for which float32's is among int8's best five (`agreement_among_5`).
+    Metrics, over as many images that were not used for calibration: the share with the same label (`agreement`), and
+    the share whose float32 label is among int8's best five (`agreement_among_5`).
 
     Raises:
-        BuildError: there is no such model.
+        BuildError: `source` does not exist.
     """
     if not source.is_file():
         raise BuildError(f"{source} does not exist")
-    logging.getLogger().setLevel(logging.ERROR)  # it recommends a step that below has been taken
+    logging.getLogger().setLevel(logging.ERROR)  # it recommends a step that is taken below
     with tempfile.TemporaryDirectory() as folder:
-        # Batch normalisation becomes part of the convolutions, so that it is quantised as well.
+        # Fuse batch normalisation into the convolutions, so that it is quantised as well.
         fused = Path(folder) / "fused.onnx"
         options = onnxruntime.SessionOptions()
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
@@ -51,10 +51,10 @@ def quantize(source: Path, target: Path, *, images: int, seed: int) -> Facts:
             target,
             Calibration(images, seed),
             per_channel=True,
-            # Seven bits of weights: in eight, products overflow on processors without VNNI instructions.
+            # Seven bits per weight: with eight, products overflow on processors without VNNI instructions.
             reduce_range=True,
             weight_type=QuantType.QInt8,
-            # Signed activations, the default, take x86 nearly as long as float32.
+            # Signed activations, the default, are nearly as slow as float32 on x86.
             activation_type=QuantType.QUInt8,
         )
     exact, quantised = onnx.load(source), onnx.load(target)
@@ -72,7 +72,7 @@ def quantize(source: Path, target: Path, *, images: int, seed: int) -> Facts:
 
 
 class Calibration(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no types
-    """What the calibration asks for images."""
+    """Feeds images to the calibration."""
 
     def __init__(self, count: int, seed: int) -> None:
         self._views = views(count, seed)
@@ -84,7 +84,7 @@ class Calibration(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime h
 
 
 def views(count: int, seed: int) -> Iterator[Array]:
-    """Details of scikit-learn's two photographs, mirrored, darker, brighter; each float32 (1, 3, 224, 224)."""
+    """Crops of scikit-learn's two photographs, some mirrored, darker or brighter; each float32 (1, 3, 224, 224)."""
     generator = np.random.default_rng(seed)
     folder = files("sklearn") / "datasets/images"
     photographs = [Image.open(Path(str(folder / name))).convert("RGB") for name in PHOTOGRAPHS]

@@ -19,7 +19,7 @@ Completed = subprocess.CompletedProcess[str]
 
 
 def python(*arguments: object) -> Completed:
-    """A fresh interpreter in the repository's root."""
+    """Run a fresh interpreter in the repository's root."""
     return subprocess.run([sys.executable, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, check=False)
 
 
@@ -35,7 +35,7 @@ def scores(model: Path | bytes, images: np.ndarray) -> np.ndarray:
 
 @pytest.fixture(scope="session")
 def iris_build(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Completed]:
-    """All Iris models, built once by the command line: the folder, and what the command said."""
+    """The folder with all Iris models, built once by the command line, and the completed command."""
     folder = tmp_path_factory.mktemp("iris")
     done = run_build("--only", *IRIS_MODELS, "--output", folder)
     assert done.returncode == 0, done.stderr
@@ -44,33 +44,33 @@ def iris_build(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Complete
 
 @dataclass
 class Site:
-    """A web site with one file, and the faults that it is told to have."""
+    """A web site with one file and configurable faults."""
 
     body: bytes = b""
     status: int = 200
     has_ranges: bool = True
-    tells_length: bool = True
-    content_range: str | None = None  # in place of the right one
-    drop_at: list[int] = field(default_factory=list)  # for each coming answer: cut the connection at this byte
-    silent: threading.Event | None = None  # answer nothing until it is set
-    ranges_asked: list[str | None] = field(default_factory=list)
+    sends_length: bool = True
+    content_range: str | None = None  # instead of the correct one
+    drop_at: list[int] = field(default_factory=list)  # for each coming response: cut the connection at this byte
+    hang: threading.Event | None = None  # send no response until it is set
+    requested_ranges: list[str | None] = field(default_factory=list)
     url: str = ""
 
 
 def handler(site: Site) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            asked = self.headers.get("Range")
-            site.ranges_asked.append(asked)
-            if site.silent:
-                site.silent.wait()
+            requested = self.headers.get("Range")
+            site.requested_ranges.append(requested)
+            if site.hang:
+                site.hang.wait()
                 return
-            start = int(asked.removeprefix("bytes=").rstrip("-")) if asked and site.has_ranges else 0
+            start = int(requested.removeprefix("bytes=").rstrip("-")) if requested and site.has_ranges else 0
             self.send_response(206 if start and site.status == 200 else site.status)
             if start:
                 usual = f"bytes {start}-{len(site.body) - 1}/{len(site.body)}"
                 self.send_header("Content-Range", site.content_range or usual)
-            if site.tells_length:
+            if site.sends_length:
                 self.send_header("Content-Length", str(len(site.body) - start))
             self.end_headers()
             self.wfile.write(site.body[start : site.drop_at.pop(0) if site.drop_at else None])
@@ -89,14 +89,14 @@ def site() -> Iterator[Site]:
     thread.start()
     site.url = f"http://127.0.0.1:{server.server_port}/resolve/main/model.onnx"
     yield site
-    if site.silent:
-        site.silent.set()
+    if site.hang:
+        site.hang.set()
     server.shutdown()
     thread.join()
     server.server_close()
 
 
 @pytest.fixture
-def said(capsys: pytest.CaptureFixture[str]) -> Callable[[], str]:
-    """What was written to stderr since the last call."""
+def stderr(capsys: pytest.CaptureFixture[str]) -> Callable[[], str]:
+    """Text written to stderr since the last call."""
     return lambda: capsys.readouterr().err

@@ -10,7 +10,7 @@ from models.tests.conftest import python, run_build
 LABELS = json.loads(IMAGENET_LABELS.read_text())
 
 
-def test_there_are_1000_clean_names():
+def test_labels_are_1000_clean_names():
     assert len(LABELS) == 1000
     assert all(isinstance(name, str) and name and name == name.strip() and "_" not in name for name in LABELS)
 
@@ -18,16 +18,16 @@ def test_there_are_1000_clean_names():
 @pytest.mark.parametrize(
     ("index", "name"), [(0, "tench"), (283, "Persian cat"), (483, "castle"), (663, "monastery"), (698, "palace")]
 )
-def test_known_classes_stand_at_their_index(index: int, name: str):
+def test_known_classes_have_their_index(index: int, name: str):
     assert LABELS[index] == name
 
 
-def test_only_the_crane_and_the_maillot_occur_twice():
-    """A bird and a machine; two classes of swimsuit that the data set itself names alike."""
+def test_only_crane_and_maillot_occur_twice():
+    """A bird and a machine; two classes of swimsuit with the same name in the data set."""
     assert {name: count for name, count in Counter(LABELS).items() if count > 1} == {"crane": 2, "maillot": 2}
 
 
-def test_they_are_the_first_names_in_the_metadata_of_timm(tmp_path: Path):
+def test_labels_are_the_first_names_in_the_metadata_of_timm(tmp_path: Path):
     fetched = python("-m", "uv", "pip", "install", "--quiet", "--no-deps", "--target", tmp_path, "timm")
     if fetched.returncode != 0:
         pytest.skip(f"timm cannot be fetched: {fetched.stderr.strip().splitlines()[-1]}")
@@ -37,7 +37,7 @@ def test_they_are_the_first_names_in_the_metadata_of_timm(tmp_path: Path):
     assert [lemmas[synset].split(",")[0].strip() for synset in classes] == LABELS
 
 
-def test_the_build_copies_them(tmp_path: Path):
+def test_build_copies_the_labels(tmp_path: Path):
     done = run_build("--only", "imagenet_labels", "--output", tmp_path)
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "imagenet_labels.json").read_text()) == LABELS

@@ -20,14 +20,14 @@ SETOSA = "iris_svc_0_setosa"
 
 @pytest.fixture
 def folder(tmp_path: Path, iris_build: tuple[Path, Completed]) -> Path:
-    """An output folder of its own, with the Iris models in it."""
+    """A separate output folder with the Iris models."""
     for file in iris_build[0].iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     return tmp_path
 
 
 def states(capsys: pytest.CaptureFixture[str]) -> dict[str, str]:
-    """What the last build said of each artifact: built or up."""
+    """The state that the last build reported for each artifact: built or up."""
     return {line.split()[0]: line.split()[1] for line in capsys.readouterr().out.splitlines()}
 
 
@@ -38,7 +38,7 @@ def change_entry(folder: Path, name: str, **changes: object) -> None:
     manifest.write_text(json.dumps(document))
 
 
-def test_a_second_build_does_nothing_and_imports_nothing_heavy(folder: Path):
+def test_second_build_does_nothing_and_imports_no_heavy_library(folder: Path):
     before = {file.name: file.stat().st_mtime_ns for file in folder.iterdir() if file.name != ".lock"}
     heavy = "{'numpy', 'onnx', 'onnxruntime', 'scipy', 'skl2onnx', 'sklearn', 'tensorflow', 'tf2onnx'}"
     script = f"import sys; from models.build import main; main(); print(sorted(sys.modules.keys() & {heavy}))"
@@ -51,7 +51,7 @@ def test_a_second_build_does_nothing_and_imports_nothing_heavy(folder: Path):
 
 
 @pytest.mark.parametrize("content", [b"", None, b"same size"], ids=["empty", "missing", "changed"])
-def test_a_damaged_artifact_is_built_again(folder: Path, capsys: pytest.CaptureFixture[str], content: bytes | None):
+def test_damaged_artifact_is_rebuilt(folder: Path, capsys: pytest.CaptureFixture[str], content: bytes | None):
     path = folder / f"{SETOSA}.onnx"
     good = path.read_bytes()
     path.unlink()
@@ -68,10 +68,10 @@ def test_a_damaged_artifact_is_built_again(folder: Path, capsys: pytest.CaptureF
         pytest.param({"recipe": {"version": 0, "folds": 5, "repeats": 5, "seed": 0}}, id="older recipe"),
         pytest.param({"libraries": {"scikit-learn": "1.0"}}, id="another scikit-learn"),
         pytest.param({"file": "elsewhere.onnx"}, id="another file"),
-        pytest.param({"unknown": 1}, id="an entry of another time"),
+        pytest.param({"unknown": 1}, id="unknown field"),
     ],
 )
-def test_an_artifact_that_was_made_otherwise_is_built_again(
+def test_artifact_with_another_recipe_is_rebuilt(
     folder: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, object]
 ):
     change_entry(folder, SETOSA, **changes)
@@ -79,7 +79,7 @@ def test_an_artifact_that_was_made_otherwise_is_built_again(
     assert states(capsys) == {"label": "up", SETOSA: "built"}
 
 
-def test_a_library_that_is_not_installed_forces_nothing(
+def test_missing_library_does_not_force_a_rebuild(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
     def version(name: str) -> str:
@@ -90,12 +90,12 @@ def test_a_library_that_is_not_installed_forces_nothing(
     assert states(capsys) == {"label": "up", SETOSA: "up"}
 
 
-def test_force_builds_what_is_up_to_date(folder: Path, capsys: pytest.CaptureFixture[str]):
+def test_force_rebuilds_current_artifacts(folder: Path, capsys: pytest.CaptureFixture[str]):
     assert main(["--only", SETOSA, "--force", "--output", str(folder)]) == 0
     assert states(capsys) == {"label": "built", SETOSA: "built"}
 
 
-def test_a_manifest_that_cannot_be_read_is_written_anew(folder: Path, capsys: pytest.CaptureFixture[str]):
+def test_unreadable_manifest_is_rewritten(folder: Path, capsys: pytest.CaptureFixture[str]):
     (folder / "manifest.json").write_text('{"artifacts": {"iris_')
     assert main(["--only", "label", "--output", str(folder)]) == 0
     assert states(capsys) == {"label": "built"}
@@ -107,7 +107,7 @@ def test_a_manifest_that_cannot_be_read_is_written_anew(folder: Path, capsys: py
         st.none() | st.text() | st.floats() | st.integers(), lambda s: st.lists(s) | st.dictionaries(st.text(), s)
     )
 )
-def test_any_manifest_can_be_read(tmp_path_factory: pytest.TempPathFactory, document: object):
+def test_load_accepts_any_document(tmp_path_factory: pytest.TempPathFactory, document: object):
     path = tmp_path_factory.getbasetemp() / "manifest.json"
     for content in (document, {"artifacts": document}, {"artifacts": {"iris_svc": document}}):
         path.write_text(json.dumps(content))
@@ -131,7 +131,7 @@ def test_bad_arguments_exit_2(arguments: list[str], capsys: pytest.CaptureFixtur
     assert "error: " in capsys.readouterr().err
 
 
-def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path):
+def test_uncreatable_folder_is_reported_in_one_line(tmp_path: Path):
     (tmp_path / "file").write_text("")
     done = run_build("--only", "label", "--output", tmp_path / "file")
     assert done.returncode == 1
@@ -139,7 +139,7 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path):
     assert str(tmp_path / "file") in done.stderr
 
 
-def test_a_missing_package_is_one_line(tmp_path: Path):
+def test_missing_package_is_reported_in_one_line(tmp_path: Path):
     script = "import sys; sys.modules['skl2onnx'] = None; from models.build import main; sys.exit(main())"
     done = python("-c", script, "--only", SETOSA, "--output", tmp_path)
     assert done.returncode == 1
@@ -147,7 +147,7 @@ def test_a_missing_package_is_one_line(tmp_path: Path):
     assert len(done.stderr.splitlines()) == 1
 
 
-# A builder that writes half of its artifact, says so and then waits to be stopped.
+# A builder that writes half of its artifact, reports it, and waits to be stopped.
 HALF = """
 import sys, signal
 from models.artifacts import Artifact, Plan, table
@@ -167,7 +167,7 @@ sys.exit(main(sys.argv[1:], artifacts))
 @pytest.mark.parametrize(
     ("how", "code"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, -signal.SIGTERM), (signal.SIGINT, 130)]
 )
-def test_an_interrupted_build_leaves_the_old_artifact_and_no_lock(
+def test_interrupted_build_keeps_the_old_artifact_and_leaves_no_lock(
     folder: Path, capsys: pytest.CaptureFixture[str], how: signal.Signals, code: int
 ):
     files = ("iris_svc.onnx", "manifest.json")
@@ -184,7 +184,7 @@ def test_an_interrupted_build_leaves_the_old_artifact_and_no_lock(
     assert set(states(capsys).values()) == {"up"}
 
 
-def test_a_second_builder_waits_and_then_has_nothing_to_do(tmp_path: Path):
+def test_second_builder_waits_and_finds_everything_current(tmp_path: Path):
     command = [sys.executable, "-m", "models.build", "--only", "label", SETOSA, "--output", str(tmp_path)]
     builders = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     outputs = [builder.communicate()[0] for builder in builders]
@@ -193,8 +193,8 @@ def test_a_second_builder_waits_and_then_has_nothing_to_do(tmp_path: Path):
     assert load(tmp_path / "manifest.json")[SETOSA].describes(tmp_path / f"{SETOSA}.onnx")
 
 
-def test_a_saved_model_is_a_folder_that_is_replaced_as_a_whole(tmp_path: Path):
-    # What the tests' own setup has built, if it has: to train once more takes long.
+def test_saved_model_folder_is_replaced_atomically(tmp_path: Path):
+    # Reuse the model that `make test` has built, because training takes long.
     built = ROOT / "models/artifacts"
     if (built / "saved_model").is_dir():
         shutil.copytree(built / "saved_model", tmp_path / "saved_model")

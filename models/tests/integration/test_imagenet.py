@@ -30,7 +30,7 @@ def network(
     last: str | None = None,
     hidden: str = "hidden",
 ) -> onnx.ModelProto:
-    """Average each colour and multiply by a matrix: the smallest network with the contract's shapes."""
+    """Average each colour and multiply by a matrix: the smallest network with the required shapes."""
     weight = np.random.default_rng(1).standard_normal((3, classes), np.float32)
     weights = [numpy_helper.from_array(weight, "weight")]
     if flatten == ("Reshape",):
@@ -73,7 +73,7 @@ def with_branches(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def with_weights_as_inputs(model: onnx.ModelProto) -> onnx.ModelProto:
-    """As files of before IR version 4 have it, among them the Model Zoo's ResNet50."""
+    """The form of files before IR version 4, such as the Model Zoo's ResNet50."""
     model.ir_version = 3
     model.graph.input.append(helper.make_tensor_value_info("weight", TensorProto.FLOAT, [3, 1000]))
     return model
@@ -92,7 +92,7 @@ def with_weights_as_inputs(model: onnx.ModelProto) -> onnx.ModelProto:
         pytest.param(with_weights_as_inputs(network()), id="weights as inputs"),
     ],
 )
-def test_a_foreign_file_is_brought_to_the_contract(tmp_path: Path, original: onnx.ModelProto):
+def test_foreign_file_is_converted(tmp_path: Path, original: onnx.ModelProto):
     source, target = tmp_path / "foreign.onnx", tmp_path / "ours.onnx"
     onnx.save(original, source)
     facts = adopt(source, target)
@@ -117,7 +117,7 @@ def test_a_foreign_file_is_brought_to_the_contract(tmp_path: Path, original: onn
         pytest.param(network(last="Log"), "its scores are not finite", id="not finite"),
     ],
 )
-def test_a_file_outside_the_contract_is_refused(tmp_path: Path, original: onnx.ModelProto, reason: str):
+def test_unsuitable_file_is_rejected(tmp_path: Path, original: onnx.ModelProto, reason: str):
     onnx.save(original, tmp_path / "foreign.onnx")
     with pytest.raises(BuildError, match=reason):
         adopt(tmp_path / "foreign.onnx", tmp_path / "ours.onnx")
@@ -133,7 +133,7 @@ def test_a_file_outside_the_contract_is_refused(tmp_path: Path, original: onnx.M
         (None, "does not exist"),
     ],
 )
-def test_a_local_file_that_is_no_model_is_named(tmp_path: Path, content: bytes | None, reason: str):
+def test_local_file_that_is_not_a_model_is_reported(tmp_path: Path, content: bytes | None, reason: str):
     path = tmp_path / "weights.onnx"
     if content is not None:
         path.write_bytes(content)
@@ -181,18 +181,18 @@ def test_pretrained_weights_are_downloaded_once(builder: Builder, weights: str, 
     capsys.readouterr()
     assert builder("--weights", weights) == 0
     assert "mobilenet_v2           up to date" in capsys.readouterr().out
-    assert len(builder.site.ranges_asked) == 1
+    assert len(builder.site.requested_ranges) == 1
 
 
-def test_pretrained_fails_in_one_line_where_there_is_no_file(builder: Builder, said: Callable[[], str]):
+def test_pretrained_fails_with_one_line_if_the_download_is_missing(builder: Builder, stderr: Callable[[], str]):
     builder.site.status = 404
     assert builder("--weights", "pretrained") == 1
-    *_, last = said().splitlines()
+    *_, last = stderr().splitlines()
     assert last == f"error: mobilenet_v2: {builder.source.url} answered 404 Not Found"
     assert not (builder.folder / "out" / "mobilenet_v2.onnx").exists()
 
 
-def test_auto_keeps_local_weights_until_they_are_lost(builder: Builder, said: Callable[[], str]):
+def test_auto_keeps_local_weights_until_they_are_lost(builder: Builder, stderr: Callable[[], str]):
     local = builder.folder / "local.onnx"
     onnx.save(network(batch=1), local)
     assert builder("--weights-file", f"mobilenet_v2={local}") == 0
@@ -205,10 +205,10 @@ def test_auto_keeps_local_weights_until_they_are_lost(builder: Builder, said: Ca
     (builder.folder / "out" / "mobilenet_v2.onnx").write_bytes(b"spoiled")
     assert builder() == 0
     assert builder.entry()["weights"] == "pretrained"
-    assert "warning: mobilenet_v2: its weights came from a local file" in said()
+    assert "warning: mobilenet_v2: its weights came from a local file" in stderr()
 
 
-def test_another_local_file_is_built_again(builder: Builder):
+def test_another_local_file_is_rebuilt(builder: Builder):
     local = builder.folder / "local.onnx"
     for batch in (1, 2, 1):
         onnx.save(network(batch="N", hidden=f"hidden{batch}"), local)
@@ -227,7 +227,7 @@ def test_the_real_mobilenet_keeps_its_scores(tmp_path: Path):
     np.testing.assert_allclose(ours, scores(source.read_bytes(), IMAGES), rtol=0, atol=1e-4)
 
 
-# Where nothing listens, as behind a firewall: the Model Zoo's host must not be needed for a test.
+# Nothing listens there, as behind a firewall: a test must not need the Model Zoo's host.
 OFFLINE = """
 import sys
 from models.artifacts import table
@@ -248,7 +248,7 @@ def random_build(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 
 
 @pytest.mark.parametrize("name", ["mobilenet_v2", "resnet50"])
-def test_auto_without_a_network_gives_random_weights_and_says_so(random_build: tuple[Path, str], name: str):
+def test_auto_without_network_uses_random_weights_with_a_warning(random_build: tuple[Path, str], name: str):
     folder, stderr = random_build
     entry = json.loads((folder / "manifest.json").read_text())["artifacts"][name]
     assert entry["weights"] == "random"
@@ -262,7 +262,7 @@ def test_auto_without_a_network_gives_random_weights_and_says_so(random_build: t
     np.testing.assert_allclose(scores(folder / f"{name}.onnx", IMAGES), of_one, rtol=1e-3, atol=1e-3)
 
 
-def test_random_weights_are_current_for_auto_and_not_for_pretrained(random_build: tuple[Path, str]):
+def test_random_weights_satisfy_auto_but_not_pretrained(random_build: tuple[Path, str]):
     folder, _ = random_build
     arguments = ("-c", OFFLINE, "--only", "mobilenet_v2", "--output", folder, "--cache", folder / "cache")
     again = python(*arguments)
@@ -275,14 +275,14 @@ def test_random_weights_are_current_for_auto_and_not_for_pretrained(random_build
     assert "error: mobilenet_v2: 127.0.0.1:9 cannot be reached" in pretrained.stderr
 
 
-def test_random_weights_are_the_same_for_the_same_seed(random_build: tuple[Path, str], tmp_path: Path):
+def test_same_seed_gives_the_same_random_weights(random_build: tuple[Path, str], tmp_path: Path):
     used_before = "import tensorflow as tf; tf.function(lambda x: x + 1)(tf.constant(1))"  # as by iris_saved_model
     again = python("-c", used_before + OFFLINE, "--only", "mobilenet_v2", "--weights", "random", "--output", tmp_path)
     assert again.returncode == 0, again.stderr
     assert sha256_of(tmp_path / "mobilenet_v2.onnx") == sha256_of(random_build[0] / "mobilenet_v2.onnx")
 
 
-def test_random_weights_without_tensorflow_say_how_to_get_it(tmp_path: Path):
+def test_random_weights_without_tensorflow_report_how_to_install_it(tmp_path: Path):
     hide = (
         "import importlib.util as u; find = u.find_spec; u.find_spec = lambda n: None if n == 'tensorflow' else find(n)"
     )

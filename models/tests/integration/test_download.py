@@ -32,7 +32,7 @@ def cached_part(cache: Path, content: bytes) -> None:
     (cache / "model.onnx.part").write_bytes(content)
 
 
-def test_the_addresses_are_those_of_the_model_zoo():
+def test_sources_are_those_of_the_model_zoo():
     assert dict(MODEL_ZOO) == {
         "mobilenet_v2": Source(
             "https://huggingface.co/onnxmodelzoo/mobilenetv2-12/resolve/main/mobilenetv2-12.onnx",
@@ -47,53 +47,53 @@ def test_the_addresses_are_those_of_the_model_zoo():
     }
 
 
-def test_a_file_is_fetched_once_and_then_comes_from_the_cache(source: Source, site: Site, cache: Path):
+def test_second_fetch_uses_the_cache(source: Source, site: Site, cache: Path):
     path = Downloader(cache).fetch(source)
     assert path.read_bytes() == CONTENT
     assert Downloader(cache).fetch(source) == path
-    assert site.ranges_asked == [None]
+    assert site.requested_ranges == [None]
     assert not (cache / "model.onnx.part").exists()
 
 
-def test_a_part_of_an_earlier_run_is_continued(source: Source, site: Site, cache: Path):
+def test_partial_download_is_resumed(source: Source, site: Site, cache: Path):
     cached_part(cache, CONTENT[:1000])
     assert Downloader(cache).fetch(source).read_bytes() == CONTENT
-    assert site.ranges_asked == ["bytes=1000-"]
+    assert site.requested_ranges == ["bytes=1000-"]
 
 
-def test_a_part_that_was_complete_is_not_fetched_again(source: Source, site: Site, cache: Path):
+def test_complete_partial_file_is_not_fetched_again(source: Source, site: Site, cache: Path):
     cached_part(cache, CONTENT)
     assert Downloader(cache).fetch(source).read_bytes() == CONTENT
-    assert site.ranges_asked == []
+    assert site.requested_ranges == []
 
 
 @pytest.mark.parametrize("part", [b"\0" * 1000, b"\0" * len(CONTENT), CONTENT + b"\0"], ids=["short", "full", "long"])
-def test_a_spoiled_part_is_thrown_away(source: Source, cache: Path, part: bytes):
+def test_corrupt_partial_file_is_discarded(source: Source, cache: Path, part: bytes):
     cached_part(cache, part)
     assert Downloader(cache).fetch(source).read_bytes() == CONTENT
 
 
-def test_a_server_without_ranges_starts_over(source: Source, site: Site, cache: Path):
+def test_server_without_ranges_restarts_the_download(source: Source, site: Site, cache: Path):
     site.has_ranges = False
     cached_part(cache, CONTENT[:1000])
     assert Downloader(cache).fetch(source).read_bytes() == CONTENT
 
 
-def test_a_lost_connection_is_resumed_where_it_broke(source: Source, site: Site, cache: Path):
+def test_lost_connection_is_resumed(source: Source, site: Site, cache: Path):
     site.drop_at = [300_000, 600_000]
     assert Downloader(cache).fetch(source).read_bytes() == CONTENT
-    assert site.ranges_asked == [None, "bytes=300000-", "bytes=600000-"]
+    assert site.requested_ranges == [None, "bytes=300000-", "bytes=600000-"]
 
 
-def test_a_connection_that_brings_nothing_is_given_up_and_the_part_is_kept(source: Source, site: Site, cache: Path):
+def test_connection_without_progress_fails_and_keeps_the_partial_file(source: Source, site: Site, cache: Path):
     site.drop_at = [300_000, 300_000]
     with pytest.raises(DownloadError, match="connection lost at 300,000 of 1,024,000 bytes"):
         Downloader(cache).fetch(source)
     assert Downloader(cache).fetch(source).read_bytes() == CONTENT
-    assert site.ranges_asked[-1] == "bytes=300000-"
+    assert site.requested_ranges[-1] == "bytes=300000-"
 
 
-@pytest.mark.parametrize("tells_length", [True, False], ids=["length told", "length untold"])
+@pytest.mark.parametrize("sends_length", [True, False], ids=["with length", "without length"])
 @pytest.mark.parametrize(
     ("body", "reason"),
     [
@@ -103,8 +103,8 @@ def test_a_connection_that_brings_nothing_is_given_up_and_the_part_is_kept(sourc
         pytest.param(CONTENT[:-1] + b"!", "gave a file with SHA-256 .* instead of", id="wrong hash"),
     ],
 )
-def test_a_wrong_file_is_refused(source: Source, site: Site, cache: Path, body: bytes, reason: str, tells_length: bool):
-    site.body, site.tells_length = body, tells_length
+def test_wrong_file_is_rejected(source: Source, site: Site, cache: Path, body: bytes, reason: str, sends_length: bool):
+    site.body, site.sends_length = body, sends_length
     with pytest.raises(DownloadError, match=reason):
         Downloader(cache).fetch(source)
     assert not (cache / "model.onnx").exists()
@@ -112,7 +112,7 @@ def test_a_wrong_file_is_refused(source: Source, site: Site, cache: Path, body: 
     assert Downloader(cache).fetch(source).read_bytes() == CONTENT
 
 
-def test_a_page_does_not_cost_the_part_that_is_there(source: Source, site: Site, cache: Path):
+def test_html_page_does_not_overwrite_the_partial_file(source: Source, site: Site, cache: Path):
     cached_part(cache, CONTENT[:1000])
     site.body, site.has_ranges = PAGE, False
     with pytest.raises(DownloadError, match="an HTML page"):
@@ -121,33 +121,33 @@ def test_a_page_does_not_cost_the_part_that_is_there(source: Source, site: Site,
 
 
 @pytest.mark.parametrize("content_range", ["bytes 0-9/1024000", "nonsense"])
-def test_a_range_that_was_not_asked_for_is_refused(source: Source, site: Site, cache: Path, content_range: str):
+def test_unrequested_range_is_rejected(source: Source, site: Site, cache: Path, content_range: str):
     cached_part(cache, CONTENT[:1000])
     site.content_range = content_range
     with pytest.raises(DownloadError, match="range that was not asked for"):
         Downloader(cache).fetch(source)
 
 
-def test_a_wrong_file_in_the_cache_is_named_and_replaced(source: Source, cache: Path, said: Callable[[], str]):
+def test_wrong_file_in_the_cache_is_replaced(source: Source, cache: Path, stderr: Callable[[], str]):
     cache.mkdir()
     (cache / "model.onnx").write_bytes(LFS_POINTER)
     assert Downloader(cache).fetch(source).read_bytes() == CONTENT
-    assert "is a Git LFS pointer" in said()
+    assert "is a Git LFS pointer" in stderr()
 
 
-def test_a_missing_page_says_its_status(source: Source, site: Site, cache: Path):
+def test_error_status_is_reported(source: Source, site: Site, cache: Path):
     site.status = 404
     with pytest.raises(DownloadError, match=r"model\.onnx answered 404 Not Found"):
         Downloader(cache).fetch(source)
 
 
-def test_a_silent_server_is_given_up(source: Source, site: Site, cache: Path):
-    site.silent = threading.Event()
+def test_hanging_server_times_out(source: Source, site: Site, cache: Path):
+    site.hang = threading.Event()
     with pytest.raises(DownloadError, match=r"cannot be reached: no answer within 0\.1 s"):
         Downloader(cache, answer_within_s=0.1).fetch(source)
 
 
-def test_a_host_that_cannot_be_reached_is_asked_once(source: Source, cache: Path, said: Callable[[], str]):
+def test_unreachable_host_is_tried_once(source: Source, cache: Path, stderr: Callable[[], str]):
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))  # bound, not listening: connections are refused
         nowhere = replace(source, url=f"http://127.0.0.1:{unused.getsockname()[1]}/model.onnx")
@@ -155,4 +155,4 @@ def test_a_host_that_cannot_be_reached_is_asked_once(source: Source, cache: Path
         for _ in range(2):
             with pytest.raises(DownloadError, match=r"cannot be reached: .*refused"):
                 downloader.fetch(nowhere)
-    assert said().count("downloading") == 1
+    assert stderr().count("downloading") == 1

@@ -34,18 +34,18 @@ def test_onnx_agrees_with_scikit_learn_on_all_rows(iris_build: IrisBuild, name: 
 
 @pytest.mark.parametrize("name", IRIS_MODELS)
 @pytest.mark.parametrize("count", [1, 7])
-def test_any_number_of_rows(iris_build: IrisBuild, name: str, count: int):
+def test_model_accepts_any_number_of_rows(iris_build: IrisBuild, name: str, count: int):
     label, probabilities = infer(iris_build[0], name, ROWS[:count])
     assert label.shape == (count,)
     assert probabilities.shape == (count, 3 if name == "iris_svc" else 2)
     np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-6)
 
 
-def test_the_three_class_model_labels_the_flowers(iris_build: IrisBuild):
+def test_three_class_model_classifies_the_flowers(iris_build: IrisBuild):
     assert (infer(iris_build[0], "iris_svc")[0] == CLASSES).mean() > 0.95
 
 
-def test_one_against_the_rest_puts_its_class_first_and_the_highest_is_right(iris_build: IrisBuild):
+def test_one_vs_rest_models_put_their_class_first(iris_build: IrisBuild):
     of_class = np.stack([infer(iris_build[0], f"iris_svc_0_{name}")[1][:, 0] for name in IRIS_CLASSES], axis=1)
     for index in range(3):
         assert of_class[index == CLASSES, index].mean() > 0.9
@@ -53,7 +53,7 @@ def test_one_against_the_rest_puts_its_class_first_and_the_highest_is_right(iris
     assert (of_class.argmax(axis=1) == CLASSES).mean() > 0.95
 
 
-def test_two_processes_make_the_same_bytes(iris_build: IrisBuild, tmp_path: Path):
+def test_two_processes_build_the_same_bytes(iris_build: IrisBuild, tmp_path: Path):
     again = run_build("--only", *IRIS_MODELS, "--output", tmp_path)
     assert again.returncode == 0, again.stderr
     for name in (*(f"{name}.onnx" for name in IRIS_MODELS), "label.json", "manifest.json"):
@@ -61,7 +61,7 @@ def test_two_processes_make_the_same_bytes(iris_build: IrisBuild, tmp_path: Path
 
 
 @pytest.mark.parametrize("name", IRIS_MODELS)
-def test_the_manifest_tells_what_the_file_is(iris_build: IrisBuild, name: str):
+def test_manifest_describes_the_file(iris_build: IrisBuild, name: str):
     folder, done = iris_build
     entry = json.loads((folder / "manifest.json").read_text())["artifacts"][name]
     columns = 3 if name == "iris_svc" else 2
@@ -76,18 +76,18 @@ def test_the_manifest_tells_what_the_file_is(iris_build: IrisBuild, name: str):
     onnx.checker.check_model(folder / entry["file"], full_check=True)
 
 
-def test_the_labels_stand_beside_the_models(iris_build: IrisBuild):
+def test_labels_are_written_with_the_models(iris_build: IrisBuild):
     assert json.loads((iris_build[0] / "label.json").read_text()) == dict(zip("012", IRIS_CLASSES, strict=True))
 
 
-def test_a_build_below_the_required_accuracy_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_build_below_the_required_accuracy_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("models.iris.MIN_ACCURACY", 0.999)
     with pytest.raises(BuildError, match=r"accuracy 0\.9\d+ in cross-validation, 0.999 must be exceeded"):
         build(tmp_path / "x.onnx", None, folds=2, repeats=1, seed=0)
     assert not (tmp_path / "x.onnx").exists()
 
 
-def test_a_build_that_strays_from_scikit_learn_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_build_that_deviates_from_scikit_learn_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("models.iris.MAX_DIFFERENCE", 0.0)
     with pytest.raises(BuildError, match="ONNX differs from scikit-learn"):
         build(tmp_path / "x.onnx", 0, folds=2, repeats=1, seed=0)

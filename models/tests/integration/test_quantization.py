@@ -1,4 +1,4 @@
-"""The vision models in 8-bit integers, made by the command line from the float32 ones beside them."""
+"""Builds the vision models in 8-bit integers from the float32 ones by the command line."""
 
 import json
 import shutil
@@ -17,11 +17,11 @@ INT8 = ("--only", "mobilenet_v2", "--precision", "int8")
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A folder with MobileNetV2 in both precisions, with the model zoo's weights where it is there; what was said."""
+    """MobileNetV2 in both precisions, with the Model Zoo's weights if available; the build's output."""
     folder = tmp_path_factory.mktemp("int8")
     zoo, artifacts = MODEL_ZOO / "mobilenet_v2.onnx", ROOT / "models/artifacts"
     weights = [f"--weights-file=mobilenet_v2={zoo}"] if zoo.is_file() else []
-    if not weights and (artifacts / "mobilenet_v2.onnx").is_file():  # to draw random ones takes long
+    if not weights and (artifacts / "mobilenet_v2.onnx").is_file():  # drawing random ones is slow
         for name in ("mobilenet_v2.onnx", "manifest.json", "sample.jpg", "imagenet_labels.json"):
             shutil.copy(artifacts / name, folder)
     done = run_build(*INT8, "--output", folder, *weights)
@@ -29,15 +29,15 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     return folder, done.stdout
 
 
-def test_it_is_a_quarter_of_the_size_and_says_nearly_the_same(built: tuple[Path, str]):
-    folder, said = built
+def test_int8_model_is_smaller_and_agrees_with_float32(built: tuple[Path, str]):
+    folder, output = built
     entries = json.loads((folder / "manifest.json").read_text())["artifacts"]
     exact, quantised = entries["mobilenet_v2"], entries["mobilenet_v2_int8"]
     for key in ("weights", "inputs", "outputs"):
         assert quantised[key] == exact[key]
     assert quantised["size_bytes"] < exact["size_bytes"] / 3
-    assert f"says what float32 says for {quantised['metrics']['agreement']:.0%} of the images" in said
-    if exact["weights"] != "random":  # whose scores are so close to each other that the best is a matter of chance
+    assert f"says what float32 says for {quantised['metrics']['agreement']:.0%} of the images" in output
+    if exact["weights"] != "random":  # their scores are too close for a meaningful best class
         assert quantised["metrics"]["agreement"] > 0.7
         assert quantised["metrics"]["agreement_among_5"] > 0.95
 
@@ -48,7 +48,7 @@ def test_it_is_a_quarter_of_the_size_and_says_nearly_the_same(built: tuple[Path,
         assert np.corrcoef(one, other)[0, 1] > 0.9
 
 
-def test_its_convolutions_are_quantised(built: tuple[Path, str]):
+def test_convolutions_are_quantised(built: tuple[Path, str]):
     graph = onnx.load(built[0] / "mobilenet_v2_int8.onnx").graph
     makers = {name: node.op_type for node in graph.node for name in node.output}
     convolutions = [node for node in graph.node if node.op_type == "Conv"]
@@ -56,7 +56,7 @@ def test_its_convolutions_are_quantised(built: tuple[Path, str]):
     assert {makers[name] for node in convolutions for name in node.input} == {"DequantizeLinear"}
 
 
-def test_it_is_made_again_when_the_other_changes(built: tuple[Path, str], tmp_path: Path):
+def test_int8_model_is_rebuilt_when_the_float32_model_changes(built: tuple[Path, str], tmp_path: Path):
     folder = tmp_path / "copy"
     shutil.copytree(built[0], folder)
     assert "mobilenet_v2_int8      up to date" in run_build(*INT8, "--output", folder).stdout
@@ -66,12 +66,12 @@ def test_it_is_made_again_when_the_other_changes(built: tuple[Path, str], tmp_pa
     assert "mobilenet_v2_int8      built in" in run_build(*INT8, "--output", folder).stdout
 
 
-def test_it_is_only_built_when_asked_for(built: tuple[Path, str], capsys: pytest.CaptureFixture[str]):
+def test_int8_model_is_built_only_on_request(built: tuple[Path, str], capsys: pytest.CaptureFixture[str]):
     assert main(["--only", "mobilenet_v2", "--output", str(built[0])]) == 0
     assert "int8" not in capsys.readouterr().out
 
 
-def test_the_environment_asks_for_it(
+def test_environment_variable_requests_int8(
     built: tuple[Path, str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("MODEL_PRECISION", "int8")
@@ -84,7 +84,7 @@ def test_the_environment_asks_for_it(
     assert "MODEL_PRECISION=int4: choose from float32, int8" in capsys.readouterr().err
 
 
-def test_without_the_other_there_is_none(tmp_path: Path):
+def test_missing_float32_model_fails(tmp_path: Path):
     from models.files import BuildError
     from models.quantization import quantize
 
