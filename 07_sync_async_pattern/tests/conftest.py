@@ -1,4 +1,4 @@
-"""Real neighbours: a Redis of our own, and the models as models.build makes them."""
+"""A Redis server of its own, and the models as models.build makes them."""
 
 import os
 import subprocess
@@ -24,8 +24,8 @@ def anyio_backend() -> str:
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with mobilenet_v2.onnx, imagenet_labels.json, sample.jpg and their manifest.
 
-    Its weights are those of the model zoo where there is one; else what models/artifacts has, built if it is not there:
-    pretrained where they can be downloaded, random otherwise.
+    With a model zoo, the weights are from there; else this is models/artifacts, built if necessary: with pretrained
+    weights if they can be downloaded, random ones otherwise.
     """
     folder = ROOT / "models/artifacts"
     weights: list[str] = []
@@ -43,7 +43,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def int8_model(models: Path) -> Path:
-    """MobileNetV2 in 8-bit integers, beside the other."""
+    """MobileNetV2 in 8-bit integers, in the same folder."""
     build = [sys.executable, "-m", "models.build", "--only", "mobilenet_v2", "--precision", "int8", "--output"]
     subprocess.run([*build, models], cwd=ROOT, check=True)
     return models / "mobilenet_v2_int8.onnx"
@@ -51,12 +51,12 @@ def int8_model(models: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def async_model(models: Path) -> Path:
-    """ResNet50 where it has been built; else MobileNetV2, which takes and answers the same."""
+    """ResNet50 if it has been built, else MobileNetV2, which has the same inputs and outputs."""
     resnet = ROOT / "models/artifacts/resnet50.onnx"
     return resnet if resnet.exists() else models / "mobilenet_v2.onnx"
 
 
 @pytest.fixture(scope="session")
 def photo(models: Path) -> bytes:
-    """A JPEG, 640x427: a palace."""
+    """A JPEG of a palace, 640x427."""
     return (models / "sample.jpg").read_bytes()

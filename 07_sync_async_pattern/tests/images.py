@@ -1,4 +1,4 @@
-"""Images for the tests, good and bad, made when they are asked for."""
+"""Valid and invalid images for the tests, made on demand."""
 
 import io
 import struct
@@ -11,7 +11,7 @@ from PIL import Image
 GRADIENT = np.stack(
     [np.tile(np.linspace(0, 255, 90), (60, 1)), np.tile(np.linspace(255, 0, 60), (90, 1)).T, np.full((60, 90), 90)], -1
 )
-"""60 rows, 90 columns: no symmetry, so that a wrong orientation is seen."""
+"""60 rows, 90 columns, asymmetric, so that a wrong orientation shows."""
 
 
 def picture(mode: str = "RGB") -> Image.Image:
@@ -25,10 +25,10 @@ def encode(image: Image.Image, file_format: str, **options: object) -> bytes:
 
 
 def png_header(width: int, height: int) -> bytes:
-    """A PNG that claims a size and has hardly any data: what a decompression bomb is before it goes off."""
+    """A PNG whose header claims this size, with hardly any data: a decompression bomb."""
 
-    def chunk(kind: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+    def chunk(name: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
 
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     return (
@@ -37,14 +37,14 @@ def png_header(width: int, height: int) -> bytes:
 
 
 def webp_header(width: int, height: int) -> bytes:
-    """A lossless WebP that claims a size."""
+    """A lossless WebP whose header claims this size."""
     bits = (width - 1) | (height - 1) << 14
     body = b"VP8L" + struct.pack("<I", 6) + b"\x2f" + struct.pack("<I", bits) + b"\x00"
     return b"RIFF" + struct.pack("<I", 4 + len(body)) + b"WEBP" + body
 
 
 def gif_header(width: int, height: int) -> bytes:
-    """A GIF whose only frame claims a size."""
+    """A GIF whose only frame claims this size."""
     size = struct.pack("<HH", width, height)
     return b"GIF89a" + size + b"\x80\x00\x00" + bytes(6) + b"," + bytes(4) + size + b"\x00\x02\x01\x00\x00;"
 

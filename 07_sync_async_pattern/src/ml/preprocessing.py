@@ -121,7 +121,7 @@ def resize(image: Image.Image, mode: ResizeMode) -> Image.Image:
 
 
 def _centre(size: tuple[int, int], part: tuple[int, int]) -> tuple[int, int, int, int]:
-    left, top = (round((whole - wanted) / 2) for whole, wanted in zip(size, part, strict=True))
+    left, top = (round((whole - target) / 2) for whole, target in zip(size, part, strict=True))
     return left, top, left + part[0], top + part[1]
 
 

@@ -1,4 +1,4 @@
-"""The system under test: at BASE_URL_07 if that is set (compose, a remote deployment), else started as processes."""
+"""The system under test: at BASE_URL_07 if set (compose, a remote deployment), else started as processes."""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -18,7 +18,7 @@ from tests.conftest import PATTERN
 
 @dataclass
 class System:
-    """The proxy's base URL, and, if they are ours, the processes behind it."""
+    """The proxy's base URL and, if the tests started them, the processes behind it."""
 
     proxy: str
     redis: RedisServer | None = None
@@ -29,7 +29,7 @@ class System:
 def running_system(
     models: Path, async_model: Path, folder: Path, *, worker: Mapping[str, str] = MappingProxyType({})
 ) -> Iterator[System]:
-    """A Redis, a proxy and a worker, whose environment may be added to. Keys that they leave for ever fail the test."""
+    """Redis, a proxy and a worker with this additional environment. Keys without a TTL left behind fail the test."""
     ports = {"proxy": free_port(), "worker": free_port()}
     with ExitStack() as stack:
         redis = stack.enter_context(running_redis(folder))
@@ -40,7 +40,7 @@ def running_system(
             "SYNC_MODEL_PATH": str(models / "mobilenet_v2.onnx"),
             "ASYNC_MODEL_PATH": str(async_model),
             "SAMPLE_IMAGE_PATH": str(models / "sample.jpg"),
-            "JOB_TIMEOUT_S": "10",  # tests share their machine
+            "JOB_TIMEOUT_S": "10",  # tests run beside others
         }
         system = System(f"http://127.0.0.1:{ports['proxy']}", redis)
         for name, module, more in (("proxy", "src.proxy.app", {}), ("worker", "src.worker.main", worker)):

@@ -1,7 +1,4 @@
-"""What no JSON Schema can say: which strings are images. Good requests get these, bad ones whatever comes.
-
-And nobody waits long for jobs that wait behind others.
-"""
+"""Valid requests contain real images, which a JSON Schema cannot describe; long polls wait only briefly."""
 
 import base64
 import io

@@ -1,4 +1,4 @@
-"""Whatever is sent: an answer that says what is wrong, never a 500, and no memory to speak of."""
+"""Invalid input gets an error that names the reason, never a 500, and memory stays bounded."""
 
 import base64
 import json
@@ -27,8 +27,8 @@ JPEG = encode(picture(), "JPEG")
 GIF = encode(picture(), "GIF")
 WEBP = encode(picture(), "WEBP")
 
-# For each kind: the request's body, the status, and what the answer's reason must hold.
-KINDS = {
+# Request body, expected status, and a part of the expected reason.
+CASES = {
     "no body": (b"", 400, "missing"),
     "not JSON": (b"image", 400, "is not JSON"),
     "half a JSON": (b'{"image_data": "iVBOR', 400, "is not JSON"),
@@ -75,9 +75,9 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_is_told_what_is_wrong(proxy, kind):
-    content, status, reason = KINDS[kind]
+@pytest.mark.parametrize("case", CASES)
+def test_invalid_request_returns_problem_with_reason(proxy, case):
+    content, status, reason = CASES[case]
     response = proxy.post("/predict", content=content, headers=JSON)
 
     assert response.status_code == status, response.text
@@ -88,14 +88,14 @@ def test_is_told_what_is_wrong(proxy, kind):
         assert problem["errors"][0]["field"] in ("image_data", "body")
 
 
-def test_a_body_of_another_type(proxy):
+def test_non_json_content_type_returns_400(proxy):
     response = proxy.post("/predict", content=PNG, headers={"Content-Type": "image/png"})
 
     assert response.status_code == 400
     assert "JSON" in response.text
 
 
-def test_a_body_without_a_declared_length_is_refused_too(proxy):
+def test_chunked_body_over_limit_returns_413(proxy):
     def chunks():
         yield b'{"image_data": "'
         for _ in range(3 * MAX_BODY // 2**20):
@@ -104,8 +104,8 @@ def test_a_body_without_a_declared_length_is_refused_too(proxy):
     assert proxy.post("/predict", content=chunks(), headers=JSON).status_code == 413
 
 
-def test_fuzzed_images(proxy):
-    """Bytes changed, cut out and put in, with a seed so that what fails can be tried again."""
+def test_fuzzed_image_returns_200_or_400(proxy):
+    """Bytes replaced, removed and inserted; seeded, so that a failure can be reproduced."""
     chance = random.Random(7)
     for number in range(200):
         image = bytearray(chance.choice([PNG, JPEG, GIF, WEBP]))
@@ -118,7 +118,7 @@ def test_fuzzed_images(proxy):
 
 @pytest.fixture
 def memory_bounded(system):
-    """Fails the test if the proxy needs more memory than that, beside what it has now."""
+    """Fails the test if the proxy's memory grows by GROWTH_MB or more."""
     process = system.processes.get("proxy")
     if process is None or not Path("/proc/self/statm").exists():
         pytest.skip("the proxy is not a process of this test, or this is not Linux")
@@ -145,14 +145,14 @@ def memory_bounded(system):
 
 
 @pytest.mark.usefixtures("memory_bounded")
-def test_bombs_are_refused_and_the_largest_images_are_not(proxy, tmp_path):
+def test_decompression_bombs_return_400_within_memory_bound(proxy, tmp_path):
     for image in (bomb(tmp_path, 20_000), webp_header(16_383, 16_383), gif_header(65_535, 65_535)):
         assert proxy.post("/predict", content=body(image), headers=JSON).status_code == 400
     assert proxy.post("/predict", content=body(bomb(tmp_path, 7_000)), headers=JSON).status_code == 200
 
 
 @pytest.mark.usefixtures("memory_bounded")
-def test_many_large_bodies_at_once(proxy):
+def test_concurrent_large_bodies_return_429_within_memory_bound(proxy):
     large = body("A" * (MAX_BODY - 100))
 
     with ThreadPoolExecutor(60) as pool:
@@ -163,5 +163,5 @@ def test_many_large_bodies_at_once(proxy):
     assert proxy.get("/health").status_code == 200
 
 
-def test_after_all_of_it_images_are_still_predicted(proxy):
+def test_valid_image_is_predicted_after_bad_input(proxy):
     assert proxy.post("/predict", content=body(JPEG), headers=JSON).json()["result_sync"]

@@ -1,4 +1,4 @@
-"""Schemathesis makes requests, good and bad, from the OpenAPI document: no 500, nothing undocumented."""
+"""Schemathesis generates valid and invalid requests from the OpenAPI document: no 500, nothing undocumented."""
 
 import os
 import subprocess
@@ -8,7 +8,7 @@ from pathlib import Path
 SCHEMATHESIS = Path(sys.executable).with_name("schemathesis")
 
 
-def test_the_proxy_does_what_its_openapi_document_says(system, tmp_path):
+def test_proxy_conforms_to_its_openapi_document(system, tmp_path):
     url = f"{system.proxy}/openapi.json"
     done = subprocess.run(
         [SCHEMATHESIS, "run", url, "--checks", "all", "--max-examples", "10", "--seed", "1"],

@@ -1,4 +1,4 @@
-"""The page at / in a real browser: Debian's packages `chromium` and `chromium-driver`, without a screen."""
+"""The page at / in headless Chromium (Debian's packages `chromium` and `chromium-driver`)."""
 
 import base64
 import shutil
@@ -14,7 +14,7 @@ from tests.images import encode, picture, png_header
 
 WITHIN_S = 60
 
-# A person's drop: the file arrives as the browser's own event, with what it carries.
+# Drops a file as the browser does for a user: a DragEvent with a DataTransfer.
 DROP = """
 const bytes = Uint8Array.from(atob(arguments[0]), (character) => character.charCodeAt(0));
 const data = new DataTransfer();
@@ -22,7 +22,7 @@ data.items.add(new File([bytes], "dropped.png", { type: "image/png" }));
 const drop = new DragEvent("drop", { dataTransfer: data, bubbles: true, cancelable: true });
 document.querySelector("#drop").dispatchEvent(drop);
 """
-# Every state of the answer from now on, as [class, label].
+# Records every state of the answer from now on, as [class, label].
 RECORD = """
 window.seen = [];
 new MutationObserver(() => {
@@ -42,7 +42,7 @@ def browser() -> Iterator[Chrome]:
     options.binary_location = chromium
     for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu", "--no-proxy-server"):
         options.add_argument(argument)
-    # The better label fades in: at the animation's first frame it is transparent, which WebDriver takes for no text.
+    # The better label fades in, and WebDriver returns no text for the transparent first frame.
     options.add_argument("--force-prefers-reduced-motion")
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     browser = Chrome(options, ChromeService(driver))
@@ -76,7 +76,7 @@ def wait_for_the_better_answer(page: Chrome) -> None:
     wait_for(page, "#answer.better")
 
 
-def test_the_fast_answer_comes_first_and_the_better_one_replaces_it(page, proxy, photo, tmp_path):
+def test_better_answer_replaces_fast_answer(page, proxy, photo, tmp_path):
     file = tmp_path / "photo.jpg"
     file.write_bytes(photo)
     choose(page, file)
@@ -84,7 +84,7 @@ def test_the_fast_answer_comes_first_and_the_better_one_replaces_it(page, proxy,
 
     seen = page.execute_script("return window.seen")
     assert seen[0][0] == "fast"
-    assert [kind for kind, _ in seen] == sorted((kind for kind, _ in seen), reverse=True)
+    assert [state for state, _ in seen] == sorted((state for state, _ in seen), reverse=True)
     assert seen[-1] == ["better", text(page, "#label")]
     fast = proxy.get("/predict/test").json()["result_sync"]
     assert ["fast", fast] in seen
@@ -99,7 +99,7 @@ def test_the_fast_answer_comes_first_and_the_better_one_replaces_it(page, proxy,
     assert [entry for entry in page.get_log("browser") if entry["level"] == "SEVERE"] == []
 
 
-def test_a_dropped_image(page):
+def test_dropped_image_is_classified(page):
     page.execute_script(DROP, base64.b64encode(encode(picture(), "PNG")).decode())
     wait_for_the_better_answer(page)
 
@@ -107,7 +107,7 @@ def test_a_dropped_image(page):
     assert page.current_url.endswith("/")
 
 
-def test_an_image_that_cannot_be_read_is_told(page, tmp_path):
+def test_unreadable_image_shows_error(page, tmp_path):
     file = tmp_path / "large.png"
     file.write_bytes(png_header(10_000, 10_000))
     choose(page, file)
@@ -117,7 +117,7 @@ def test_an_image_that_cannot_be_read_is_told(page, tmp_path):
     assert not page.find_element(By.ID, "answer").is_displayed()
 
 
-def test_the_next_image_replaces_the_first(page, photo, tmp_path):
+def test_next_image_replaces_previous(page, photo, tmp_path):
     for number, image in enumerate([photo, encode(picture(), "PNG")]):
         (tmp_path / f"{number}").write_bytes(image)
         choose(page, tmp_path / f"{number}")
@@ -129,7 +129,7 @@ def test_the_next_image_replaces_the_first(page, photo, tmp_path):
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [320, 1200])
-def test_every_text_stands_out_and_nothing_is_cut_off(page, scheme, width, photo, tmp_path):
+def test_text_contrast_and_layout(page, scheme, width, photo, tmp_path):
     page.set_window_size(width, 900)
     page.execute_cdp_cmd(
         "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
@@ -144,7 +144,7 @@ def test_every_text_stands_out_and_nothing_is_cut_off(page, scheme, width, photo
 
 
 def contrast(page: Chrome, selector: str) -> float:
-    """WCAG's contrast ratio of an element's text and what is behind it."""
+    """WCAG contrast ratio of an element's text and its background."""
     colours = page.execute_script(
         """
         const element = document.querySelector(arguments[0]);
@@ -164,8 +164,8 @@ def contrast(page: Chrome, selector: str) -> float:
     return (light + 0.05) / (dark + 0.05)
 
 
-def test_it_can_be_used_without_a_mouse(page):
-    """The first thing that Tab reaches is the file field, it says what it is, and it can be seen to have the focus."""
+def test_page_is_usable_by_keyboard(page):
+    """Tab reaches the file field first; it has an accessible name and a visible focus."""
     page.switch_to.active_element.send_keys("\ue004")  # Tab
     focused = page.switch_to.active_element
 

@@ -1,6 +1,6 @@
-"""What the READMEs show is what happens: their curl lines are run, the settings tables generated anew.
+"""Runs the READMEs' curl examples and compares the output; regenerates the settings tables.
 
-The labels that they show are those of MobileNetV2 on both sides, the worker cropping, so they need a stack of its own.
+The labels shown are those of MobileNetV2 on both sides, with the worker cropping, so this starts a system of its own.
 """
 
 import subprocess
@@ -13,12 +13,12 @@ from tests.conftest import PATTERN, ROOT
 from tests.e2e.conftest import running_system
 
 
-def test_the_readmes_are_as_they_say(models, tmp_path):
+def test_readme_examples_match_running_system(models, tmp_path):
     model = models / "mobilenet_v2.onnx"
     if weights_of(model) != "pretrained":
-        pytest.skip("its labels are those of pretrained weights, and these are random")
+        pytest.skip("the READMEs show the labels of pretrained weights, and these are random")
     with running_system(models, model, tmp_path, worker={"RESIZE_MODE": "crop", "NUM_WORKERS": "1"}) as system:
-        # The root's READMEs have examples of the other patterns as well, and the ports of `make up`.
+        # The root's READMEs also have examples of other patterns, and the ports of `make up`.
         for port, arguments in ((8000, [PATTERN]), (8700, [ROOT, "--skip-others"])):
             bases = [f"http://localhost:{port}={system.proxy}", f"photo.jpg={models / 'sample.jpg'}"]
             done = subprocess.run(

@@ -1,4 +1,4 @@
-"""The whole pattern over HTTP. The same tests run against local processes, compose, and any deployment."""
+"""The whole pattern over HTTP, against local processes, compose or any deployment."""
 
 import base64
 import io
@@ -28,8 +28,8 @@ def flower() -> Image.Image:
     return Image.fromarray(load_sample_image("flower.jpg"))
 
 
-def better(proxy, job_id: str) -> dict[str, Any]:
-    """The finished job, with details; asked for as a client does that does not want to wait for ever."""
+def completed_job(proxy, job_id: str) -> dict[str, Any]:
+    """The completed job with details; gives up after a minute."""
     for _ in range(6):
         entry: dict[str, Any] = proxy.get(f"/job/{job_id}", params={"wait": 10, "detail": True}).json()[job_id]
         assert "error" not in entry
@@ -38,11 +38,11 @@ def better(proxy, job_id: str) -> dict[str, Any]:
     raise AssertionError(f"no prediction for {job_id}")
 
 
-def test_health(proxy):
+def test_health_returns_ok(proxy):
     assert proxy.get("/health").json() == {"health": "ok"}
 
 
-def test_metadata(proxy):
+def test_metadata_has_specified_fields(proxy):
     metadata = proxy.get("/metadata").json()
 
     assert metadata["data_sample"] == "base64 encoded image file"
@@ -52,10 +52,10 @@ def test_metadata(proxy):
 
 
 @pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP", "GIF"])
-def test_a_photograph_from_the_fast_answer_to_the_better_one(proxy, china, file_format):
+def test_photo_gets_sync_then_async_result(proxy, china, file_format):
     answer = proxy.post("/predict", json={"image_data": encoded(china, file_format)}).json()
     job_id = answer["job_id"]
-    entry = better(proxy, job_id)
+    entry = completed_job(proxy, job_id)
 
     assert proxy.get(f"/job/{job_id}").json() == {job_id: {"prediction": entry["prediction"]}}
     assert entry["sync"]["prediction"] == answer["result_sync"]
@@ -65,7 +65,7 @@ def test_a_photograph_from_the_fast_answer_to_the_better_one(proxy, china, file_
     assert entry["top5"][0]["label"] == entry["prediction"]
 
 
-def test_the_labels_are_right_where_the_weights_are_pretrained(proxy, china):
+def test_pretrained_labels_are_correct(proxy, china):
     weights = proxy.get("/metadata").json()["weights"]
     if "pretrained" not in weights.values():
         pytest.skip("the weights are random")
@@ -74,31 +74,31 @@ def test_the_labels_are_right_where_the_weights_are_pretrained(proxy, china):
     if weights["sync"] == "pretrained":
         assert answer["result_sync"] in PALACES
     if weights["async"] == "pretrained":
-        assert better(proxy, answer["job_id"])["prediction"] in PALACES
+        assert completed_job(proxy, answer["job_id"])["prediction"] in PALACES
 
 
-def test_the_photograph_of_the_proxy(proxy, china):
+def test_predict_test_uses_sample_photo(proxy, china):
     answer = proxy.get("/predict/test").json()
 
-    assert better(proxy, answer["job_id"])["sync"]["prediction"] == answer["result_sync"]
+    assert completed_job(proxy, answer["job_id"])["sync"]["prediction"] == answer["result_sync"]
 
 
-def test_each_of_many_images_gets_its_own_result(proxy, china, flower):
-    """As many at once as the specification wants in a second."""
+def test_concurrent_images_get_their_own_results(proxy, china, flower):
+    """Ten at a time, the specified requests per second."""
     images = [encoded(image, "JPEG") for image in (china, flower)]
 
-    def ask(number: int) -> tuple[str, object]:
+    def classify(number: int) -> tuple[str, object]:
         answer = proxy.post("/predict", json={"image_data": images[number % 2]}).json()
-        return answer["result_sync"], better(proxy, answer["job_id"])["prediction"]
+        return answer["result_sync"], completed_job(proxy, answer["job_id"])["prediction"]
 
     with ThreadPoolExecutor(10) as threads:
-        answers = list(threads.map(ask, range(20)))
+        answers = list(threads.map(classify, range(20)))
 
     assert set(answers[::2]) == {answers[0]}
     assert set(answers[1::2]) == {answers[1]}
 
 
-def test_an_unknown_job(proxy):
+def test_unknown_job_returns_404(proxy):
     response = proxy.get("/job/nobody")
 
     assert (response.status_code, response.json()["detail"]) == (404, "Job not found")

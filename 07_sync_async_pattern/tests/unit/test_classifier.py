@@ -26,7 +26,7 @@ def classifier(models) -> Classifier:
 @pytest.fixture
 def pretrained(models) -> None:
     if weights_of(models / "mobilenet_v2.onnx") != "pretrained":
-        pytest.skip("the weights are random: no model zoo beside the repository (MODEL_ZOO), and no download")
+        pytest.skip("the weights are random: neither a model zoo (MODEL_ZOO) nor a download was available")
 
 
 def best(classifier: Classifier, image: bytes, mode: ResizeMode = ResizeMode.STRETCH) -> tuple[str, float]:
@@ -41,10 +41,10 @@ def check_against_raw_onnxruntime(classifier: Classifier, path, photo: bytes) ->
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     for prediction, one in zip(classifier.classify(pixels), pixels, strict=True):
         scores = session.run(None, {"input": one[None]})[0][0].astype(np.float64)
-        wanted = np.exp(scores - scores.max()) / np.exp(scores - scores.max()).sum()
-        order = np.argsort(-wanted)[:5]
+        expected = np.exp(scores - scores.max()) / np.exp(scores - scores.max()).sum()
+        order = np.argsort(-expected)[:5]
         assert [label for label, _ in prediction.top5] == [LABELS[index] for index in order]
-        assert [p for _, p in prediction.top5] == pytest.approx(wanted[order], abs=1e-5)
+        assert [p for _, p in prediction.top5] == pytest.approx(expected[order], abs=1e-5)
         assert prediction.label == LABELS[order[0]]
 
 
@@ -54,7 +54,7 @@ def rotated(photo: bytes, degrees: int) -> bytes:
     return buffer.getvalue()
 
 
-def test_equals_raw_onnxruntime(classifier, models, photo):
+def test_mobilenet_v2_equals_raw_onnxruntime(classifier, models, photo):
     check_against_raw_onnxruntime(classifier, models / "mobilenet_v2.onnx", photo)
 
 
@@ -67,7 +67,7 @@ def test_resnet50_equals_raw_onnxruntime(models, photo):
 
 @pytest.mark.usefixtures("pretrained")
 @pytest.mark.parametrize("mode", ResizeMode)
-def test_the_photograph_shows_a_palace(classifier, photo, mode):
+def test_pretrained_model_recognises_palace(classifier, photo, mode):
     label, _ = best(classifier, photo, mode)
 
     assert label in {"palace", "castle", "monastery"}
@@ -75,18 +75,18 @@ def test_the_photograph_shows_a_palace(classifier, photo, mode):
 
 @pytest.mark.usefixtures("pretrained")
 @pytest.mark.parametrize(("mode", "probability"), [(ResizeMode.STRETCH, 0.50), (ResizeMode.CROP, 0.92)])
-def test_the_specifications_own_example(classifier, mode, probability):
+def test_pretrained_model_recognises_persian_cat(classifier, mode, probability):
     cat = MODEL_ZOO / "cat.jpg"
     if not cat.exists():
         pytest.skip(f"there is no {cat} (set MODEL_ZOO)")
 
-    label, found = best(classifier, cat.read_bytes(), mode)
+    label, actual = best(classifier, cat.read_bytes(), mode)
     assert label == "Persian cat"
-    assert found == pytest.approx(probability, abs=0.01)
+    assert actual == pytest.approx(probability, abs=0.01)
 
 
 @pytest.mark.usefixtures("pretrained")
-def test_in_8_bit_integers_it_sees_the_same(int8_model, models, photo):
+def test_int8_model_recognises_the_same_images(int8_model, models, photo):
     quantised = Classifier.load(int8_model, models / "imagenet_labels.json")
 
     assert weights_of(int8_model) == "pretrained"
@@ -98,8 +98,10 @@ def test_in_8_bit_integers_it_sees_the_same(int8_model, models, photo):
 
 
 @given(arrays(np.float32, st.tuples(st.integers(1, 3), st.integers(1, 50)), elements=st.floats(-1e4, 1e4, width=32)))
-def test_softmax_is_a_distribution_with_the_same_winner(scores):
-    assume((scores < 0).any() or not np.allclose(scores.sum(axis=1), 1, atol=1e-3))  # these are one already
+def test_softmax_is_a_distribution_with_the_same_argmax(scores):
+    assume(
+        (scores < 0).any() or not np.allclose(scores.sum(axis=1), 1, atol=1e-3)
+    )  # a distribution is returned unchanged
     shares = probabilities(scores)
 
     assert shares.sum(axis=1) == pytest.approx(np.ones(len(scores)), abs=1e-5)
@@ -107,7 +109,7 @@ def test_softmax_is_a_distribution_with_the_same_winner(scores):
         assert share[row.argmax()] == share.max()
 
 
-def test_probabilities_stay_as_they_are():
+def test_probabilities_are_returned_unchanged():
     shares = np.array([[0.1, 0.7, 0.2], [1, 0, 0]], np.float32)
 
     assert np.array_equal(probabilities(shares), shares)
@@ -123,7 +125,7 @@ def test_probabilities_stay_as_they_are():
         pytest.param(json.dumps(list(range(1000))), "is not a list of 1000 names", id="no names"),
     ],
 )
-def test_labels_that_cannot_be_used(models, tmp_path, content, reason):
+def test_invalid_labels_raise_startup_error(models, tmp_path, content, reason):
     path = tmp_path / "labels.json"
     if content is not None:
         path.write_text(content)
@@ -143,7 +145,7 @@ def test_labels_that_cannot_be_used(models, tmp_path, content, reason):
         ('{"artifacts": {"m": {"file": "m.onnx", "weights": "local"}}}', "pretrained"),
     ],
 )
-def test_weights_as_the_manifest_says(tmp_path, manifest, weights):
+def test_weights_are_read_from_manifest(tmp_path, manifest, weights):
     if manifest is not None:
         (tmp_path / "manifest.json").write_text(manifest)
 

@@ -1,4 +1,4 @@
-"""What the models see is what the specification says, whatever the file was."""
+"""The models' input is as specified, whatever the image file."""
 
 import base64
 import io
@@ -26,12 +26,12 @@ from tests.images import encode, gif_header, picture, png_header, webp_header
 MAX_PIXELS = 50_000_000
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
-# What Pillow has to say about damaged files is not ours to decide; in a service it is silenced on import.
+# Pillow warns about damaged files; in a service its warnings are silenced on import.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
 
 def reference(data: bytes, *, crop: bool = False) -> np.ndarray:
-    """The specification's steps one by one, in float64."""
+    """The specified steps one by one, in float64."""
     image = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
     if crop:
         width, height = image.size
@@ -49,9 +49,9 @@ def read(data: bytes) -> np.ndarray:
 
 
 def reason(data: bytes) -> str:
-    with pytest.raises(InvalidInput) as refused:
+    with pytest.raises(InvalidInput) as raised:
         preprocess(data, resize_mode=ResizeMode.STRETCH, max_pixels=MAX_PIXELS)
-    [error] = refused.value.errors
+    [error] = raised.value.errors
     assert error["field"] == "image_data"
     return error["reason"]
 
@@ -59,7 +59,7 @@ def reason(data: bytes) -> str:
 @pytest.mark.parametrize("mode", ResizeMode)
 @pytest.mark.parametrize("size", [(640, 480), (480, 640), (500, 375), (224, 224), (100, 300), (1, 1), (3, 7)])
 @pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP"])
-def test_equals_the_reference(photo, file_format, size, mode):
+def test_preprocessing_equals_float64_reference(photo, file_format, size, mode):
     data = encode(Image.open(io.BytesIO(photo)).resize(size), file_format)
     pixels = preprocess(data, resize_mode=mode, max_pixels=MAX_PIXELS)
 
@@ -69,8 +69,8 @@ def test_equals_the_reference(photo, file_format, size, mode):
     assert np.abs(pixels - reference(data, crop=mode is ResizeMode.CROP)).max() < 1e-5
 
 
-def test_every_value_of_a_pixel():
-    """All 256, in each channel, against float64."""
+def test_every_pixel_value_is_normalised_exactly():
+    """All 256 values in each channel, compared with float64."""
     values = np.stack([np.arange(256, dtype=np.uint8)] * 3, -1)[None]
     exact = ((values / 255 - MEAN) / STD).transpose(2, 0, 1)
 
@@ -81,34 +81,34 @@ def test_every_value_of_a_pixel():
     ("mode", "file_format"),
     [("RGB", "PNG"), ("RGB", "GIF"), ("L", "PNG"), ("1", "PNG"), ("P", "PNG"), ("RGBA", "PNG"), ("RGBA", "WEBP")],
 )
-def test_modes_without_loss(mode, file_format):
+def test_lossless_modes_convert_to_exact_rgb(mode, file_format):
     image = picture(mode)
     data = encode(image, file_format, **({"lossless": True} if file_format == "WEBP" else {}))
 
-    wanted = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
-    assert np.array_equal(read(data), wanted)
+    expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+    assert np.array_equal(read(data), expected)
     if mode != "P" and file_format != "GIF":
-        assert np.array_equal(wanted, np.asarray(image.convert("RGB")))
+        assert np.array_equal(expected, np.asarray(image.convert("RGB")))
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
 @pytest.mark.parametrize("progressive", [False, True])
-def test_jpeg_of_every_kind(mode, progressive):
-    found = read(encode(picture(mode), "JPEG", quality=95, progressive=progressive)).astype(int)
+def test_jpeg_modes_and_progressive_decode(mode, progressive):
+    pixels = read(encode(picture(mode), "JPEG", quality=95, progressive=progressive)).astype(int)
 
-    assert np.abs(found - np.asarray(picture(mode).convert("RGB"))).mean() < 2
+    assert np.abs(pixels - np.asarray(picture(mode).convert("RGB"))).mean() < 2
 
 
-def test_sixteen_bits_of_grey_are_scaled():
+def test_16_bit_grey_is_scaled():
     values = np.linspace(0, 65535, 64 * 64).astype(np.uint16).reshape(64, 64)
-    found = read(encode(Image.fromarray(values), "PNG"))
+    pixels = read(encode(Image.fromarray(values), "PNG"))
 
-    assert np.array_equal(found[..., 0], values >> 8)
+    assert np.array_equal(pixels[..., 0], values >> 8)
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "L", "RGB"])
-def test_what_is_transparent_is_white(mode):
-    """Once through an alpha channel, and through a single transparent colour or palette entry."""
+def test_transparency_becomes_white(mode):
+    """Through an alpha channel, or through one transparent colour or palette entry."""
     options: dict[str, object] = {}
     if mode.endswith("A"):
         image = picture(mode)
@@ -120,16 +120,16 @@ def test_what_is_transparent_is_white(mode):
     assert (read(encode(image, "PNG", **options)) == 255).all()
 
 
-def test_a_transparent_gif_is_white():
+def test_transparent_gif_becomes_white():
     assert (read(encode(Image.new("P", (8, 8), 3), "GIF", transparency=3)) == 255).all()
 
 
-def test_half_transparent_is_half_white():
+def test_half_transparency_blends_with_white():
     assert np.abs(read(encode(Image.new("RGBA", (4, 4), (0, 0, 0, 128)), "PNG")).astype(int) - 127).max() <= 1
 
 
 @pytest.mark.parametrize("file_format", ["GIF", "WEBP", "PNG"])
-def test_of_an_animation_the_first_frame(file_format):
+def test_animation_uses_first_frame(file_format):
     frames = [Image.new("RGB", (20, 10), colour) for colour in ("red", "lime", "blue")]
     options: dict[str, object] = {"lossless": True} if file_format == "WEBP" else {}
     data = encode(frames[0], file_format, save_all=True, append_images=frames[1:], **options)
@@ -139,22 +139,22 @@ def test_of_an_animation_the_first_frame(file_format):
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP"])
-def test_exif_orientation(orientation, file_format):
+def test_exif_orientation_is_applied(orientation, file_format):
     exif = Image.Exif()
     exif[0x0112] = orientation
     data = encode(picture(), file_format, exif=exif)
 
-    wanted = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB"))
-    assert np.array_equal(read(data), wanted)
-    assert wanted.shape[:2] == ((60, 90) if orientation <= 4 else (90, 60))
+    expected = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB"))
+    assert np.array_equal(read(data), expected)
+    assert expected.shape[:2] == ((60, 90) if orientation <= 4 else (90, 60))
 
 
 @pytest.mark.parametrize("exif", [b"Exif\x00\x00garbage", b"Exif\x00\x00II*\x00\xff\xff\xff\xff", b"Exif\x00\x00"])
-def test_exif_data_that_make_no_sense_are_ignored(exif):
+def test_malformed_exif_is_ignored(exif):
     assert read(encode(picture(), "JPEG", exif=exif)).shape == (60, 90, 3)
 
 
-def test_a_picture_of_several_in_one_jpeg_is_its_first():
+def test_multi_picture_jpeg_uses_first_image():
     data = encode(picture(), "MPO", save_all=True, append_images=[Image.new("RGB", (9, 9))])
 
     assert read(data).shape == (60, 90, 3)
@@ -169,23 +169,23 @@ def test_a_picture_of_several_in_one_jpeg_is_its_first():
         gif_header(60_000, 60_000),
     ],
 )
-def test_too_many_pixels_are_refused_before_decoding(data):
+def test_too_many_pixels_are_rejected_before_decoding(data):
     assert reason(data).startswith("has too many pixels")
 
 
 @pytest.mark.parametrize("size", [(MAX_SIDE + 1, 1), (1, MAX_SIDE + 1)])
-def test_a_side_that_is_too_long(size):
+def test_too_long_side_is_rejected(size):
     assert reason(png_header(*size)).startswith("is too large")
 
 
 @pytest.mark.parametrize("size", [(MAX_SIDE, 1), (1, MAX_SIDE), (300, 1), (1, 2)])
 @pytest.mark.parametrize("mode", ResizeMode)
-def test_strips_are_images_too(size, mode):
+def test_extreme_aspect_ratios_are_resized(size, mode):
     assert resize(Image.new("RGB", size), mode).size == (224, 224)
 
 
-def test_a_jpeg_that_would_take_minutes_is_refused():
-    """However small it is: each scan goes through the whole image, each piece of EXIF data copies those before it."""
+def test_jpeg_with_too_many_scans_is_rejected():
+    """Decoding takes minutes: each scan goes through the whole image, each EXIF segment copies all earlier ones."""
     jpeg = encode(picture(), "JPEG", progressive=True)
     scan = jpeg[jpeg.rindex(b"\xff\xda") : -2]
     piece = b"\xff\xe1" + struct.pack(">H", 9) + b"Exif\x00\x00x"
@@ -195,22 +195,22 @@ def test_a_jpeg_that_would_take_minutes_is_refused():
         assert "more than 500 scans" in reason(slow)
 
 
-def test_as_many_pixels_as_are_allowed():
+def test_pixel_limit_is_inclusive():
     data = encode(picture(), "PNG")
 
     assert load_image(data, max_pixels=60 * 90).size == (90, 60)
-    with pytest.raises(InvalidInput, match="Invalid input") as refused:
+    with pytest.raises(InvalidInput, match="Invalid input") as raised:
         load_image(data, max_pixels=60 * 90 - 1)
-    assert refused.value.errors[0]["reason"] == "has too many pixels: 90x60 are more than 5399"
+    assert raised.value.errors[0]["reason"] == "has too many pixels: 90x60 are more than 5399"
 
 
 @pytest.mark.parametrize("file_format", ["BMP", "TIFF", "ICO", "PPM", "TGA", "JPEG2000", "EPS", "PDF", "AVIF"])
-def test_formats_that_are_not_on_the_list(file_format):
+def test_unsupported_formats_are_rejected(file_format):
     assert reason(encode(picture(), file_format)) == "is not an image in a known format (JPEG, PNG, WEBP, GIF)"
 
 
 @pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP", "GIF"])
-def test_truncated_files(photo, file_format):
+def test_truncated_files_are_rejected(photo, file_format):
     whole = encode(Image.open(io.BytesIO(photo)).convert("RGB"), file_format)
     for share in (0.1, 0.5, 0.9):
         assert "image" in reason(whole[: int(len(whole) * share)])
@@ -218,8 +218,8 @@ def test_truncated_files(photo, file_format):
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
-def test_any_bytes_are_read_or_refused(data):
-    """Whole files with some bytes changed, cut out or put in: an array, or InvalidInput; nothing else."""
+def test_fuzzed_bytes_are_decoded_or_rejected(data):
+    """Files with bytes replaced, removed or inserted give an array or InvalidInput, nothing else."""
     good = data.draw(st.sampled_from(SEEDS))
     start = data.draw(st.integers(0, len(good)))
     length = data.draw(st.integers(0, 40))
@@ -257,14 +257,14 @@ SEEDS = [
         pytest.param(lambda text: f" data:image/jpeg;charset=x; base64, {text[:9]} {text[9:]} ", id="both"),
     ],
 )
-def test_base64(wrap):
+def test_base64_variants_decode(wrap):
     data = bytes(range(256)) * 3
 
     assert decode_base64(wrap(base64.b64encode(data).decode())) == data
 
 
 @given(st.binary(min_size=1))
-def test_base64_of_any_bytes(data):
+def test_base64_round_trip(data):
     assert decode_base64(base64.b64encode(data).decode()) == data
 
 
@@ -287,7 +287,7 @@ def test_base64_of_any_bytes(data):
         ("\x00\x00\x00\x00", "is not valid Base64"),
     ],
 )
-def test_not_base64(text, reason):
-    with pytest.raises(InvalidInput) as refused:
+def test_invalid_base64_is_rejected(text, reason):
+    with pytest.raises(InvalidInput) as raised:
         decode_base64(text)
-    assert refused.value.errors == [{"field": "image_data", "reason": reason}]
+    assert raised.value.errors == [{"field": "image_data", "reason": reason}]

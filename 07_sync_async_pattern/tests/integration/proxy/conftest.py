@@ -1,4 +1,4 @@
-"""The proxy in this process, on a real Redis; the worker's part is played by the tests."""
+"""The proxy in this process, with a real Redis; the tests act as the worker."""
 
 import asyncio
 import base64
@@ -24,7 +24,7 @@ def settings(models, redis_server) -> MakeSettings:
                 "async_model_path": models / "mobilenet_v2.onnx",
                 "labels_path": models / "imagenet_labels.json",
                 "sample_image_path": models / "sample.jpg",
-                "job_timeout_s": 10,  # tests share their machine
+                "job_timeout_s": 10,  # tests run beside others
                 **overrides,
             }
         )
@@ -54,7 +54,7 @@ def body_of(image: bytes) -> dict[str, str]:
 
 
 async def until(condition: Callable[[], Awaitable[object]]) -> None:
-    """Returns once the condition holds; TimeoutError if it does not in time."""
+    """Return once the condition holds. Raises TimeoutError after 30 s."""
     async with asyncio.timeout(30):
-        while not await condition():  # noqa: ASYNC110 - neither Redis nor a proxy has an event for it
+        while not await condition():  # noqa: ASYNC110 - neither Redis nor the proxy offers an event
             await asyncio.sleep(0.01)

@@ -1,4 +1,4 @@
-"""Workers: in this process, or as processes that can be killed."""
+"""Workers in this process, or as processes that can be killed."""
 
 import os
 import signal
@@ -36,7 +36,7 @@ def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def classifier(model_path: Path) -> Classifier:
-    """What the worker should say, straight from the model."""
+    """The model itself, for the expected predictions."""
     return Classifier.load(model_path, LABELS)
 
 
@@ -49,7 +49,7 @@ def settings(redis_server: RedisServer, model_path: Path) -> Callable[..., Worke
             "async_model_path": model_path,
             "labels_path": LABELS,
             "num_workers": 1,
-            "worker_nice": 0,  # or tests would wait for whatever else the machine does
+            "worker_nice": 0,  # otherwise the tests would wait for everything else on the machine
             "heartbeat_s": 1,
         }
         return WorkerSettings(**(defaults | overrides))
@@ -58,7 +58,7 @@ def settings(redis_server: RedisServer, model_path: Path) -> Callable[..., Worke
 
 
 def environment(redis_port: int, model_path: Path) -> dict[str, str]:
-    """Of a worker as a process."""
+    """Environment of a worker process."""
     return {
         "REDIS_HOST": "127.0.0.1",
         "REDIS_PORT": str(redis_port),
@@ -71,7 +71,7 @@ def environment(redis_port: int, model_path: Path) -> dict[str, str]:
 
 @pytest.fixture
 def start_worker(redis_server: RedisServer, model_path: Path, tmp_path: Path) -> StartWorker:
-    """A worker as a process; ready when it is healthy."""
+    """Starts a worker as a process and returns once it is healthy."""
 
     def start(**env: str) -> AbstractContextManager[Process]:
         port = free_port()
@@ -87,16 +87,16 @@ def start_worker(redis_server: RedisServer, model_path: Path, tmp_path: Path) ->
 
 
 def children(pid: int) -> list[int]:
-    """The model processes of a worker."""
-    found = []
+    """Ids of a worker's model processes."""
+    pids = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
             parent = int((process / "stat").read_text().rpartition(")")[2].split()[1])
             if parent == pid and b"spawn_main" in (process / "cmdline").read_bytes():
-                found.append(int(process.name))
+                pids.append(int(process.name))
         except OSError:
-            continue  # gone meanwhile
-    return found
+            continue  # it has exited meanwhile
+    return pids
 
 
 def is_running(pid: int) -> bool:

@@ -1,4 +1,4 @@
-"""A model of a few operators with the contract of the real ones: quick, deterministic, and with two flaws."""
+"""A small, fast, deterministic model with the inputs and outputs of the real ones, and two colours that break it."""
 
 import io
 from pathlib import Path
@@ -9,21 +9,21 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 HANGS = (255, 0, 0)
-"""The model computes for ever when it sees this colour."""
+"""An image of this colour makes the model run for ever."""
 
 FAILS = (0, 0, 255)
-"""It wants more memory than there is, and raises, when it sees this one."""
+"""An image of this colour makes the model allocate more memory than there is, and raise."""
 
 
 def write_model(path: Path) -> Path:
-    """Scores are linear in the image's mean colour, so that 1,000 labels divide the colours among them."""
+    """Scores are linear in the image's mean colour, so that different colours get different labels."""
     generator = np.random.default_rng(7)
     constants = {
         "weights": generator.standard_normal((3, 1000)).astype(np.float32),
         "bias": generator.standard_normal(1000).astype(np.float32),
         "red": np.array(0),
         "blue": np.array(2),
-        # Normalised, 255 is 2.249 of red and 2.640 of blue.
+        # After normalisation, 255 is 2.249 in red and 2.640 in blue.
         "red_limit": np.array(2.2, np.float32),
         "blue_limit": np.array(2.6, np.float32),
         "very_often": np.array(1e14, np.float32),
@@ -92,6 +92,6 @@ def image_of(colour: tuple[int, ...]) -> bytes:
 
 
 def images(count: int) -> list[bytes]:
-    """So many, of different colours that do the model no harm."""
+    """Images of different colours that the model handles."""
     colours = np.random.default_rng(count).integers(0, 200, (count, 3))
     return [image_of(tuple(int(part) for part in colour)) for colour in colours]

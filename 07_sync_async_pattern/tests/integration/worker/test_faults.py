@@ -1,4 +1,4 @@
-"""Processes, workers and Redis are killed under load: every image gets its own answer, once."""
+"""Model processes, workers and Redis are killed under load: every image gets its own result, once."""
 
 import asyncio
 import os
@@ -21,19 +21,19 @@ from serving_testing.processes import Process, answers, free_port, running, wait
 from tests.conftest import PATTERN
 from tests.integration.worker.conftest import children, environment, is_running, kill
 from tests.integration.worker.model import HANGS, image_of, images
-from tests.integration.worker.test_worker import expected, is_same
+from tests.integration.worker.test_worker import is_same, predict_directly
 
 IMAGES = int(os.environ.get("FAULT_IMAGES", "200"))
 KILLS = int(os.environ.get("FAULT_KILLS", "6"))
 KILL_EVERY_S = float(os.environ.get("FAULT_KILL_EVERY_S", "1"))
 WORKERS = 2
 
-# As Redis writes down what its scripts have done; nothing else sets a result.
+# A stored result in the append-only file, to which Redis writes the effects of its scripts.
 RESULT_STORED = re.compile(rb"SET\r\n\$13\r\nresult:([0-9a-f]{6})\r\n")
 
 
-class System:
-    """Redis and two workers of two processes each, with somebody who kills them and starts them again."""
+class UnreliableSystem:
+    """Redis and two workers with two model processes each; kills and restarts them."""
 
     def __init__(self, stack: ExitStack, redis_folder: Path, logs: Path, model: Path) -> None:
         self.redis = stack.enter_context(running_redis(redis_folder))
@@ -44,12 +44,12 @@ class System:
         self.workers = [self.start_worker() for _ in range(WORKERS)]
 
     def start_worker(self) -> Process:
-        """Returns at once."""
+        """Returns before the worker is healthy."""
         env = {**self._env, "PORT": str(free_port())}
         return self._stack.enter_context(running("src.worker.main", cwd=PATTERN, env=env, log=self.log))
 
-    async def kill_all_the_time(self) -> Counter[str]:
-        """In turn a model process, and a whole worker; half-way Redis, which starts again."""
+    async def keep_killing(self) -> Counter[str]:
+        """Kill two model processes, then a worker, and so on; half-way also Redis. Returns the number of kills."""
         killed = Counter[str]()
         for number in range(KILLS):
             await asyncio.sleep(KILL_EVERY_S)
@@ -68,7 +68,7 @@ class System:
     async def _kill_a_process(self) -> int:
         for worker in self.workers:
             for pid in children(worker.popen.pid):
-                # A job takes it milliseconds: stopped, it will have one in hand.
+                # A job takes milliseconds; while stopped, the process will be given one.
                 kill(pid, signal.SIGSTOP)
                 await asyncio.sleep(0.2)
                 kill(pid, signal.SIGKILL)
@@ -76,7 +76,7 @@ class System:
         return 0
 
     def times_stored(self) -> Counter[str]:
-        """How often the result of each job was stored, since Redis was empty."""
+        """How often each job's result was stored, since Redis was empty."""
         files = [path for path in self.redis_folder.rglob("*.aof") if path.is_file()]
         return Counter(job_id.decode() for file in files for job_id in RESULT_STORED.findall(file.read_bytes()))
 
@@ -89,15 +89,15 @@ async def retry_until_available(call, *arguments):
             await asyncio.sleep(0.05)
 
 
-async def test_every_image_gets_its_answer_once_whoever_is_killed(tmp_path, model_path, classifier, capsys):
+async def test_every_image_gets_its_result_once_under_kills(tmp_path, model_path, classifier, capsys):
     many = images(IMAGES)
     (tmp_path / "redis").mkdir()
     with ExitStack() as stack:
-        system = System(stack, tmp_path / "redis", tmp_path, model_path)
+        system = UnreliableSystem(stack, tmp_path / "redis", tmp_path, model_path)
         wait_until(lambda: system.log.read_text().count("service_started") == WORKERS)
         async with Redis(port=system.redis.port) as redis:
             jobs = Jobs(redis, "queue:jobs")
-            killing = asyncio.create_task(system.kill_all_the_time())
+            killing = asyncio.create_task(system.keep_killing())
             ids = []
             for image in many:
                 ids.append(await retry_until_available(jobs.enqueue, image))
@@ -110,28 +110,28 @@ async def test_every_image_gets_its_answer_once_whoever_is_killed(tmp_path, mode
             for job_id, image in zip(ids, many, strict=True):
                 state = await retry_until_available(jobs.get, job_id, max(0, deadline - time.monotonic()))
                 ended[state.status] += 1
-                prediction = expected(classifier, image, settings)
+                prediction = predict_directly(classifier, image, settings)
                 assert state.result == prediction.label.encode(), state
                 details = await jobs.details(job_id)
                 assert is_same(details["async"], prediction), (details, to_stored(prediction))
-            suspects = [key async for key in redis.scan_iter("queue:jobs:meta:*")]
+            quarantined = [key async for key in redis.scan_iter("queue:jobs:meta:*")]
         stored = system.times_stored()
-        died_in_hand = system.log.read_text().count("model_process_died")
+        deaths_with_jobs = system.log.read_text().count("model_process_died")
         assert system.redis.keys_for_ever() == []
 
     with capsys.disabled():
         print(f"\n{len(ids)} images: {dict(ended)}; killed: {dict(killed)}", end="")
-        print(f" ({died_in_hand} processes with an image in hand; {len(suspects)} images were run alone)")
+        print(f" ({deaths_with_jobs} processes with an image in flight; {len(quarantined)} images were run alone)")
     assert ended == {"completed": IMAGES}
     assert killed.keys() == {"process", "worker", "redis"}
-    assert died_in_hand, "nobody was killed with a job in hand: this has tested nothing"
-    # A job whose registration Redis did not live to confirm was registered again: it may be there twice, under two
-    # ids. What we have an id of was stored exactly once.
+    assert deaths_with_jobs, "no process was killed with a job in flight: this has tested nothing"
+    # An enqueue that Redis did not live to confirm was repeated, so that image may have two jobs. Every job, also one
+    # whose id was never returned, was stored exactly once.
     assert [stored[job_id] for job_id in ids] == [1] * IMAGES
     assert set(stored.values()) == {1}
 
 
-async def test_sigterm_loses_no_job_and_uses_up_no_try(redis, jobs, start_worker):
+async def test_sigterm_requeues_jobs_without_using_a_retry(redis, jobs, start_worker):
     ids = [await jobs.enqueue(image) for image in images(150)]
     with start_worker(BATCH_SIZE="2") as stopped:
         processes = children(stopped.popen.pid)
@@ -139,17 +139,17 @@ async def test_sigterm_loses_no_job_and_uses_up_no_try(redis, jobs, start_worker
         await jobs.get(ids[10], 20)
         assert stopped.stop() == 0
         assert not any(is_running(pid) for pid in processes)
-    done = [await redis.get(f"status:{job_id}") for job_id in ids]
-    assert set(done) <= {b"completed", b"pending"}
+    statuses = [await redis.get(f"status:{job_id}") for job_id in ids]
+    assert set(statuses) <= {b"completed", b"pending"}
     assert [job_id.decode() for job_id in (await redis.lrange("queue:jobs", 0, -1))[::-1]] == [
-        job_id for job_id, status in zip(ids, done, strict=True) if status == b"pending"
+        job_id for job_id, status in zip(ids, statuses, strict=True) if status == b"pending"
     ]
     with start_worker(NUM_WORKERS="1"):
         assert {(await jobs.get(job_id, 30)).status for job_id in ids} == {"completed"}
     assert not [key async for key in redis.scan_iter("queue:jobs:meta:*")]
 
 
-async def test_what_cannot_be_finished_in_time_is_given_back(redis, jobs, start_worker):
+async def test_sigterm_requeues_job_that_exceeds_grace_period(redis, jobs, start_worker):
     endless = await jobs.enqueue(image_of(HANGS))
     with start_worker(SHUTDOWN_GRACE_S="1", NUM_WORKERS="1") as stopped:
         wait_until(lambda: f"Processing job: {endless}" in stopped.log)
@@ -158,8 +158,8 @@ async def test_what_cannot_be_finished_in_time_is_given_back(redis, jobs, start_
     assert not await redis.exists(f"queue:jobs:meta:{endless}")
 
 
-def test_ctrl_c_while_the_models_load_ends_it_cleanly(tmp_path, redis_server, model_path):
-    """It goes to the whole group: to processes as well that are not there yet, half there, or loading."""
+def test_sigint_while_models_load_exits_cleanly(tmp_path, redis_server, model_path):
+    """The signal goes to the process group, and so to model processes that are starting or loading."""
     log = tmp_path / "log"
     env = environment(redis_server.port, model_path) | {"PORT": str(free_port()), "QUEUE_NAME": "queue:empty"}
     with log.open("wb") as output:
@@ -182,7 +182,7 @@ def test_ctrl_c_while_the_models_load_ends_it_cleanly(tmp_path, redis_server, mo
     assert '"service_stopped"' in log.read_text()
 
 
-def test_a_process_that_is_killed_while_it_loads_is_replaced(tmp_path, redis_server, model_path):
+def test_process_killed_while_loading_is_replaced(tmp_path, redis_server, model_path):
     port = free_port()
     env = environment(redis_server.port, model_path) | {"PORT": str(port), "NUM_WORKERS": "1"}
     with running("src.worker.main", cwd=PATTERN, env=env, log=tmp_path / "log") as worker:
@@ -192,11 +192,11 @@ def test_a_process_that_is_killed_while_it_loads_is_replaced(tmp_path, redis_ser
         wait_until(lambda: answers(f"http://127.0.0.1:{port}/health"))
 
 
-async def test_no_process_outlives_a_worker_that_was_killed(jobs, start_worker):
+async def test_model_processes_exit_when_worker_is_killed(jobs, start_worker):
     ids = [await jobs.enqueue(image) for image in images(60)]
     with start_worker() as killed:
         processes = children(killed.popen.pid)
-        kill(processes[0], signal.SIGSTOP)  # so that it has a job in hand, and others behind it
+        kill(processes[0], signal.SIGSTOP)  # so that it has a job in flight and more are waiting
         await asyncio.sleep(0.1)
         killed.popen.kill()
         kill(processes[0], signal.SIGCONT)
@@ -205,7 +205,7 @@ async def test_no_process_outlives_a_worker_that_was_killed(jobs, start_worker):
         assert {(await jobs.get(job_id, 30)).status for job_id in ids} == {"completed"}
 
 
-def test_a_missing_model_is_one_line_and_an_exit_code(tmp_path, redis_server):
+def test_missing_model_is_one_log_line_and_exit_code_1(tmp_path, redis_server):
     env = environment(redis_server.port, tmp_path / "missing.onnx") | {"PORT": str(free_port()), "NUM_WORKERS": "1"}
     with running("src.worker.main", cwd=PATTERN, env=env, log=tmp_path / "log") as worker:
         assert worker.popen.wait(60) == 1
@@ -213,7 +213,7 @@ def test_a_missing_model_is_one_line_and_an_exit_code(tmp_path, redis_server):
     assert "there is no model at" in line
 
 
-def test_redis_that_is_away_at_the_end_does_not_keep_it_from_ending(tmp_path, model_path):
+def test_worker_stops_while_redis_is_down(tmp_path, model_path):
     (tmp_path / "redis").mkdir()
     with running_redis(tmp_path / "redis") as redis:
         port = free_port()

@@ -1,4 +1,4 @@
-"""The worker between a real Redis and real processes with a real, small model."""
+"""The worker in this process, with a real Redis, and model processes that run a small model."""
 
 import asyncio
 import os
@@ -30,136 +30,136 @@ async def worker(settings: WorkerSettings):
         yield app
 
 
-async def ends(jobs, job_id):
+async def final_state(jobs, job_id):
     state = await jobs.get(job_id, 30)
     assert state.status.is_final, state
     return state
 
 
-def expected(classifier, image, settings):
+def predict_directly(classifier, image, settings):
     pixels = preprocess(image, resize_mode=settings.resize_mode, max_pixels=settings.max_image_pixels)
     return classifier.classify(pixels[np.newaxis])[0]
 
 
-def is_same(got, prediction) -> bool:
-    """Batches of other sizes may differ in a sum's last bit."""
-    wanted = to_stored(prediction)
-    one, other = ([each["probability"] for each in top5] for top5 in (got["top5"], wanted["top5"]))
-    return got["prediction"] == wanted["prediction"] and np.allclose(one, other, atol=1e-5)
+def is_same(stored, prediction) -> bool:
+    """Equal within rounding: another batch size may change a sum's last bit."""
+    expected = to_stored(prediction)
+    one, other = ([each["probability"] for each in top5] for top5 in (stored["top5"], expected["top5"]))
+    return stored["prediction"] == expected["prediction"] and np.allclose(one, other, atol=1e-5)
 
 
 def metric(name: str) -> float:
     return REGISTRY.get_sample_value(name) or 0.0
 
 
-def ticks(pid: int) -> int:
-    """The time that a process has had on the processor."""
+def cpu_ticks(pid: int) -> int:
+    """CPU time that a process has used."""
     return sum(map(int, Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]))
 
 
-async def busy(pids: list[int]) -> int:
-    """The process that computes at the moment."""
-    before = {pid: ticks(pid) for pid in pids}
+async def busy_process(pids: list[int]) -> int:
+    """The first of these processes that is seen to compute."""
+    before = {pid: cpu_ticks(pid) for pid in pids}
     while True:
         await asyncio.sleep(0.1)
         for pid in pids:
-            if ticks(pid) > before[pid] + 10:
+            if cpu_ticks(pid) > before[pid] + 10:
                 return pid
 
 
 @pytest.mark.parametrize("batch_size", [1, 4])
-async def test_each_image_gets_its_own_answer(redis, jobs, classifier, settings, batch_size):
+async def test_each_image_gets_its_own_result(redis, jobs, classifier, settings, batch_size):
     chosen = settings(batch_size=batch_size, num_workers=2)
     many = images(20)
     ids = [await jobs.enqueue(image) for image in many]
     assert await redis.get(f"image:{ids[0]}") is not None
     async with worker(chosen):
         for job_id, image in zip(ids, many, strict=True):
-            prediction = expected(classifier, image, chosen)
-            state = await ends(jobs, job_id)
+            prediction = predict_directly(classifier, image, chosen)
+            state = await final_state(jobs, job_id)
             assert (state.status, state.result) == (JobStatus.COMPLETED, prediction.label.encode())
             assert is_same((await jobs.details(job_id))["async"], prediction)
-            # As the specification has it: the name and nothing else; and of the image nothing is left.
+            # As specified: the label and nothing else. The image has been deleted.
             assert await redis.get(f"result:{job_id}") == prediction.label.encode()
             assert 3500 < await redis.ttl(f"result:{job_id}") <= 3600
             assert not await redis.exists(f"image:{job_id}")
 
 
-async def test_what_is_no_image_fails_alone(redis, jobs, settings):
+async def test_invalid_image_fails_without_failing_its_batch(redis, jobs, settings):
     not_an_image = await jobs.enqueue(b"GIF89a, but not really")
     not_base64 = "zzzzzz"
     await redis.set(f"image:{not_base64}", "*", ex=60)
     await redis.lpush("queue:jobs", not_base64)
     good = await jobs.enqueue(GOOD)
     async with worker(settings(batch_size=3)):
-        assert (await ends(jobs, good)).status is JobStatus.COMPLETED
+        assert (await final_state(jobs, good)).status is JobStatus.COMPLETED
         for job_id in (not_an_image, not_base64):
-            state = await ends(jobs, job_id)
+            state = await final_state(jobs, job_id)
             assert (state.status, state.error) == (JobStatus.FAILED, "Not an image")
             assert await jobs.details(job_id) == {}
 
 
-async def test_a_model_that_fails_is_asked_three_times_more(redis, jobs, settings):
+async def test_failed_inference_is_retried_three_times(redis, jobs, settings):
     failing = await jobs.enqueue(image_of(FAILS))
     good = await jobs.enqueue(GOOD)
     async with worker(settings(batch_size=2)):
-        assert (await ends(jobs, good)).status is JobStatus.COMPLETED
-        state = await ends(jobs, failing)
+        assert (await final_state(jobs, good)).status is JobStatus.COMPLETED
+        state = await final_state(jobs, failing)
     assert (state.status, state.error) == (JobStatus.FAILED, "Model inference failed")
     assert await redis.hget(f"queue:jobs:meta:{failing}", "attempts") == b"4"
-    assert await redis.exists(f"image:{failing}")  # for whoever wants to know why
+    assert await redis.exists(f"image:{failing}")  # kept for inspection
 
 
-async def test_an_image_that_takes_for_ever_three_times_is_poison_and_takes_nobody_along(jobs, settings):
+async def test_image_that_times_out_three_times_is_dead_lettered_alone(jobs, settings):
     replaced = metric("model_processes_replaced_total")
     before = [await jobs.enqueue(image) for image in images(2)]
     poison = await jobs.enqueue(image_of(HANGS))
     after = [await jobs.enqueue(image) for image in images(6)]
     async with worker(settings(batch_size=4, inference_timeout_s=1.0)):
         for job_id in before + after:
-            assert (await ends(jobs, job_id)).status is JobStatus.COMPLETED
-        state = await ends(jobs, poison)
+            assert (await final_state(jobs, job_id)).status is JobStatus.COMPLETED
+        state = await final_state(jobs, poison)
         assert (state.status, state.error) == (JobStatus.FAILED, POISON)
         another = await jobs.enqueue(GOOD)
-        assert (await ends(jobs, another)).status is JobStatus.COMPLETED
-    # More, where the machine has so much to do that others take a second, too.
+        assert (await final_state(jobs, another)).status is JobStatus.COMPLETED
+    # More on a busy machine, where other batches may take a second too.
     assert metric("model_processes_replaced_total") >= replaced + 3
 
 
-async def test_an_image_that_kills_its_process_three_times_is_poison_and_takes_nobody_along(redis, jobs, settings):
-    # It does not kill by itself: it holds the process that has it, until that is killed.
+async def test_image_that_kills_its_process_three_times_is_dead_lettered_alone(redis, jobs, settings):
+    # The image only keeps its process busy; the test kills that process.
     poison = await jobs.enqueue(image_of(HANGS))
     async with worker(settings(num_workers=2, batch_size=1)):
         for deaths in (b"1", b"2", b"3"):
             others = [await jobs.enqueue(image) for image in images(5)]
-            assert [(await ends(jobs, job_id)).status for job_id in others] == [JobStatus.COMPLETED] * 5
-            kill(await busy(children(os.getpid())))
+            assert [(await final_state(jobs, job_id)).status for job_id in others] == [JobStatus.COMPLETED] * 5
+            kill(await busy_process(children(os.getpid())))
             while await redis.hget(f"queue:jobs:meta:{poison}", "deaths") != deaths:  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
-        assert (await ends(jobs, poison)).error == POISON
+        assert (await final_state(jobs, poison)).error == POISON
     assert not [key async for key in redis.scan_iter("queue:jobs:meta:*") if poison not in key.decode()]
 
 
-async def test_a_process_that_dies_idle_is_replaced_and_no_job_suspected(redis, jobs, settings):
+async def test_idle_process_death_is_replaced_without_quarantine(redis, jobs, settings):
     replaced = metric("model_processes_replaced_total")
     async with worker(settings(num_workers=2)):
         for pid in children(os.getpid()):
             kill(pid)
         async with asyncio.timeout(30):
-            while metric("model_processes_replaced_total") < replaced + 2:  # noqa: ASYNC110 - nobody is told
+            while metric("model_processes_replaced_total") < replaced + 2:  # noqa: ASYNC110 - there is no event for it
                 await asyncio.sleep(0.02)
         assert len(children(os.getpid())) == 2
-        assert (await ends(jobs, await jobs.enqueue(GOOD))).status is JobStatus.COMPLETED
+        assert (await final_state(jobs, await jobs.enqueue(GOOD))).status is JobStatus.COMPLETED
     assert not [key async for key in redis.scan_iter("queue:jobs:meta:*")]
 
 
-async def test_processes_give_way_to_the_proxy(settings):
+async def test_model_processes_run_at_lower_priority(settings):
     own = os.getpriority(os.PRIO_PROCESS, 0)
     async with worker(settings(num_workers=2, worker_nice=3)):
         assert [os.getpriority(os.PRIO_PROCESS, pid) for pid in children(os.getpid())] == [min(own + 3, 19)] * 2
 
 
-async def test_a_model_that_is_gone_is_waited_for(tmp_path, jobs, settings, model_path, capsys):
+async def test_jobs_wait_while_model_file_is_missing(tmp_path, jobs, settings, model_path, capsys):
     model = tmp_path / "model.onnx"
     model.write_bytes(model_path.read_bytes())
     async with worker(settings(async_model_path=model)) as app:
@@ -171,24 +171,24 @@ async def test_a_model_that_is_gone_is_waited_for(tmp_path, jobs, settings, mode
             await asyncio.sleep(0.02)
         assert not app.state.processes.is_up
         (tmp_path / "elsewhere.onnx").rename(model)
-        assert (await ends(jobs, job_id)).status is JobStatus.COMPLETED
+        assert (await final_state(jobs, job_id)).status is JobStatus.COMPLETED
         assert app.state.processes.is_up
 
 
-async def test_a_missing_model_is_a_startup_error_and_leaves_no_process(tmp_path, settings):
+async def test_missing_model_raises_startup_error_and_leaves_no_process(tmp_path, settings):
     with pytest.raises(StartupError, match="there is no model at"):
         async with worker(settings(async_model_path=tmp_path / "missing.onnx", num_workers=2)):
             pytest.fail("started")
     assert children(os.getpid()) == []
 
 
-async def test_the_real_model_says_what_it_says_without_us(jobs, settings):
+async def test_resnet50_result_equals_direct_inference(jobs, settings):
     if not (ARTIFACTS / "resnet50.onnx").exists():
         pytest.skip("models/artifacts/resnet50.onnx has not been built")
     photograph = files("sklearn.datasets.images").joinpath("china.jpg").read_bytes()
     chosen = settings(async_model_path=ARTIFACTS / "resnet50.onnx")
     job_id = await jobs.enqueue(photograph)
     async with worker(chosen):
-        assert (await ends(jobs, job_id)).status is JobStatus.COMPLETED
-    prediction = expected(Classifier.load(chosen.async_model_path, LABELS), photograph, chosen)
+        assert (await final_state(jobs, job_id)).status is JobStatus.COMPLETED
+    prediction = predict_directly(Classifier.load(chosen.async_model_path, LABELS), photograph, chosen)
     assert is_same((await jobs.details(job_id))["async"], prediction)
