@@ -1,1 +1,1 @@
-"""What every service of the serving patterns needs, so that a pattern's folder holds nothing but the pattern."""
+"""The infrastructure of every service, so that a pattern's folder contains only the pattern."""

@@ -1,11 +1,11 @@
-"""A circuit breaker: stops calls to a neighbour that keeps failing, and notices when it has recovered."""
+"""A circuit breaker: stops calls to a neighbour that keeps failing, and detects its recovery."""
 
 import time
 from collections.abc import Callable
 
 
 class CircuitBreaker:
-    """Closed: every call passes. Open: none does. Half-open: one trial call passes, and its outcome decides."""
+    """Closed: every call passes. Open (cool-down): none. Half-open: one trial call passes; its outcome decides."""
 
     def __init__(self, failure_threshold: int, open_s: float, now: Callable[[], float] = time.monotonic) -> None:
         """

@@ -1,4 +1,4 @@
-"""How many requests are worked on at once."""
+"""Backpressure: a limit on concurrent requests."""
 
 from types import TracebackType
 
@@ -6,19 +6,19 @@ from serving_common.errors import Overloaded
 
 
 class ConcurrencyLimiter:
-    """A context manager with room for so many; who finds none is refused, for waiting would make everybody late."""
+    """Limits concurrent requests, like a semaphore that rejects when full: queueing would make every request late."""
 
-    def __init__(self, count: int, detail: str) -> None:
+    def __init__(self, limit: int, detail: str) -> None:
         """
         Args:
-            count: so many at once.
-            detail: what those read who are refused.
+            limit: most concurrent requests.
+            detail: error text of a rejected request.
         """
-        self._free = count
+        self._free = limit
         self._detail = detail
 
     def __enter__(self) -> None:
-        """Raises Overloaded if no place is free."""
+        """Raises Overloaded at the limit."""
         if not self._free:
             raise Overloaded(self._detail)
         self._free -= 1

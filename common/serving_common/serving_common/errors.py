@@ -1,13 +1,13 @@
-"""The errors that a service means to raise. What they become in HTTP is decided in `problems`, nowhere else.
+"""The errors that a service raises on purpose. Only `problems` decides what they become in HTTP.
 
 ServingError
-├── InvalidInput    the caller's mistake; `errors` says in which field and row
+├── InvalidInput    the caller's mistake; `errors` names field and row
 ├── Unauthorized    the API key is missing or wrong
-├── NotFound        there is nothing under that id
-├── Conflict        the request does not fit the state that the thing is in
+├── NotFound        nothing exists under that id
+├── Conflict        the resource's state does not allow the request
 ├── TooLarge        the body is larger than this service accepts
-├── Overloaded      try again later, this service has too much to do
-└── Unavailable     try again later, something behind this service does not answer
+├── Overloaded      backpressure: this service is at its limit, try again later
+└── Unavailable     a neighbour of this service does not answer, try again later
 StartupError        the service cannot start; the message is the one line that the operator sees
 """
 
@@ -17,7 +17,7 @@ from typing import ClassVar, NotRequired, TypedDict
 
 
 class ErrorKind(StrEnum):
-    """What kind of failure it is, independent of the protocol that reports it."""
+    """The kind of failure, independent of the protocol that reports it."""
 
     INVALID_INPUT = "invalid-input"
     UNAUTHORIZED = "unauthorized"
@@ -29,9 +29,9 @@ class ErrorKind(StrEnum):
 
 
 class FieldError(TypedDict):
-    """One thing that is wrong: where, and why."""
+    """One fault in the input: where, and why."""
 
-    row: NotRequired[int]  # counted from 0; absent where the input has no rows
+    row: NotRequired[int]  # from 0; absent if the input has no rows
     field: str
     reason: str
 
@@ -75,4 +75,4 @@ class Unavailable(ServingError):
 
 
 class StartupError(Exception):
-    """The service cannot start, for a reason that an operator can mend: a missing file, a bad setting."""
+    """The service cannot start, for a reason that an operator can fix: a missing file, an invalid setting."""

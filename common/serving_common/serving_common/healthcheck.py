@@ -1,4 +1,4 @@
-"""A container's health check where the image has no curl: `python -m serving_common.healthcheck`."""
+"""A container's health check without curl: `python -m serving_common.healthcheck`."""
 
 import os
 import sys
@@ -7,9 +7,9 @@ import urllib.request
 
 
 def main() -> None:
-    """Exit 0 if GET /health on this container's PORT answers 200, else 1."""
+    """Exit 0 if GET /health on this container's PORT returns 200, else 1."""
     url = f"http://127.0.0.1:{os.environ.get('PORT', '8000')}/health"
-    # Docker hands the proxy of its configuration to every container; it does not know what 127.0.0.1 is in here.
+    # Docker passes the HTTP proxy of its configuration to every container; that proxy cannot reach this 127.0.0.1.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         opener.open(url, timeout=3).close()

@@ -1,4 +1,4 @@
-"""The Iris domain: what a flower's row looks like, what may stand in it, and what the classes are called."""
+"""The Iris domain: the features of a row, their range, and the classes."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ FEATURES = ("sepal_length", "sepal_width", "petal_length", "petal_width")
 """The features in the order of a row, all in centimetres."""
 
 LOW, HIGH = 0.0, 10.0
-"""A feature's range; both ends are outside of it."""
+"""A feature's range, exclusive."""
 
 LABELS: Mapping[int, str] = {0: "setosa", 1: "versicolor", 2: "virginica"}
 
@@ -21,7 +21,7 @@ SAMPLE: list[list[float]] = [[5.1, 3.5, 1.4, 0.2]]
 
 @dataclass(frozen=True)
 class _OneReason:
-    """Whatever is wrong with a number, the caller reads the one rule; and which feature it is, not its index."""
+    """Any fault of a number is reported as the one rule, with the name of the feature instead of its index."""
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         return core_schema.custom_error_schema(
@@ -34,6 +34,6 @@ class _OneReason:
 
 Feature = Annotated[float, Strict(), AllowInfNan(False), Field(gt=LOW, lt=HIGH), _OneReason()]
 Row = Annotated[list[Feature], Field(min_length=4, max_length=4, description=", ".join(FEATURES) + " in cm")]
-# A request with 50,000 bad rows is told of the first one: collecting all of them would hold the event loop for seconds.
+# Only the first invalid row is reported: collecting the errors of 50,000 rows would block the event loop for seconds.
 Rows = Annotated[list[Row], Field(min_length=1), FailFast()]
 """One or more rows, shape (N, 4)."""

@@ -1,7 +1,7 @@
-"""Errors as HTTP answers: the one place that knows which failure has which status and what its body looks like.
+"""Errors as HTTP responses: the one module that maps a kind of error to a status and a body.
 
-Every error body is an RFC 9457 problem: `title`, `status`, `detail`, `request_id`, and `errors` (row, field, reason)
-where the input was wrong.
+Every error body is an RFC 9457 problem: `title`, `status`, `detail`, `request_id`, and for invalid input `errors` (row,
+field, reason).
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,15 +28,15 @@ STATUS: Mapping[ErrorKind, int] = {
     ErrorKind.UNAVAILABLE: HTTPStatus.SERVICE_UNAVAILABLE,
 }
 
-# What the whole body should have been. The header is named because FastAPI takes a body without it for a text.
+# The expected type of the whole body. The reason names the header because without it FastAPI reads the body as text.
 _JSON_TYPES = {"model_attributes_type": "object", "dict_type": "object", "list_type": "array"}
 
-# RFC 9110's names, which http.HTTPStatus has only since Python 3.13.
+# RFC 9110's names, which http.HTTPStatus has from Python 3.13 on.
 _TITLES = {413: "Content Too Large", 422: "Unprocessable Content"}
 
 
 def title(status: int) -> str:
-    """The name of a status, the same whatever Python runs the service."""
+    """The name of a status, the same on every version of Python."""
     return _TITLES.get(status) or HTTPStatus(status).phrase
 
 
@@ -47,7 +47,7 @@ def problem(
     errors: Sequence[FieldError] = (),
     headers: Mapping[str, str] | None = None,
 ) -> Response:
-    """The answer to a failed request."""
+    """The response to a failed request."""
     body: dict[str, Any] = {"title": title(status), "status": status, "detail": detail}
     if errors:
         body["errors"] = errors
@@ -59,11 +59,11 @@ def problem(
 
 
 def install(app: FastAPI, invalid_input: int, invalid_detail: str) -> None:
-    """Answer the app's expected errors. (The unexpected ones are answered by the middleware, which also logs them.)
+    """Add handlers for the app's expected errors. (LastResortErrorMiddleware logs and answers unexpected ones.)
 
     Args:
-        invalid_input: status of requests that do not fit the schema; a pattern's specification may want 400.
-        invalid_detail: `detail` of such requests.
+        invalid_input: status of requests that violate the schema; a pattern's specification may require 400.
+        invalid_detail: their `detail`.
     """
     status_of = {**STATUS, ErrorKind.INVALID_INPUT: invalid_input}
 
@@ -78,7 +78,7 @@ def install(app: FastAPI, invalid_input: int, invalid_detail: str) -> None:
     async def http(request: Request, exc: Exception) -> Response:
         error = cast(HTTPException, exc)
         if error.status_code == HTTPStatus.BAD_REQUEST:
-            # FastAPI's own word for a body that json cannot read, for instance one nested too deeply or not in UTF-8.
+            # FastAPI's status for a body that json cannot parse, for instance one nested too deeply or not in UTF-8.
             errors: list[FieldError] = [{"field": "body", "reason": "cannot be read as JSON"}]
             return problem(invalid_input, invalid_detail, request.state.request_id, errors)
         return problem(error.status_code, error.detail, request.state.request_id, headers=error.headers)
@@ -91,7 +91,7 @@ def install(app: FastAPI, invalid_input: int, invalid_detail: str) -> None:
 def _field_error(error: Mapping[str, Any]) -> FieldError:
     """Pydantic's location, such as ("body", "data", 3, 1), as row and field.
 
-    The last number before the field counts rows. A domain type that knows its columns' names gives them in `ctx`.
+    The last number before the field is the row. A domain type with named columns gives the names in `ctx`.
     """
     source, *path = error["loc"]
     if error["type"] == "json_invalid":
@@ -108,7 +108,7 @@ def _field_error(error: Mapping[str, Any]) -> FieldError:
 
 
 def _reason(error: Mapping[str, Any]) -> str:
-    """Pydantic's message as the end of a sentence that begins with the field's name."""
+    """Pydantic's message as a predicate to the field's name."""
     if error["type"] == "missing":
         return "is missing"
     reason: str = error["msg"].removeprefix("Value error, ").replace("Input should", "must")
@@ -116,7 +116,7 @@ def _reason(error: Mapping[str, Any]) -> str:
 
 
 def problem_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """OpenAPI's description of these error answers, for a route's or router's `responses`."""
+    """OpenAPI's description of these error responses, for the `responses` of a route or router."""
     schema = {
         "type": "object",
         "required": ["title", "status", "detail", "request_id"],

@@ -1,4 +1,4 @@
-"""An HTTP service: FastAPI with ids, logs, metrics, errors and limits in place, and a server that stops gracefully."""
+"""An HTTP service: FastAPI with request ids, logs, metrics, errors and limits, and a server that drains on shutdown."""
 
 import asyncio
 import errno
@@ -49,14 +49,14 @@ def create_service(
         settings: limits of this service.
         title: shown in /docs.
         description: shown in /docs.
-        lifespan: opens what the service needs before the first request, closes it after the last.
-        invalid_input: status for requests that do not fit the schema.
-        invalid_detail: `detail` for such requests.
+        lifespan: opens the service's resources before the first request and closes them after the last.
+        invalid_input: status of requests that violate the schema.
+        invalid_detail: their `detail`.
     """
     app = FastAPI(
         title=title,
         description=description,
-        version="1.0.0",
+        version="1.1.0",
         lifespan=lifespan,
         redoc_url=None,
         middleware=[
@@ -66,7 +66,7 @@ def create_service(
             Middleware(BodyLimitMiddleware, settings.max_body_bytes, settings.max_inflight_body_bytes),
         ],
     )
-    app.state.on_stop = list[Callable[[], None]]()  # called when requests that only wait should be answered
+    app.state.on_stop = list[Callable[[], None]]()  # called at shutdown, to release waiting requests
     problems.install(app, invalid_input, invalid_detail)
 
     @app.get("/metrics", include_in_schema=False)
@@ -77,49 +77,49 @@ def create_service(
 
 
 def api_key_required(settings: HttpSettings) -> Sequence[DependsParam]:
-    """Dependencies for `include_router`: the check of X-API-Key, or nothing where no key is set."""
+    """Dependencies for `include_router`: the check of X-API-Key, or none if no key is set."""
     if settings.api_key is None:
         return []
     expected = settings.api_key.get_secret_value().encode()
     header = APIKeyHeader(name="X-API-Key", auto_error=False)
 
     async def check(given: Annotated[str | None, Security(header)]) -> None:
-        # Compared in constant time, so that the answer's delay does not tell how much of a guess was right.
+        # A comparison in constant time: the delay must not reveal how much of a guess is right.
         if not hmac.compare_digest((given or "").encode(), expected):
             raise Unauthorized("The X-API-Key header is missing or wrong")
 
     return [Depends(check)]
 
 
-class _Server(uvicorn.Server):
+class _DrainingServer(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        # Here and not when the lifespan ends: that is only after the last answer.
-        for let_go in cast(FastAPI, self.config.app).state.on_stop:
-            let_go()
+        # Not at the end of the lifespan, which comes only after the last response.
+        for release in cast(FastAPI, self.config.app).state.on_stop:
+            release()
         await super().shutdown(sockets)
 
 
 def serve(app: FastAPI, component: str, settings: HttpSettings, *, any_port: bool = False) -> None:
-    """Run the app until SIGTERM or SIGINT, then finish the requests in hand and return.
+    """Run the app until SIGTERM or SIGINT, then drain: finish the requests in flight and return.
 
-    What the lifespan opens is ready before the port is bound, so that the first request already finds a warm service.
+    The lifespan is entered before the port is bound, so that the first request finds a warm service.
 
     Args:
         app: made by `create_service`.
         component: the process's name in the logs.
-        settings: address, port, grace.
-        any_port: whether another port will do if PORT is not set and its default is taken.
+        settings: address, port, grace period.
+        any_port: use a free port if PORT is unset and its default is taken.
 
     Raises:
         SystemExit: with code 1 and one line in the log, if the service cannot start.
     """
     logs.configure(component, settings)
-    server = _Server(
+    server = _DrainingServer(
         uvicorn.Config(
             app,
             http="httptools",
             loop="uvloop" if sys.platform != "win32" else "asyncio",
-            lifespan="off",  # entered below: uvicorn would print a traceback and not our one line
+            lifespan="off",  # entered below: uvicorn would print a traceback instead of one line
             log_config=None,
             access_log=False,
             server_header=False,
@@ -129,16 +129,16 @@ def serve(app: FastAPI, component: str, settings: HttpSettings, *, any_port: boo
 
     async def run() -> None:
         async with app.router.lifespan_context(app):
-            # What stands now stands to the end. Each full collection would look through all of it, and all requests
-            # would wait: for more than 100 ms on a slow machine.
+            # These objects live as long as the process. Every full collection would scan them all and stall all
+            # requests, for more than 100 ms on a slow machine.
             gc.collect()
             gc.freeze()
             listener = _listen(settings, any_port and "port" not in settings.model_fields_set)
             log.info("service_started", host=settings.host, port=listener.getsockname()[1])
             await server.serve([listener])
 
-    # uvicorn takes signals once it serves, and raises them again when it is done: a stop that was asked for is no
-    # failure. One that comes while the lifespan still loads a model must not be lost.
+    # uvicorn handles signals only while it serves, and raises them again afterwards. These handlers keep a requested
+    # stop from counting as a failure, and a signal during the lifespan's start from being lost.
     for signal_number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signal_number, server.handle_exit)
     try:
@@ -151,7 +151,7 @@ def serve(app: FastAPI, component: str, settings: HttpSettings, *, any_port: boo
 
 
 def _listen(settings: HttpSettings, any_port: bool) -> socket.socket:
-    """Raises StartupError where uvicorn, left to bind by itself, would log a bare message and exit with code 3."""
+    """A listening socket or StartupError: uvicorn, binding by itself, would log a bare line and exit with code 3."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     try:
         try:
@@ -165,12 +165,12 @@ def _listen(settings: HttpSettings, any_port: bool) -> socket.socket:
 
 
 def lazy_app(create: Callable[[], FastAPI]) -> Callable[[str], FastAPI]:
-    """A module's `__getattr__` that makes `app` when it is first asked for (`uvicorn src.proxy.app:app`).
+    """A module's `__getattr__` that creates `app` on access (`uvicorn src.proxy.app:app`).
 
-    So importing the module reads no environment, and a test can make an app with settings of its own.
+    Importing the module therefore reads no environment, and a test can create an app with its own settings.
     """
 
-    def __getattr__(name: str) -> FastAPI:  # noqa: N807 - it becomes a module's
+    def __getattr__(name: str) -> FastAPI:  # noqa: N807 - a module's
         if name != "app":
             raise AttributeError(name)
         return create()

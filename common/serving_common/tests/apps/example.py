@@ -1,4 +1,4 @@
-"""A service that does everything that a service can get wrong. Run as `python -m tests.apps.example`."""
+"""A service with a route for each kind of failure: `python -m tests.apps.example`."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -38,8 +38,8 @@ ERRORS: list[type[ServingError]] = [
 router = APIRouter()
 
 
-class Settings(HttpSettings):
-    model_filepath: Path | None = Field(None, description="The service does not start if this is set and missing.")
+class ExampleSettings(HttpSettings):
+    model_filepath: Path | None = Field(None, description="If set and missing, the service does not start.")
 
 
 class Flowers(BaseModel):
@@ -80,7 +80,7 @@ async def slow(seconds: float) -> str:
     return "done"
 
 
-def create_app(settings: Settings) -> FastAPI:
+def create_app(settings: ExampleSettings) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         if settings.model_filepath is not None and not settings.model_filepath.exists():
@@ -97,8 +97,8 @@ def create_app(settings: Settings) -> FastAPI:
     return app
 
 
-__getattr__ = lazy_app(lambda: create_app(load(Settings)))
+__getattr__ = lazy_app(lambda: create_app(load(ExampleSettings)))
 
 if __name__ == "__main__":
-    settings = load(Settings)
+    settings = load(ExampleSettings)
     serve(create_app(settings), "example", settings)

@@ -22,7 +22,7 @@ def test_accepts_rows_of_four_numbers_in_range(rows):
 
 
 @given(st.integers(0, 3), st.integers(0, 3), bad_values)
-def test_names_the_feature_that_is_wrong(row, column, value):
+def test_error_names_the_invalid_feature(row, column, value):
     rows: list[list[object]] = [[5.1, 3.5, 1.4, 0.2] for _ in range(4)]
     rows[row][column] = value
 
@@ -36,12 +36,12 @@ def test_names_the_feature_that_is_wrong(row, column, value):
 
 
 @pytest.mark.parametrize("rows", [[], None, {}, "rows", [[]], [[1.0, 1.0, 1.0]], [[1.0] * 5], [1.0], [None]])
-def test_refuses_what_is_no_list_of_rows(rows):
+def test_rejects_anything_but_a_list_of_rows(rows):
     with pytest.raises(ValidationError):
         ROWS.validate_python(rows)
 
 
-def test_stops_at_the_first_bad_row():
+def test_reports_only_the_first_invalid_row():
     with pytest.raises(ValidationError) as caught:
         ROWS.validate_python([[0.0] * 4] * 50_000)
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from serving_common.errors import ErrorKind
 from serving_common.problems import STATUS, problem_responses, title
-from tests.apps.example import ERRORS, Settings, create_app
+from tests.apps.example import ERRORS, ExampleSettings, create_app
 
 ONE = {"data": [[5.1, 3.5, 1.4, 0.2]]}
 
@@ -22,11 +22,11 @@ async def client() -> AsyncIterator[httpx.AsyncClient]:
 
 
 def connect(**overrides: object) -> httpx.AsyncClient:
-    app = create_app(Settings.model_validate({"max_body_bytes": 1000} | overrides))
+    app = create_app(ExampleSettings.model_validate({"max_body_bytes": 1000} | overrides))
     return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://service")
 
 
-async def test_answers_with_the_callers_request_id(client):
+async def test_valid_request_id_of_the_caller_is_kept(client):
     response = await client.post("/flowers", json=ONE, headers={"X-Request-ID": "from-the-caller"})
 
     assert response.json() == 1
@@ -34,19 +34,19 @@ async def test_answers_with_the_callers_request_id(client):
 
 
 @pytest.mark.parametrize("given_id", ["", "x" * 129, "two words", 'in"jection', "ключ".encode()])
-async def test_makes_a_request_id_where_the_caller_gave_none_that_will_do(client, given_id):
+async def test_invalid_request_id_is_replaced(client, given_id):
     response = await client.post("/flowers", json=ONE, headers={"X-Request-ID": given_id})
 
     assert re.fullmatch("[0-9a-f]{32}", response.headers["X-Request-ID"])
 
 
-def test_every_kind_of_error_has_a_status():
+def test_every_error_kind_has_a_status():
     assert STATUS.keys() == set(ErrorKind)
     assert {error.kind for error in ERRORS} == set(ErrorKind)
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: error.__name__)
-async def test_an_expected_error_is_a_problem(client, error):
+async def test_serving_error_returns_a_problem(client, error):
     response = await client.get(f"/errors/{error.__name__}")
 
     assert response.status_code == STATUS[error.kind]
@@ -61,7 +61,7 @@ async def test_an_expected_error_is_a_problem(client, error):
     }
 
 
-async def test_an_unexpected_error_tells_the_caller_nothing_but_the_request_id(client):
+async def test_unexpected_error_returns_500_without_details(client):
     response = await client.get("/errors/unknown")
 
     assert response.status_code == 500
@@ -73,7 +73,7 @@ async def test_an_unexpected_error_tells_the_caller_nothing_but_the_request_id(c
     }
 
 
-async def test_an_answer_that_breaks_off_does_not_look_complete(client):
+async def test_error_after_the_response_began_breaks_the_connection(client):
     with pytest.raises(RuntimeError, match="the rest is lost"):
         await client.get("/broken-stream")
 
@@ -82,7 +82,7 @@ async def test_an_answer_that_breaks_off_does_not_look_complete(client):
     ("method", "path", "status"),
     [("GET", "/nowhere", 404), ("DELETE", "/flowers", 405)],
 )
-async def test_the_routers_own_errors_are_problems_too(client, method, path, status):
+async def test_unknown_route_or_method_returns_a_problem(client, method, path, status):
     response = await client.request(method, path)
 
     assert response.status_code == status
@@ -96,27 +96,27 @@ async def test_the_routers_own_errors_are_problems_too(client, method, path, sta
         pytest.param(
             b'{"data": ',
             [{"field": "body", "reason": "is not JSON: Expecting value at character 9"}],
-            id="broken off",
+            id="malformed JSON",
         ),
         pytest.param(b'{"data": "\xff"}', [{"field": "body", "reason": "cannot be read as JSON"}], id="not UTF-8"),
         pytest.param(b"[" * 999, [{"field": "body", "reason": "cannot be read as JSON"}], id="nested too deeply"),
         pytest.param(
             b"[]",
             [{"field": "body", "reason": "must be a JSON object, sent with Content-Type: application/json"}],
-            id="no object",
+            id="not an object",
         ),
         pytest.param(b"{}", [{"field": "data", "reason": "is missing"}], id="no data"),
-        pytest.param(b'{"data": 5}', [{"field": "data", "reason": "must be a valid list"}], id="no list"),
+        pytest.param(b'{"data": 5}', [{"field": "data", "reason": "must be a valid list"}], id="not a list"),
         pytest.param(b'{"data": []}', [{"field": "data", "reason": "must have at least 1 item, not 0"}], id="no rows"),
         pytest.param(
             b'{"data": [[1, 1, 1, 1], [1, 1, 1]]}',
             [{"row": 1, "field": "data", "reason": "must have at least 4 items, not 3"}],
-            id="a short row",
+            id="short row",
         ),
         pytest.param(
             b'{"data": [[1, 1, 1, 1, 1]]}',
             [{"row": 0, "field": "data", "reason": "must have at most 4 items, not 5"}],
-            id="a long row",
+            id="long row",
         ),
         pytest.param(
             b'{"data": [[1, 1, 1, 1], [1, NaN, 1, "1"]]}',
@@ -124,11 +124,11 @@ async def test_the_routers_own_errors_are_problems_too(client, method, path, sta
                 {"row": 1, "field": "sepal_width", "reason": "must be a number greater than 0.0 and less than 10.0"},
                 {"row": 1, "field": "petal_width", "reason": "must be a number greater than 0.0 and less than 10.0"},
             ],
-            id="bad numbers",
+            id="invalid numbers",
         ),
     ],
 )
-async def test_bad_input_is_told_what_is_wrong_and_where(body, errors):
+async def test_invalid_input_returns_422_with_field_and_reason(body, errors):
     async with connect(max_body_bytes=1_000_000) as client:
         body = body * 100 if body == b"[" * 999 else body
         response = await client.post("/flowers", content=body, headers={"Content-Type": "application/json"})
@@ -138,7 +138,7 @@ async def test_bad_input_is_told_what_is_wrong_and_where(body, errors):
     assert response.json()["errors"] == errors
 
 
-async def test_json_sent_as_something_else_is_told_so(client):
+async def test_wrong_content_type_returns_422_naming_the_header(client):
     response = await client.post(
         "/flowers", content=b'{"data": [[1, 1, 1, 1]]}', headers={"Content-Type": "text/plain"}
     )
@@ -151,7 +151,7 @@ async def test_json_sent_as_something_else_is_told_so(client):
     ("query", "reason"),
     [("", "is missing"), ("?limit=0", "must be greater than or equal to 1"), ("?limit=x", "must be a valid integer")],
 )
-async def test_a_bad_parameter_is_named(client, query, reason):
+async def test_invalid_query_parameter_is_named(client, query, reason):
     [error] = (await client.get(f"/limited{query}")).json()["errors"]
 
     assert error["field"] == "limit"
@@ -160,7 +160,7 @@ async def test_a_bad_parameter_is_named(client, query, reason):
 
 @given(st.binary(max_size=200))
 @settings(deadline=None, max_examples=200)
-def test_no_body_is_a_server_error(body):
+def test_no_body_causes_a_server_error(body):
     async def post() -> httpx.Response:
         async with connect() as client:
             return await client.post("/flowers", content=body, headers={"Content-Type": "application/json"})
@@ -168,7 +168,7 @@ def test_no_body_is_a_server_error(body):
     assert asyncio.run(post()).status_code in (200, 422)
 
 
-async def test_a_body_that_is_declared_too_large_is_refused_unread(client):
+async def test_declared_oversized_body_returns_413_unread(client):
     async def body() -> AsyncIterator[bytes]:
         pytest.fail("was read")
         yield b""  # type: ignore[unreachable]  # makes it a generator
@@ -179,7 +179,7 @@ async def test_a_body_that_is_declared_too_large_is_refused_unread(client):
     assert response.json()["detail"] == "The request body is larger than 1000 bytes"
 
 
-async def test_a_body_that_turns_out_too_large_is_refused(client):
+async def test_undeclared_oversized_body_returns_413(client):
     chunks_sent = 0
 
     async def body() -> AsyncIterator[bytes]:
@@ -193,53 +193,53 @@ async def test_a_body_that_turns_out_too_large_is_refused(client):
     assert chunks_sent == 3
 
 
-async def test_bodies_have_so_much_memory_together_and_the_last_to_want_more_is_refused():
-    entered, go_on = asyncio.Event(), asyncio.Event()
+async def test_body_over_the_common_limit_returns_429():
+    entered, proceed = asyncio.Event(), asyncio.Event()
 
     async def body() -> AsyncIterator[bytes]:
         yield b'{"data": [[1, 1, 1, 1'
         entered.set()
-        await go_on.wait()
+        await proceed.wait()
         yield b" " * 500 + b"]]}"
 
     async with connect(max_inflight_body_bytes=100) as client:
         headers = {"Content-Type": "application/json"}
         first = asyncio.create_task(client.post("/flowers", content=body(), headers=headers))
         await entered.wait()
-        refused = await client.post("/flowers", content=b" " * 80, headers=headers)
+        rejected = await client.post("/flowers", content=b" " * 80, headers=headers)
         small = await client.post("/flowers", json=ONE)
-        go_on.set()
+        proceed.set()
 
-        assert (refused.status_code, refused.headers["Retry-After"]) == (429, "1")
-        assert refused.json()["detail"] == "Too many large requests are being worked on"
+        assert (rejected.status_code, rejected.headers["Retry-After"]) == (429, "1")
+        assert rejected.json()["detail"] == "Too many large requests are being worked on"
         assert small.status_code == 200
-        assert (await first).status_code == 200  # alone, it may have more
+        assert (await first).status_code == 200  # alone, it may exceed the limit
         assert (await client.post("/flowers", content=b" " * 80, headers=headers)).status_code == 422
 
 
-async def test_without_a_key_no_key_is_needed(client):
+async def test_no_configured_api_key_allows_all_requests(client):
     assert (await client.post("/flowers", json=ONE)).status_code == 200
 
 
 @pytest.mark.parametrize("key", [None, "wrong", "sécret", "secret "])
-async def test_a_wrong_key_is_refused(key):
+async def test_wrong_api_key_is_rejected(key):
     async with connect(api_key="secret") as client:
         headers = {} if key is None else {"X-API-Key": key.encode()}
         assert (await client.post("/flowers", json=ONE, headers=headers)).status_code == 401
 
 
-async def test_with_the_key_and_for_health_and_metrics_all_is_open():
+async def test_health_and_metrics_need_no_api_key():
     async with connect(api_key="secret") as client:
         assert (await client.post("/flowers", json=ONE, headers={"X-API-Key": "secret"})).status_code == 200
         for path in ("/health", "/metrics", "/docs"):
             assert (await client.get(path)).status_code == 200
 
 
-async def test_metrics_count_by_route_and_never_by_what_a_caller_makes_up(client):
+async def test_metric_labels_are_route_templates_and_known_methods(client):
     await client.post("/flowers", json=ONE)
     await client.get("/limited?limit=7")
     await client.get("/errors/unknown")
-    await client.get("/made-up-by-the-caller")
+    await client.get("/invented-by-the-caller")
     await client.request("BREW", "/flowers")
 
     metrics = (await client.get("/metrics")).text
@@ -248,15 +248,15 @@ async def test_metrics_count_by_route_and_never_by_what_a_caller_makes_up(client
     assert 'request_count_total{method="other",' in metrics
     assert 'request_errors_total{route="/errors/{name}",status="500"}' in metrics
     assert 'request_duration_seconds_count{route="/limited"}' in metrics
-    assert "made-up" not in metrics
+    assert "invented" not in metrics
     assert "BREW" not in metrics
 
 
-def test_a_status_has_the_same_title_on_every_python():
+def test_status_titles_follow_rfc_9110():
     assert [title(status) for status in (404, 413, 422)] == ["Not Found", "Content Too Large", "Unprocessable Content"]
 
 
-def test_documents_the_problem_schema():
+def test_problem_responses_describe_the_schema():
     schema = problem_responses(503)[503]["content"]["application/problem+json"]["schema"]
 
     assert set(schema["required"]) == {"title", "status", "detail", "request_id"}

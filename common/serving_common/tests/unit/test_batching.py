@@ -11,8 +11,8 @@ from serving_common.errors import Overloaded
 from serving_common.onnx import FloatArray
 
 
-class HeldModel:
-    """A model whose runs last until they are released; it notes how many rows each run had."""
+class BlockingModel:
+    """A model whose runs block until released. `runs` has the number of rows of each run."""
 
     def __init__(self) -> None:
         self.entered = threading.Semaphore(0)
@@ -25,7 +25,7 @@ class HeldModel:
         assert self.released.acquire(timeout=30)
         return batch * 2
 
-    async def until_entered(self) -> None:
+    async def wait_until_entered(self) -> None:
         assert await asyncio.to_thread(self.entered.acquire, timeout=30)
 
     def release(self, runs: int = 1) -> None:
@@ -38,33 +38,33 @@ def rows(*values: float) -> FloatArray:
 
 @given(st.lists(st.lists(st.floats(-100, 100, width=32), min_size=1, max_size=5), min_size=1, max_size=20))
 @settings(deadline=None, max_examples=30)
-def test_every_caller_gets_the_answer_to_its_own_rows(requests):
-    async def ask_at_once() -> list[FloatArray]:
+def test_each_caller_gets_the_output_for_its_own_rows(requests):
+    async def predict_at_once() -> list[FloatArray]:
         async with MicroBatcher(lambda batch: batch * 2, max_rows=7) as batcher:
             return await asyncio.gather(*(batcher.predict(rows(*request)) for request in requests))
 
-    for request, answer in zip(requests, asyncio.run(ask_at_once()), strict=True):
+    for request, answer in zip(requests, asyncio.run(predict_at_once()), strict=True):
         np.testing.assert_array_equal(answer, rows(*request) * 2)
 
 
-async def test_what_arrives_during_a_run_shares_the_next():
-    model = HeldModel()
+async def test_requests_during_a_run_share_the_next_run():
+    model = BlockingModel()
     async with MicroBatcher(model.run) as batcher:
         first = asyncio.create_task(batcher.predict(rows(1)))
-        await model.until_entered()
+        await model.wait_until_entered()
         others = [asyncio.create_task(batcher.predict(rows(value))) for value in (2, 3, 4)]
-        await asyncio.sleep(0)  # lets the three be asked
+        await asyncio.sleep(0)  # lets the three requests start
         model.release(2)
         await asyncio.gather(first, *others)
 
     assert model.runs == [1, 3]
 
 
-async def test_a_run_takes_no_more_rows_than_it_may():
-    model = HeldModel()
+async def test_run_is_limited_to_max_rows():
+    model = BlockingModel()
     async with MicroBatcher(model.run, max_rows=4) as batcher:
         first = asyncio.create_task(batcher.predict(rows(1)))
-        await model.until_entered()
+        await model.wait_until_entered()
         others = [asyncio.create_task(batcher.predict(rows(*range(size)))) for size in (3, 2, 9, 1)]
         await asyncio.sleep(0)
         model.release(5)
@@ -73,11 +73,11 @@ async def test_a_run_takes_no_more_rows_than_it_may():
     assert model.runs == [1, 3, 2, 9, 1]
 
 
-async def test_refuses_what_would_wait_too_long():
-    model = HeldModel()
+async def test_full_queue_raises_overloaded():
+    model = BlockingModel()
     async with MicroBatcher(model.run, max_waiting=1) as batcher:
         running = asyncio.create_task(batcher.predict(rows(1)))
-        await model.until_entered()
+        await model.wait_until_entered()
         waiting = asyncio.create_task(batcher.predict(rows(2)))
         await asyncio.sleep(0)
         with pytest.raises(Overloaded):
@@ -86,18 +86,18 @@ async def test_refuses_what_would_wait_too_long():
         await asyncio.gather(running, waiting)
 
 
-async def test_a_caller_that_leaves_does_not_disturb_the_others():
-    model = HeldModel()
+async def test_cancelled_caller_does_not_affect_the_others():
+    model = BlockingModel()
     async with MicroBatcher(model.run) as batcher:
-        leaving = asyncio.create_task(batcher.predict(rows(1)))
-        await model.until_entered()
-        staying = asyncio.create_task(batcher.predict(rows(2)))
-        leaving.cancel()
+        cancelled = asyncio.create_task(batcher.predict(rows(1)))
+        await model.wait_until_entered()
+        other = asyncio.create_task(batcher.predict(rows(2)))
+        cancelled.cancel()
         model.release(2)
-        assert (await staying).tolist() == [[4]]
+        assert (await other).tolist() == [[4]]
 
 
-async def test_a_failed_run_fails_its_callers_and_nobody_after_them():
+async def test_failed_run_fails_only_its_own_callers():
     answers = iter([ValueError("no"), None])
 
     def run(batch: FloatArray) -> FloatArray:
@@ -111,12 +111,12 @@ async def test_a_failed_run_fails_its_callers_and_nobody_after_them():
         assert (await batcher.predict(rows(3))).tolist() == [[3]]
 
 
-async def test_closing_waits_for_what_is_in_hand():
-    model = HeldModel()
+async def test_close_waits_for_requests_in_flight():
+    model = BlockingModel()
     async with MicroBatcher(model.run) as batcher:
-        asked = asyncio.create_task(batcher.predict(rows(1)))
-        await model.until_entered()
+        pending = asyncio.create_task(batcher.predict(rows(1)))
+        await model.wait_until_entered()
         model.release()
 
-    assert asked.done()
-    assert (await asked).tolist() == [[2]]
+    assert pending.done()
+    assert (await pending).tolist() == [[2]]

@@ -3,7 +3,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from serving_common.breaker import CircuitBreaker
 
 
-class Clock:
+class ManualClock:
     def __init__(self) -> None:
         self.now = 0.0
 
@@ -11,23 +11,23 @@ class Clock:
         return self.now
 
 
-def opened(clock: Clock) -> CircuitBreaker:
+def opened(clock: ManualClock) -> CircuitBreaker:
     breaker = CircuitBreaker(failure_threshold=3, open_s=1, now=clock)
     for _ in range(3):
         breaker.record_failure()
     return breaker
 
 
-def test_passes_calls_until_the_limit_of_failures():
-    breaker = CircuitBreaker(failure_threshold=3, open_s=1, now=Clock())
+def test_stays_closed_below_the_failure_threshold():
+    breaker = CircuitBreaker(failure_threshold=3, open_s=1, now=ManualClock())
     for _ in range(2):
         breaker.record_failure()
 
     assert breaker.allows()
 
 
-def test_a_success_starts_the_count_anew():
-    breaker = CircuitBreaker(failure_threshold=3, open_s=1, now=Clock())
+def test_success_resets_the_failure_count():
+    breaker = CircuitBreaker(failure_threshold=3, open_s=1, now=ManualClock())
     for _ in range(5):
         breaker.record_failure()
         breaker.record_failure()
@@ -36,24 +36,24 @@ def test_a_success_starts_the_count_anew():
     assert breaker.allows()
 
 
-def test_passes_none_while_open():
-    clock = Clock()
+def test_open_breaker_passes_no_call():
+    clock = ManualClock()
     breaker = opened(clock)
     clock.now = 0.99
 
     assert not breaker.allows()
 
 
-def test_then_passes_one_to_try_and_no_other_meanwhile():
-    clock = Clock()
+def test_half_open_breaker_passes_one_trial_call():
+    clock = ManualClock()
     breaker = opened(clock)
     clock.now = 1.01
 
     assert [breaker.allows() for _ in range(3)] == [True, False, False]
 
 
-def test_closes_if_the_try_succeeds():
-    clock = Clock()
+def test_successful_trial_closes_the_breaker():
+    clock = ManualClock()
     breaker = opened(clock)
     clock.now = 1.01
     assert breaker.allows()
@@ -62,8 +62,8 @@ def test_closes_if_the_try_succeeds():
     assert all(breaker.allows() for _ in range(3))
 
 
-def test_stays_open_if_the_try_fails():
-    clock = Clock()
+def test_failed_trial_reopens_the_breaker():
+    clock = ManualClock()
     breaker = opened(clock)
     clock.now = 1.01
     assert breaker.allows()
@@ -72,12 +72,12 @@ def test_stays_open_if_the_try_fails():
     assert not breaker.allows()
 
 
-class Calls(RuleBasedStateMachine):
-    """Whatever happens, a service that answers again is asked again: no order of outcomes locks it out."""
+class BreakerMachine(RuleBasedStateMachine):
+    """No sequence of outcomes keeps the breaker open for longer than its cool-down."""
 
     @initialize()
     def start(self) -> None:
-        self.clock = Clock()
+        self.clock = ManualClock()
         self.breaker = CircuitBreaker(failure_threshold=2, open_s=1, now=self.clock)
         self.calls = 0
 
@@ -107,7 +107,7 @@ class Calls(RuleBasedStateMachine):
         self.clock.now += 0.4
 
     @invariant()
-    def is_asked_again_in_time(self) -> None:
+    def allows_a_call_after_the_cool_down(self) -> None:
         if hasattr(self, "breaker"):
             now = self.clock.now
             self.clock.now += 1
@@ -121,4 +121,4 @@ def _copy(breaker: CircuitBreaker) -> CircuitBreaker:
     return copy
 
 
-TestCalls = Calls.TestCase
+TestBreaker = BreakerMachine.TestCase

@@ -15,7 +15,7 @@ import pytest
 
 from serving_testing.processes import Process, free_port, running, wait_until
 
-COMMON = Path(__file__).parents[1]
+COMMON = Path(__file__).parents[2]
 Start = Callable[..., AbstractContextManager[Process]]
 
 
@@ -41,33 +41,33 @@ def events(process: Process) -> list[dict[str, object]]:
 
 
 @pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT])
-def test_finishes_the_request_in_hand_and_exits_0(service, port, signal_number):
+def test_signal_drains_requests_in_flight_and_exits_0(service, port, signal_number):
     with ThreadPoolExecutor() as pool:
-        asked = pool.submit(httpx.get, f"http://127.0.0.1:{port}/slow/1", timeout=10)
+        pending = pool.submit(httpx.get, f"http://127.0.0.1:{port}/slow/1", timeout=10)
         wait_until(lambda: "slow_entered" in service.log)
         service.popen.send_signal(signal_number)
 
-        assert asked.result().json() == "done"
+        assert pending.result().json() == "done"
     assert service.popen.wait(10) == 0
     assert events(service)[-1]["action"] == "service_stopped"
 
 
-def test_gives_up_a_request_that_outlasts_the_grace(start, port, tmp_path):
+def test_request_over_the_grace_period_is_aborted(start, port, tmp_path):
     env = {"PORT": str(port), "SHUTDOWN_GRACE_S": "1"}
     ready = f"http://127.0.0.1:{port}/health"
     with (
         running("tests.apps.example", cwd=COMMON, env=env, log=tmp_path / "log", ready=ready) as process,
         ThreadPoolExecutor() as pool,
     ):
-        asked = pool.submit(httpx.get, f"http://127.0.0.1:{port}/slow/30", timeout=60)
+        pending = pool.submit(httpx.get, f"http://127.0.0.1:{port}/slow/30", timeout=60)
         wait_until(lambda: "slow_entered" in process.log)
 
         assert process.stop() == 0
         with pytest.raises(httpx.HTTPError):
-            asked.result().raise_for_status()
+            pending.result().raise_for_status()
 
 
-def test_the_api_key_from_a_file_opens_the_door_and_is_in_no_log(port, tmp_path):
+def test_api_key_from_a_file_is_accepted_and_never_logged(port, tmp_path):
     (tmp_path / "key").write_text("hunter2\n")
     env = {"PORT": str(port), "LOG_LEVEL": "debug", "API_KEY_FILE": str(tmp_path / "key")}
     ready = f"http://127.0.0.1:{port}/health"
@@ -95,7 +95,7 @@ def test_logs_one_json_line_per_request(service, port):
     assert isinstance(line["duration_ms"], float)
 
 
-def test_logs_the_whole_of_what_nobody_expected(service, port):
+def test_unexpected_error_is_logged_with_its_traceback(service, port):
     assert httpx.get(f"http://127.0.0.1:{port}/errors/unknown").status_code == 500
     wait_until(lambda: "request_failed" in service.log)
 
@@ -104,7 +104,7 @@ def test_logs_the_whole_of_what_nobody_expected(service, port):
     assert line["request_id"]
 
 
-def test_a_service_that_cannot_start_says_so_in_one_line(start, tmp_path):
+def test_startup_error_is_one_line_and_exit_code_1(start, tmp_path):
     env = {"MODEL_FILEPATH": "/no/model.onnx", "LOG_FORMAT": "json"}
     with running("tests.apps.example", cwd=COMMON, env=env, log=tmp_path / "log") as process:
         assert process.popen.wait(30) == 1
@@ -114,7 +114,7 @@ def test_a_service_that_cannot_start_says_so_in_one_line(start, tmp_path):
     assert line["reason"] == "there is no model at /no/model.onnx"
 
 
-def test_a_bad_setting_is_one_line_and_exit_code_1(start, tmp_path):
+def test_invalid_setting_is_one_line_and_exit_code_1(start, tmp_path):
     with running("tests.apps.example", cwd=COMMON, env={"PORT": "x"}, log=tmp_path / "log") as process:
         assert process.popen.wait(30) == 1
 
@@ -122,7 +122,7 @@ def test_a_bad_setting_is_one_line_and_exit_code_1(start, tmp_path):
     assert process.log.count("\n") == 1
 
 
-def test_a_port_that_is_taken_is_one_line_and_exit_code_1(service, start, tmp_path, port):
+def test_taken_port_is_one_line_and_exit_code_1(service, start, tmp_path, port):
     env = {"PORT": str(port), "LOG_FORMAT": "json"}
     with running("tests.apps.example", cwd=COMMON, env=env, log=tmp_path / "second") as second:
         assert second.popen.wait(30) == 1
@@ -133,26 +133,26 @@ def test_a_port_that_is_taken_is_one_line_and_exit_code_1(service, start, tmp_pa
     assert "service_started" not in second.log
 
 
-def test_runs_under_the_uvicorn_command_too(port, tmp_path):
+def test_app_runs_under_the_uvicorn_command(port, tmp_path):
     module = f"uvicorn tests.apps.example:app --port {port}"
     with running(module, cwd=COMMON, env={}, log=tmp_path / "log", ready=f"http://127.0.0.1:{port}/health"):
         pass
 
 
-def test_importing_an_app_reads_no_settings():
+def test_importing_an_app_reads_no_environment():
     code = "import os; os.environ['PORT'] = 'x'; import tests.apps.example"
 
     subprocess.run([sys.executable, "-c", code], cwd=COMMON, check=True)
 
 
-def test_an_app_module_has_nothing_else_to_give_on_demand():
+def test_unknown_attribute_of_an_app_module_raises():
     import tests.apps.example as module
 
     with pytest.raises(AttributeError):
         _ = module.something_else
 
 
-def test_readable_logs_leave_local_variables_out_of_tracebacks(start, port, tmp_path):
+def test_console_tracebacks_omit_local_variables(start, port, tmp_path):
     env = {"PORT": str(port), "LOG_FORMAT": "console"}
     ready = f"http://127.0.0.1:{port}/health"
     with running("tests.apps.example", cwd=COMMON, env=env, log=tmp_path / "log", ready=ready) as process:
@@ -162,7 +162,7 @@ def test_readable_logs_leave_local_variables_out_of_tracebacks(start, port, tmp_
     assert " locals " not in process.log
 
 
-def test_logs_are_readable_on_request(start, port, tmp_path):
+def test_console_log_format(start, port, tmp_path):
     env = {"PORT": str(port), "LOG_FORMAT": "console"}
     ready = f"http://127.0.0.1:{port}/health"
     with running("tests.apps.example", cwd=COMMON, env=env, log=tmp_path / "log", ready=ready) as process:
@@ -173,7 +173,7 @@ def test_logs_are_readable_on_request(start, port, tmp_path):
 
 
 @pytest.mark.parametrize(("is_up", "code"), [(True, 0), (False, 1)])
-def test_the_health_check_tells_by_its_exit_code(is_up, code, port, tmp_path, request):
+def test_health_check_exit_code(is_up, code, port, tmp_path, request):
     if is_up:
         request.getfixturevalue("service")
     env = {"PORT": str(port), "http_proxy": f"http://127.0.0.1:{free_port()}"}

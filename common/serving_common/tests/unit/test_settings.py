@@ -8,7 +8,7 @@ from serving_common.logs import warn_about_deprecated_variables
 from serving_common.settings import HttpSettings, LogLevel, load
 
 
-class Example(HttpSettings):
+class SampleSettings(HttpSettings):
     deprecated_variables: ClassVar = {"OLD_SIZE": "NEW_SIZE"}
 
     password: SecretStr | None = Field(None, description="A secret.", min_length=8)
@@ -19,7 +19,7 @@ def test_reads_the_environment(monkeypatch):
     monkeypatch.setenv("PORT", "1234")
     monkeypatch.setenv("LOG_LEVEL", "warning")
 
-    settings = load(Example)
+    settings = load(SampleSettings)
 
     assert (settings.port, settings.log_level) == (1234, LogLevel.WARNING)
 
@@ -28,7 +28,7 @@ def test_an_empty_variable_counts_as_unset(monkeypatch):
     monkeypatch.setenv("PORT", "")
     monkeypatch.setenv("API_KEY", "")
 
-    settings = load(Example)
+    settings = load(SampleSettings)
 
     assert (settings.port, settings.api_key) == (8000, None)
 
@@ -38,7 +38,7 @@ def test_invalid_values_exit_with_one_line_without_secrets(monkeypatch):
     monkeypatch.setenv("PASSWORD", "hunter2")
 
     with pytest.raises(SystemExit) as caught:
-        load(Example)
+        load(SampleSettings)
 
     message = str(caught.value.code)
     assert message.startswith("configuration error: PORT: ")
@@ -52,7 +52,7 @@ def test_api_key_unfit_for_a_header_is_rejected_and_not_quoted(monkeypatch, key)
     monkeypatch.setenv("API_KEY", key)
 
     with pytest.raises(SystemExit) as caught:
-        load(Example)
+        load(SampleSettings)
 
     assert str(caught.value.code).startswith("configuration error: API_KEY: ")
     assert key not in str(caught.value.code)
@@ -60,7 +60,7 @@ def test_api_key_unfit_for_a_header_is_rejected_and_not_quoted(monkeypatch, key)
 
 def test_settings_are_immutable():
     with pytest.raises(ValueError, match="frozen"):
-        Example().port = 1  # type: ignore[misc]  # this is what is tested
+        SampleSettings().port = 1  # type: ignore[misc]  # this is what is tested
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ def secret_file(tmp_path):
     return write
 
 
-class DatabaseSettings(Example):
+class DatabaseSettings(SampleSettings):
     database_url: Annotated[SecretStr, AfterValidator(lambda value: value)] | None = None
 
 
@@ -91,7 +91,7 @@ def test_secret_is_read_from_a_file(monkeypatch, secret_file, variable):
 def test_only_secrets_are_read_from_files(monkeypatch, secret_file):
     monkeypatch.setenv("PORT_FILE", secret_file(b"1234"))
 
-    assert load(Example).port == 8000
+    assert load(SampleSettings).port == 8000
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_unusable_secret_file_exits_with_one_line(monkeypatch, secret_file, tmp_
     monkeypatch.setenv("API_KEY_FILE", path)
 
     with pytest.raises(SystemExit) as caught:
-        load(Example)
+        load(SampleSettings)
 
     assert caught.value.code == f"configuration error: API_KEY_FILE: {path} {reason}"
 
@@ -117,7 +117,7 @@ def test_secret_in_both_variable_and_file_is_an_error(monkeypatch, secret_file):
     monkeypatch.setenv("API_KEY_FILE", secret_file(b"hunter3"))
 
     with pytest.raises(SystemExit) as caught:
-        load(Example)
+        load(SampleSettings)
 
     assert caught.value.code == "configuration error: API_KEY and API_KEY_FILE are both set"
 
@@ -126,7 +126,7 @@ def test_invalid_secret_from_a_file_is_not_quoted(monkeypatch, secret_file):
     monkeypatch.setenv("PASSWORD_FILE", secret_file(b"hunter2"))
 
     with pytest.raises(SystemExit) as caught:
-        load(Example)
+        load(SampleSettings)
 
     assert str(caught.value.code).startswith("configuration error: PASSWORD: ")
     assert "hunter2" not in str(caught.value.code)
@@ -136,7 +136,7 @@ def test_deprecated_variable_is_read_and_warned_about(monkeypatch):
     monkeypatch.setenv("OLD_SIZE", "5")
     monkeypatch.setenv("MAX_BODIES_BYTES", "6")  # of a base class
 
-    settings = load(Example)
+    settings = load(SampleSettings)
 
     assert (settings.new_size, settings.max_inflight_body_bytes) == (5, 6)
     assert warnings(settings) == {
@@ -149,7 +149,7 @@ def test_new_variable_wins_over_its_deprecated_name(monkeypatch):
     monkeypatch.setenv("OLD_SIZE", "5")
     monkeypatch.setenv("NEW_SIZE", "7")
 
-    settings = load(Example)
+    settings = load(SampleSettings)
 
     assert settings.new_size == 7
     assert warnings(settings) == {"OLD_SIZE": "ignored, because NEW_SIZE is set too"}
@@ -159,10 +159,10 @@ def test_invalid_value_of_a_deprecated_variable_is_reported_under_its_name(monke
     monkeypatch.setenv("OLD_SIZE", "0")
 
     with pytest.raises(SystemExit, match="configuration error: OLD_SIZE: Input should be greater than 0"):
-        load(Example)
+        load(SampleSettings)
 
 
-def warnings(settings: Example) -> dict[str, str]:
+def warnings(settings: SampleSettings) -> dict[str, str]:
     with capture_logs() as lines:
         warn_about_deprecated_variables(settings)
     assert {(line["event"], line["log_level"]) for line in lines} == {("deprecated_variable", "warning")}
