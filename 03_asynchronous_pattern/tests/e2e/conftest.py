@@ -68,4 +68,4 @@ def system(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         system.start_worker()
         system.start_worker()
         yield system
-        assert redis.keys_for_ever() == []
+        assert redis.keys_without_ttl() == []

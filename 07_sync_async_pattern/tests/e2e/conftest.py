@@ -54,7 +54,7 @@ def running_system(
                 )
             )
         yield system
-        assert redis.keys_for_ever() == []
+        assert redis.keys_without_ttl() == []
 
 
 @pytest.fixture(scope="session")

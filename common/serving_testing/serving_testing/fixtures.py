@@ -38,4 +38,4 @@ async def redis(redis_server: RedisServer) -> AsyncIterator[Redis]:
     async with connect(RedisSettings(redis_host="127.0.0.1", redis_port=redis_server.port)) as client:
         await client.flushall()
         yield client
-    assert redis_server.keys_for_ever() == []
+    assert redis_server.keys_without_ttl() == []

@@ -49,7 +49,7 @@ class RedisServer:
             self._process.kill()
             self._process.wait()
 
-    def keys_for_ever(self) -> list[str]:
+    def keys_without_ttl(self) -> list[str]:
         """The keys without a TTL, but for the queues' own lists."""
         with Redis(port=self.port, decode_responses=True) as client:
             keys = list(client.scan_iter(count=1000))

@@ -117,7 +117,7 @@ async def test_every_image_gets_its_result_once_under_kills(tmp_path, model_path
             quarantined = [key async for key in redis.scan_iter("queue:jobs:meta:*")]
         stored = system.times_stored()
         deaths_with_jobs = system.log.read_text().count("model_process_died")
-        assert system.redis.keys_for_ever() == []
+        assert system.redis.keys_without_ttl() == []
 
     with capsys.disabled():
         print(f"\n{len(ids)} images: {dict(ended)}; killed: {dict(killed)}", end="")
