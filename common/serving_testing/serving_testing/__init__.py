@@ -1,1 +1,1 @@
-"""For development only: local servers, processes and pytest fixtures that the tests and the devstack share."""
+"""For development only: servers, processes and pytest fixtures that the tests and the devstack share."""

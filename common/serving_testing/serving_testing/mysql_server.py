@@ -1,4 +1,4 @@
-"""For tests: a private mariadbd or mysqld. Its user root needs no password and may do anything."""
+"""A private mariadbd or mysqld. Its user root has all rights and no password."""
 
 import os
 import shutil
@@ -17,7 +17,7 @@ def mysql_binary() -> str | None:
 
 
 class MySqlServer:
-    """A server on a port of 127.0.0.1. Killed and started again, it has what it had."""
+    """A server on a port of 127.0.0.1. Its data survives a kill and restart."""
 
     def __init__(self, binary: str, folder: Path, port: int | None = None) -> None:
         self.port = port or free_port()
@@ -26,7 +26,7 @@ class MySqlServer:
         self._process: subprocess.Popen[bytes] | None = None
 
     def install(self) -> None:
-        """Make the folder of its data, unless that is there."""
+        """Create its data folder unless it exists."""
         data = self._folder / "data"
         if data.exists():
             return
@@ -39,17 +39,17 @@ class MySqlServer:
 
     @property
     def command(self) -> list[str]:
-        """What starts it, once it is installed."""
+        """The command that starts it, once it is installed."""
         return [self._binary, *self._options, *self._user]
 
     def start(self) -> None:
-        """Returns once it answers."""
+        """Return once it answers."""
         with (self._folder / "log").open("ab") as log:
             self._process = subprocess.Popen(self.command, stdout=log, stderr=log)
         wait_until(self.is_up)
 
     def is_up(self) -> bool:
-        """Whether it greets; AssertionError, with its log, if it has ended."""
+        """Whether it accepts connections; AssertionError, with its log, if it has exited."""
         if self._process is not None:
             assert self._process.poll() is None, (self._folder / "log").read_text()
         try:
@@ -59,7 +59,7 @@ class MySqlServer:
             return False
 
     def stop(self, signal_number: int = signal.SIGKILL) -> None:
-        """Returns once it is gone."""
+        """Send the signal and wait for the exit."""
         if self._process is not None:
             self._process.send_signal(signal_number)
             self._process.wait()
@@ -73,7 +73,7 @@ class MySqlServer:
             f"--pid-file={self._folder}/pid",
             f"--port={self.port}",
             "--bind-address=127.0.0.1",
-            "--log-bin-trust-function-creators=1",  # tests make triggers
+            "--log-bin-trust-function-creators=1",  # tests create triggers
             "--local-infile=1",
         ]
 

