@@ -1,26 +1,75 @@
-"""Measures one pattern beside its floors and its rivals: `python -m scripts.benchmarks 06`, options after the number.
+"""Measures patterns beside baselines and alternatives, and beside each other: `python -m scripts.benchmarks 06`.
 
-All patterns, written down: scripts.benchmarks.report.
+Writes bench.md, bench.json and plots into bench-results/. `make bench SAMPLE=docs/bench` writes the committed ones,
+and from them the figures in all READMEs.
 """
 
-import runpy
-import subprocess
+from __future__ import annotations
+
 import sys
+import time
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING
 
+from rich.console import Console
+
+from scripts.benchmarks import side_by_side
+from scripts.benchmarks.harness import Benchmark
+from scripts.benchmarks.report import markdown, write
+from scripts.devstack.machine import described
 from scripts.devstack.patterns import PATTERNS
-from scripts.devstack.stack import ROOT
+from scripts.devstack.runs import Profile, modules, run_each
+from scripts.devstack.stack import build_models, run
+from scripts.devstack.table import ROOT, Pattern
+from scripts.devstack.terminal import INTERRUPTED, parsed, parser_of_patterns
 
-BENCHES = {"02": "synchronous", "03": "asynchronous", "04": "batch", "06": "horizontal", "07": "sync_async"}
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+ALL = Pattern(number="All", title="side by side", folder="", processes=())
 
 
-def main() -> None:
-    number = sys.argv[1] if len(sys.argv) > 1 else ""
-    if number not in BENCHES:
-        sys.exit(f"usage: python -m scripts.benchmarks {'|'.join(BENCHES)} [options]")
-    subprocess.run([sys.executable, "-m", "models.build", "--only", *PATTERNS[number].artifacts], cwd=ROOT, check=True)
-    del sys.argv[1]
-    runpy.run_module(f"scripts.benchmarks.{BENCHES[number]}", run_name="__main__")
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit code: 0 if nothing failed, 1 if something did, 130 after Ctrl-C. A missed target is not a failure."""
+    known = modules("scripts.benchmarks")
+    parser = parser_of_patterns(__doc__, known)
+    parser.add_argument("--profile", type=Profile, choices=[*Profile], default=Profile.SHORT)
+    parser.add_argument("--output", type=Path, default=ROOT / "bench-results")
+    options = parsed(parser, argv, known)
+    chosen = {number: known[number] for number in options.patterns}
+    return run(bench(chosen, options.profile, options.output))
+
+
+async def bench(chosen: dict[str, str], profile: Profile, output: Path) -> int:
+    """Measure these modules by number of their patterns, and write what was measured, whatever failed."""
+    console = Console(highlight=False)
+    started = time.monotonic()
+    console.print(described())
+
+    def say(line: str) -> None:
+        console.print(line, markup=False, soft_wrap=True)
+
+    together = side_by_side.SideBySide(pattern=ALL, profile=profile, say=say)
+    benchmarks = [Benchmark(pattern=PATTERNS[number], profile=profile, say=say) for number in chosen]
+
+    async def one(benchmark: Benchmark) -> None:
+        module = import_module(chosen[benchmark.pattern.number])
+        getattr(module, "check", lambda: None)()
+        await build_models(benchmark.pattern.artifacts)
+        try:
+            await module.measure(benchmark)
+        finally:
+            say(markdown(benchmark.measurements))
+
+    finished = await run_each([together], console, lambda run: side_by_side.measure(run, chosen))
+    finished = finished and await run_each(benchmarks, console, one)
+    for path in write(together, benchmarks, profile, time.monotonic() - started, output):
+        say(str(path))
+    if not finished:
+        return INTERRUPTED
+    return 1 if any(run.error for run in (together, *benchmarks)) else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

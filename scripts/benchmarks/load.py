@@ -2,11 +2,11 @@
 
     python -m scripts.benchmarks.load URL CONNECTIONS SECONDS [--rate N] [--then PATH] [--body < BODY]
 
-prints one JSON object. Closed loop: each connection sends the same request, waits for the whole answer, and sends it
-again. Open loop, with `--rate`: so many requests per second begin when they are due, whether or not others have been
-answered; latencies count from when they were due. `--then` sends a GET after each answer, with the answer's `job_id` in
-place of {}, and counts both as one. Written on asyncio's protocols because the HTTP clients that there are for Python
-take longer for a request than the fastest servers measured here.
+prints one JSON object. Closed loop: each connection sends the same request, waits for the whole response, and sends it
+again. Open loop, with `--rate`: this many requests per second start when they are due, whether or not earlier ones have
+been answered; latencies count from when they were due. `--then` sends a GET after each response, with the response's
+`job_id` in place of {}, and times both as one. Written on asyncio's protocols because Python's HTTP clients take longer
+for a request than the fastest servers measured here.
 """
 
 import argparse
@@ -18,17 +18,16 @@ import subprocess
 import sys
 import time
 from collections import deque
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import asdict, dataclass
 from typing import cast
 from urllib.parse import urlsplit
 
-ROOT = Path(__file__).parents[2]
+from scripts.devstack.table import ROOT
 
 
 @dataclass(frozen=True)
 class Load:
-    """What one run saw; latencies in seconds, sorted."""
+    """Results of one run; latencies in seconds, sorted."""
 
     latencies: list[float]
     failed: int
@@ -36,39 +35,39 @@ class Load:
 
     @property
     def rate(self) -> float:
-        """Answers per second."""
+        """Responses per second."""
         return len(self.latencies) / self.seconds
 
     def percentile(self, percent: float) -> float:
-        """Latency in seconds that so many percent of the answers did not exceed."""
+        """Latency in seconds that this percentage of the responses did not exceed."""
         return self.latencies[min(len(self.latencies) - 1, int(len(self.latencies) * percent / 100))]
 
 
 class _Connection(asyncio.Protocol):
     """One request at a time."""
 
-    _answer: asyncio.Future[tuple[int, bytes]] | None = None
+    _response: asyncio.Future[tuple[int, bytes]] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's are no instances of asyncio's class
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's are not instances of asyncio's class
         self._buffer = b""
 
-    def ask(self, request: bytes) -> asyncio.Future[tuple[int, bytes]]:
+    def send(self, request: bytes) -> asyncio.Future[tuple[int, bytes]]:
         """Status and body; status 0 if the connection broke."""
-        self._answer = asyncio.get_running_loop().create_future()
+        self._response = asyncio.get_running_loop().create_future()
         self._transport.write(request)
-        return self._answer
+        return self._response
 
     def data_received(self, data: bytes) -> None:
         self._buffer += data
         head, separator, body = self._buffer.partition(b"\r\n\r\n")
-        if self._answer is not None and separator and len(body) >= _content_length(head):
+        if self._response is not None and separator and len(body) >= _content_length(head):
             self._buffer = b""
-            self._answer.set_result((int(head[9:12]), body))
+            self._response.set_result((int(head[9:12]), body))
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if self._answer is not None and not self._answer.done():
-            self._answer.set_result((0, b""))
+        if self._response is not None and not self._response.done():
+            self._response.set_result((0, b""))
 
     def close(self) -> None:
         self._transport.close()
@@ -95,11 +94,11 @@ class _Target:
         return (await asyncio.get_running_loop().create_connection(_Connection, self.host, self.port))[1]
 
     async def call(self, connection: _Connection) -> bool:
-        """Whether all that was asked was answered with 200."""
-        status, body = await connection.ask(self.request)
+        """Whether every response was a 200."""
+        status, body = await connection.send(self.request)
         if status == 200 and self.then:
             job_id = json.loads(body)["job_id"]
-            status, _ = await connection.ask(self.then.replace(b"{}", job_id.encode()))
+            status, _ = await connection.send(self.then.replace(b"{}", job_id.encode()))
         return status == 200
 
 
@@ -116,7 +115,7 @@ def _target(url: str, body: bytes | None, then: str) -> _Target:
 async def run(
     url: str, connections: int, seconds: float, body: bytes | None = None, *, rate: float | None = None, then: str = ""
 ) -> Load:
-    """POST of a JSON body, GET without one: closed loop, or with a rate open loop."""
+    """POST a JSON body, or GET without one: in a closed loop, or with a rate in an open loop."""
     target = _target(url, body, then)
     if rate:
         return await _run_open(target, connections, seconds, rate)
@@ -143,12 +142,12 @@ async def _run_closed(target: _Target, connections: int, seconds: float) -> Load
 
 
 async def _run_open(target: _Target, connections: int, seconds: float, rate: float) -> Load:
-    """`connections` are open before it begins, more are opened when all are in use."""
+    """`connections` are open at the start; more are opened when all are in use."""
     latencies: list[float] = []
     failed = 0
-    # Taken in turn, so that the server closes none for having been idle.
+    # Used in turn, so that the server closes none as idle.
     idle = deque([await target.connect() for _ in range(connections)])
-    await asyncio.gather(*(target.call(connection) for connection in idle))  # every path has been taken once
+    await asyncio.gather(*(target.call(connection) for connection in idle))  # warm up every path
     started = time.perf_counter()
 
     async def one(due: float) -> None:
@@ -180,11 +179,16 @@ def measured(
         *(["--rate", str(rate)] if rate else []),
         *(["--then", then] if then else []),
     ]
-    command = [sys.executable, "-m", "scripts.benchmarks.load", url, str(connections), str(seconds), *options]
-    # Unbuffered, Python loses the rest of what a pipe takes only a part of.
+    # The body goes over stdin: an argument is limited to 128 kB, and photographs are larger.
+    return load_of("scripts.benchmarks.load", url, str(connections), str(seconds), *options, text=body or "")
+
+
+def load_of(module: str, *arguments: str, text: str = "") -> Load:
+    """The result that a load generator prints in a process of its own. Raises CalledProcessError."""
+    # Unbuffered, Python drops the rest of a line that a pipe takes only a part of.
     env = {**os.environ, "PYTHONUNBUFFERED": ""}
-    # The body over stdin: one argument of a command cannot have more than 128 kB, and photographs have.
-    done = subprocess.run(command, cwd=ROOT, env=env, input=body or "", capture_output=True, text=True, check=True)
+    command = [sys.executable, "-m", module, *arguments]
+    done = subprocess.run(command, cwd=ROOT, env=env, input=text, capture_output=True, text=True, check=True)
     return Load(**json.loads(done.stdout))
 
 
@@ -200,11 +204,11 @@ def main() -> None:
     import uvloop
 
     body = sys.stdin.buffer.read() if options.body else None
-    gc.disable()  # its pauses would count as the server's
+    gc.disable()  # its pauses would count as the server's latency
     load = uvloop.run(
         run(options.url, options.connections, options.seconds, body, rate=options.rate, then=options.then)
     )
-    print(json.dumps({"latencies": load.latencies, "failed": load.failed, "seconds": load.seconds}))
+    print(json.dumps(asdict(load)))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The plots of `make bench`, as SVG: readable on light and dark pages, and the same bytes for the same figures."""
+"""The plots of `make bench`, as SVG: readable on light and dark pages, and the same bytes for the same measurements."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ mpl.rcParams.update({"svg.hashsalt": "bench", "svg.fonttype": "none", "font.fami
 
 from matplotlib import pyplot as plt  # noqa: E402 - after the backend is chosen
 
-from scripts.benchmarks.side_by_side import PERCENTILES, TYPICAL, SideBySide  # noqa: E402
+from scripts.benchmarks.harness import TYPICAL_CONNECTIONS, plural  # noqa: E402
+from scripts.benchmarks.side_by_side import PERCENTILES, SideBySide  # noqa: E402
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,18 +22,19 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Drawing
 
-    from scripts.benchmarks.figures import Figure
+    from scripts.benchmarks.harness import Measurement
 
-COLOURS = ("#0072b2", "#d55e00", "#cc79a7", "#009e73", "#e69f00", "#56b4e9", "#7f7f7f")  # told apart by all eyes
+COLOURS = ("#0072b2", "#d55e00", "#cc79a7", "#009e73", "#e69f00", "#56b4e9", "#7f7f7f")  # for all kinds of vision
 WIDTH, HEIGHT = 9, 4.2
+LATENCY_CONNECTIONS = (1, TYPICAL_CONNECTIONS)
 
 
-def draw(found: SideBySide, of_03: Sequence[Figure], folder: Path) -> list[Path]:
-    """Latency, throughput and the cost of scaling out; the files that were written."""
+def draw(found: SideBySide, alone: Sequence[Measurement], folder: Path) -> list[Path]:
+    """Draw latency, throughput and the cost of scaling out; the files that were written."""
     drawings = {
         "latency.svg": _latency(found),
         "throughput.svg": _throughput(found),
-        "scale_out.svg": _scale_out(found, of_03),
+        "scale_out.svg": _scale_out(found, alone),
     }
     for name, drawing in drawings.items():
         drawing.savefig(folder / name, metadata={"Date": None}, facecolor="white", bbox_inches="tight")
@@ -42,23 +44,23 @@ def draw(found: SideBySide, of_03: Sequence[Figure], folder: Path) -> list[Path]
 
 def _latency(found: SideBySide) -> Drawing:
     colours = _colours(found)
-    drawing, (one, many) = plt.subplots(1, 2, figsize=(WIDTH, HEIGHT), sharey=True)
-    for axes, connections in ((one, 1), (many, TYPICAL)):
+    drawing, panels = plt.subplots(1, 2, figsize=(WIDTH, HEIGHT), sharey=True)
+    for axes, connections in zip(panels, LATENCY_CONNECTIONS, strict=True):
         for what, latencies in found.percentiles_ms(connections).items():
             axes.plot(latencies, PERCENTILES, label=what, color=colours[what])
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter("{x:g}")
         axes.set_xlabel("ms")
-        axes.set_title(f"{connections} connection{'s' * (connections > 1)}")
+        axes.set_title(plural(connections))
         axes.grid(alpha=0.3, which="both")
-    one.set_ylabel("% of the answers come within")
-    one.legend(fontsize=8)
+    panels[0].set_ylabel("% of the responses arrive within")
+    panels[0].legend(fontsize=8)
     drawing.suptitle("Latency of what the caller waits for")
     return drawing
 
 
 def _colours(found: SideBySide) -> dict[str, str]:
-    """The same one for an entrance in every plot."""
+    """Each endpoint's colour, the same in every plot."""
     return dict(zip(found.rates(), itertools.cycle(COLOURS), strict=False))
 
 
@@ -71,24 +73,22 @@ def _throughput(found: SideBySide) -> Drawing:
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter("{x:,.0f}")
     axes.set_xlabel("connections")
-    axes.set_ylabel("answers per second")
+    axes.set_ylabel("responses per second")
     axes.grid(alpha=0.3, which="both")
     axes.legend(fontsize=8)
     drawing.suptitle("Throughput against concurrency")
     return drawing
 
 
-def _scale_out(found: SideBySide, of_03: Sequence[Figure]) -> Drawing:
+def _scale_out(found: SideBySide, alone: Sequence[Measurement]) -> Drawing:
     drawing, (left, right) = plt.subplots(1, 2, figsize=(WIDTH, HEIGHT))
-    names = ["none: a service\nasked directly", *(str(count) for count in sorted(found.scaled) if count)]
-    rates = [
-        figure for figure in found.figures() if figure.group.startswith("What fanning") and figure.measure == "rate"
-    ]
-    _bars(left, names[: len(rates)], [figure.value for figure in rates], COLOURS[3])
-    left.set_title(f"06, {TYPICAL} connections")
-    left.set_xlabel("services that one proxy asks")
-    left.set_ylabel("answers per second")
-    jobs = [each for each in of_03 if each.measure == "rate" and each.what.endswith(", model server")]
+    fan_out = [each for each in found.measurements() if "fanning out" in each.group and each.measure == "rate"]
+    names = ["none: a service\ncalled directly", "1", "2", "3"][: len(fan_out)]
+    _bars(left, names, [each.value for each in fan_out], COLOURS[3])
+    left.set_title(f"06, {plural(TYPICAL_CONNECTIONS)}")
+    left.set_xlabel("services that one proxy calls")
+    left.set_ylabel("responses per second")
+    jobs = [each for each in alone if each.measure == "rate" and each.what.endswith(", model server")]
     _bars(right, [each.what.partition(" ")[0] for each in jobs], [each.value for each in jobs], COLOURS[1])
     right.set_title("03, a full queue")
     right.set_xlabel("workers")

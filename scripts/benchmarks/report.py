@@ -1,111 +1,89 @@
-"""Measures patterns, each on its own and all side by side, and writes it down: `make bench`, BENCH=long for longer.
-
-Writes bench.md, bench.json and plots into bench-results/; `make bench SAMPLE=docs/bench` writes them for the README.
-"""
+"""The report of `make bench`: tables in bench.md, everything in bench.json, and the plots."""
 
 from __future__ import annotations
 
-import asyncio
 import json
-import subprocess
-import sys
-import tempfile
-import time
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from scripts.benchmarks import plots, side_by_side
-from scripts.benchmarks.__main__ import BENCHES
-from scripts.benchmarks.figures import Figure, markdown, read
+from scripts.benchmarks import plots
+from scripts.benchmarks.side_by_side import PERCENTILES
 from scripts.devstack.machine import described, libraries, machine
-from scripts.devstack.patterns import PATTERNS
-from scripts.devstack.stack import ROOT, StackError, run
-from scripts.devstack.terminal import INTERRUPTED, parsed, parser_of_patterns
+from scripts.devstack.runs import PatternRun, Profile
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
+    from pathlib import Path
 
-# Two minutes or so for all of them; without these options each takes as long as its module says.
-SHORT = {
-    "02": ("--rounds", "3", "--seconds", "0.5"),
-    "03": ("--seconds", "1.5", "--jobs", "10000"),
-    "04": ("--rows", "20000", "--book-rows", "500", "--large", "100000"),
-    "06": ("--rounds", "3", "--seconds", "0.5"),
-    "07": ("--rounds", "3", "--seconds", "1", "--jobs", "200", "--sustained", "15"),
-}
-SIDE_BY_SIDE = {"short": (3, 1.0), "long": (5, 4.0)}  # rounds, seconds of each
+    from scripts.benchmarks.harness import Benchmark, Measurement
+    from scripts.benchmarks.side_by_side import SideBySide
+
 INTRODUCTION = """\
 Everything ran on one machine, the load generator included: what takes turns in one run can be compared, and ratios
 hold elsewhere. Absolute figures are this machine's.
 """
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Exit code: 0 if everything could be measured, 1 if not, 130 after Ctrl-C. A missed target is no failure."""
-    parser = parser_of_patterns(__doc__, BENCHES)
-    parser.add_argument("--form", choices=SIDE_BY_SIDE, default="short")
-    parser.add_argument("--output", type=Path, default=ROOT / "bench-results")
-    options = parsed(parser, argv, BENCHES)
-    return run(bench(options.patterns, options.form, options.output))
+def tables(measurements: Iterable[Measurement]) -> Iterator[tuple[str, list[str], list[list[str]]]]:
+    """The measurements as tables: group, columns, rows."""
+    groups: dict[str, list[Measurement]] = {}
+    for measurement in measurements:
+        groups.setdefault(measurement.group, []).append(measurement)
+    for group, of_group in groups.items():
+        measures = list(dict.fromkeys(each.measure for each in of_group))
+        has_targets = any(each.target for each in of_group)
+        rows = []
+        for what in dict.fromkeys(each.what for each in of_group):
+            cells = {each.measure: each for each in of_group if each.what == what}
+            row = [what, *(cells[measure].text if measure in cells else "" for measure in measures)]
+            targets = ", ".join(each.target for each in cells.values() if each.target)
+            rows.append([*row, targets] if has_targets else row)
+        yield group, ["", *measures, *(["target"] if has_targets else [])], rows
 
 
-async def bench(numbers: Sequence[str], form: str, output: Path) -> int:
-    """Measure and write."""
-    started = time.monotonic()
-    try:
-        together = await side_by_side.measure(numbers, *SIDE_BY_SIDE[form])
-        alone = {number: await asyncio.to_thread(one, number, form) for number in numbers}
-    except (StackError, subprocess.CalledProcessError) as exc:
-        print(f"make bench: {exc}", file=sys.stderr)
-        return 1
-    except asyncio.CancelledError:
-        return INTERRUPTED
-    for path in write(together, alone, form, time.monotonic() - started, output):
-        print(path)
-    return 0
+def markdown(measurements: Iterable[Measurement]) -> str:
+    """A heading and a table for each group."""
+    lines = []
+    for group, columns, rows in tables(measurements):
+        alignment = ["---", *("---:" for _ in columns[1:])]
+        lines += ["", f"### {group}", "", *(f"| {' | '.join(row)} |" for row in (columns, alignment, *rows))]
+    return "\n".join(lines) + "\n"
 
 
-def one(number: str, form: str) -> list[Figure]:
-    """A pattern's own benchmark, in a process of its own, which prints its tables. CalledProcessError if it fails."""
-    with tempfile.TemporaryDirectory() as folder:
-        figures = Path(folder) / "figures.json"
-        options = [*(SHORT[number] if form == "short" else ()), "--json", str(figures)]
-        print(f"\n{number} {PATTERNS[number].title}", flush=True)
-        subprocess.run([sys.executable, "-m", "scripts.benchmarks", number, *options], cwd=ROOT, check=True)
-        return read(figures)
+def notes(run: PatternRun) -> list[str]:
+    """What was not measured, with the reasons."""
+    return [f"\n{what}\n" for what in (*(f"Skipped: {reason}." for reason in run.skipped), run.error) if what]
 
 
 def write(
-    together: side_by_side.SideBySide, alone: Mapping[str, Sequence[Figure]], form: str, seconds: float, output: Path
+    together: SideBySide, benchmarks: Sequence[Benchmark], profile: Profile, seconds: float, output: Path
 ) -> list[Path]:
-    """bench.md, bench.json and the plots; their paths."""
+    """Write bench.md, bench.json and the plots; their paths."""
     output.mkdir(parents=True, exist_ok=True)
-    drawn = plots.draw(together, alone.get("03", ()), output)
-    command = "make bench" + (" BENCH=long" if form == "long" else "")
+    alone = [each for benchmark in benchmarks for each in benchmark.measurements]
+    drawn = plots.draw(together, alone, output) if together.loads else []
+    command = "make bench" + ("" if profile is Profile.SHORT else f" BENCH={profile}")
     text = [f"# Measured\n\n`{command}` on {described()}; {seconds / 60:.0f} min.\n\n{INTRODUCTION}"]
     text += [f"\n![{path.stem.replace('_', ' ')}]({path.name})\n" for path in drawn]
-    text += ["\n## Side by side\n", markdown(together.figures())]
-    for number, figures in alone.items():
-        text += [f"\n## {number} {PATTERNS[number].title}\n", markdown(figures)]
-    versions = ", ".join(f"{name} {version}" for name, version in libraries().items())
-    text.append(f"\nVersions: {versions}.\n")
+    text += ["\n## Side by side\n", markdown(together.measurements())]
+    text += notes(together)
+    for benchmark in benchmarks:
+        text += [f"\n## {benchmark.title}\n", markdown(benchmark.measurements), *notes(benchmark)]
+    text.append(f"\nVersions: {', '.join(f'{name} {version}' for name, version in libraries().items())}.\n")
     (output / "bench.md").write_text("".join(text), encoding="utf-8")
     everything = {
         "machine": machine(),
         "libraries": libraries(),
-        "form": form,
+        "profile": profile,
         "seconds": seconds,
         "side_by_side": {
-            "figures": [asdict(figure) for figure in together.figures()],
-            "percentiles": side_by_side.PERCENTILES,
-            "latency_ms": {count: together.percentiles_ms(count) for count in (1, side_by_side.TYPICAL)},
+            "measurements": [asdict(each) for each in together.measurements()],
+            "percentiles": PERCENTILES,
+            "latency_ms": {count: together.percentiles_ms(count) for count in plots.LATENCY_CONNECTIONS},
         },
-        "patterns": {number: [asdict(figure) for figure in figures] for number, figures in alone.items()},
+        "patterns": {each.pattern.number: [asdict(one) for one in each.measurements] for each in benchmarks},
+        "skipped": {run.title: run.skipped for run in (together, *benchmarks) if run.skipped},
+        "failed": {run.title: run.error for run in (together, *benchmarks) if run.error},
     }
     (output / "bench.json").write_text(json.dumps(everything, indent=1) + "\n", encoding="utf-8")
     return [output / "bench.md", output / "bench.json", *drawn]
-
-
-if __name__ == "__main__":
-    sys.exit(main())

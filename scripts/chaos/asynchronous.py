@@ -1,7 +1,8 @@
-"""03: workers are killed with jobs in hand, the model server is killed and hangs, Redis is killed.
+"""03: workers are killed with jobs in flight, the model server is killed and hangs, Redis is killed.
 
-Half of the clients queue jobs, half ask for them. Only while Redis is away may they see 503. At the end, each job whose
-id was given out must be completed, with its result stored once: Redis's append-only file has every write.
+Half of the clients queue jobs, half fetch them. Only while Redis is down may they see 503. At the end every job whose
+id was given out must be completed, its result stored once: Redis's append-only file has every write. More ids are
+drawn at the end, 200,000 in the long profile; none may be given out twice.
 """
 
 from __future__ import annotations
@@ -11,59 +12,57 @@ import random
 import time
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import httpx
 from redis.asyncio import Redis
 
-from scripts.chaos.faults import RUN_DIR, back, hanging, kill, process, times_written, with_whole_log, with_workers
-from scripts.chaos.proof import Problem, Proof
+from scripts.chaos.faults import RUN_DIR, hanging, kill, kill_and_wait, started_again, times_written, with_workers
+from scripts.chaos.harness import Violation
 from scripts.devstack.patterns import PATTERNS
-from scripts.devstack.stack import DevStack, ManagedProcess, free_ports, private_stack
+from scripts.devstack.runs import require_redis
+from scripts.devstack.stack import private_stack
+from scripts.devstack.steps import FLOWERS
+from serving_common.queue.client import JobQueue
+from serving_common.queue.types import JobKeys
+
+if TYPE_CHECKING:
+    from scripts.chaos.harness import ChaosRun
+    from scripts.devstack.stack import DevStack, ManagedProcess
 
 CLIENTS = 6
 WORKERS = 4
 PACE_S = 0.03  # of each client
 STALL_S = 0.5
-MODEL_HANGS_S = 2  # less than TF_SERVING_TIMEOUT_S: nobody's try is used up
+MODEL_HANGS_S = 2  # less than TF_SERVING_TIMEOUT_S, so that no job uses up a try
 ALL_DONE_WITHIN_S = 60
-FLOWER = {"data": [[5.1, 3.5, 1.4, 0.2]]}
+BODY = {"data": [FLOWERS["setosa"]]}
 QUEUE = "queue:predict"
 
 
 @dataclass
-class Jobs:
+class JobClients:
     """The clients, and the ids that they were given."""
 
-    proof: Proof
+    run: ChaosRun
     client: httpx.AsyncClient
     ids: list[str] = field(default_factory=list)
 
-    async def ask(self, number: int) -> tuple[str, Problem | None]:
-        """Queue a job, or ask for one that is there."""
+    async def send(self, number: int) -> tuple[str, Violation | None]:
+        """Queue a job, or fetch a recent one."""
         await asyncio.sleep(PACE_S)
-        try:
-            if number % 2 and self.ids:
-                return "GET /job", await self._look()
-            return "POST /predict", await self._submit()
-        except httpx.TimeoutException as exc:
-            return "any", Problem(f"no answer in time: {exc}")
-        except httpx.TransportError as exc:
-            return "any", Problem(f"{type(exc).__name__}: {exc}")
+        if number % 2 and self.ids:
+            job_id = random.choice(self.ids[-100:])
+            response = await self.run.request(self.client, "GET", f"/job/{job_id}", params={"wait": 1})
+            return "GET /job", violation_of(response)
+        response = await self.run.request(self.client, "POST", "/predict", json=BODY)
+        if (violation := violation_of(response)) is None and isinstance(response, httpx.Response):
+            self.ids.append(response.json()["job_id"])
+            self.run.accepted += 1
+        return "POST /predict", violation
 
-    async def _submit(self) -> Problem | None:
-        response = await self.client.post("/predict", json=FLOWER)
-        if problem := judged(response):
-            return problem
-        self.ids.append(response.json()["job_id"])
-        self.proof.accepted += 1
-        return None
-
-    async def _look(self) -> Problem | None:
-        job_id = random.choice(self.ids[-100:])
-        return judged(await self.client.get(f"/job/{job_id}", params={"wait": 1}))
-
-    async def ended(self) -> Counter[str]:
-        """The state of every job, once all have ended, or when it has taken too long; a wrong result is one as well."""
+    async def final_states(self) -> Counter[str]:
+        """The state of every job, once all have ended, or at the deadline; a wrong result is one as well."""
         deadline, states = time.monotonic() + ALL_DONE_WITHIN_S, Counter[str]()
         for job_id in self.ids:
             wait_s = max(0, min(30, deadline - time.monotonic()))
@@ -74,101 +73,108 @@ class Jobs:
             states[str(state)] += 1
         return states
 
+    async def newest_done(self) -> None:
+        """Return when a job that was queued after the fault is completed."""
+        known = len(self.ids)
+        while True:
+            await asyncio.sleep(0.02)
+            if len(self.ids) > known:
+                response = await self.client.get(f"/job/{self.ids[-1]}", params={"wait": 10})
+                if response.status_code == 200 and response.json()["status"] == "completed":
+                    return
 
-def judged(response: httpx.Response) -> Problem | None:
-    """What is wrong with an answer: while Redis is away, 503 that says when to come back is not."""
+
+def violation_of(response: httpx.Response | Violation) -> Violation | None:
+    """How a response is wrong; a 503 with Retry-After blames Redis."""
+    if isinstance(response, Violation):
+        return response
     if response.status_code == 200:
         return None
     is_redis = response.status_code == 503 and "Retry-After" in response.headers
-    return Problem(f"status {response.status_code}: {response.text[:200]}", blame="redis" if is_redis else "")
+    return Violation(f"status {response.status_code}: {response.text[:200]}", blame="redis" if is_redis else "")
 
 
-async def prove(proof: Proof) -> None:
-    """Kills of busy workers, and in between the model server and Redis; in the long form again and again."""
-    proof.unit, proof.failure = "jobs", "anything but 200, or 503 with Retry-After while Redis is away"
-    proof.twice = 0
-    table = PATTERNS | {"03": with_whole_log(with_workers(PATTERNS["03"], WORKERS))}
-    ports = free_ports(["03"], table)
+async def inject(run: ChaosRun) -> None:
+    """Kill busy workers, and in between the model server and Redis."""
+    require_redis()
+    run.unit, run.failure = "jobs", "anything but 200, or 503 with Retry-After while Redis is down"
+    table = PATTERNS | {"03": with_workers(PATTERNS["03"], WORKERS)}
     async with (
-        private_stack(["03"], RUN_DIR, table=table, ports=ports, environ={"HEARTBEAT_S": "1"}) as stack,
+        private_stack(["03"], RUN_DIR, table=table, environ={"HEARTBEAT_S": "1"}) as stack,
         httpx.AsyncClient(base_url=stack.urls["PORT_03_PROXY"], timeout=30, trust_env=False) as client,
+        Redis(port=stack.ports["PORT_03_REDIS"], decode_responses=True) as store,
     ):
-        jobs = Jobs(proof, client)
-        async with proof.clients(CLIENTS, jobs.ask):
+        jobs = JobClients(run, client)
+        async with run.clients(CLIENTS, jobs.send):
             await asyncio.sleep(1)
-            for _ in range(proof.rounds(short=2, long=10)):
+            for _ in range(run.choose(quick=1, short=2, long=10)):
                 for _ in range(3):
-                    await kill_busy_worker(proof, stack, ports["PORT_03_REDIS"])
-                model = process(stack, "02-model_server")
-                async with proof.incident("kill -9", "model_server", is_outage=False) as incident:
-                    await back(model, kill(model))
-                    await newest_done(jobs)
-                async with proof.incident("hang", "model_server", is_outage=False) as incident:
+                    await kill_busy_worker(run, stack, store)
+                model = stack.process("02-model_server")
+                async with run.incident("kill -9", "model_server", is_outage=False):
+                    await kill_and_wait(model)
+                    await jobs.newest_done()
+                async with run.incident("hang", "model_server", is_outage=False) as incident:
                     async with hanging(model):
                         await asyncio.sleep(MODEL_HANGS_S)
-                    incident.is_over()
-                    await newest_done(jobs)
-                redis = process(stack, "03-redis")
-                async with proof.incident("kill -9", "redis") as incident:
-                    await back(redis, kill(redis))
-                    await proof.all_well(since=time.monotonic())
-                    await newest_done(jobs)
-        states = await jobs.ended()
-        async with Redis(port=ports["PORT_03_REDIS"]) as store:
-            lists = [QUEUE, *[key async for key in store.scan_iter(f"{QUEUE}:processing:*")]]
-            left = sum([await store.llen(name) for name in lists])
-    waiting = states.pop("pending", 0) + states.pop("processing", 0)
-    proof.stuck += max(waiting, left)
-    proof.lost = sum(states.values()) - states["completed"]
-    stored = times_written(RUN_DIR / "03", "job:{}:result", jobs.ids)
-    proof.twice = sum(times - 1 for times in stored.values())
-    proof.remarks.append(f"{stored.total():,} results in Redis's append-only file, for {len(jobs.ids):,} jobs.")
-    if len(stored) != states["completed"]:
-        proof.error = f"{states['completed']} jobs are completed, but Redis's file has results of {len(stored)}"
+                    incident.end_fault()
+                    await jobs.newest_done()
+                async with run.incident("kill -9", "redis"):
+                    await kill_and_wait(stack.process("03-redis"))
+                    await run.recovered(since=time.monotonic())
+                    await jobs.newest_done()
+        states = await jobs.final_states()
+        lists = [QUEUE, *[key async for key in store.scan_iter(f"{QUEUE}:processing:*")]]
+        left = sum([await store.llen(name) for name in lists])
+        stored = times_written(RUN_DIR / "03", "job:{}:result", jobs.ids)
+        run.stuck += max(0, left - states["pending"] - states["processing"])
+        run.account(states, stored, len(jobs.ids))
+        await draw_ids(run, stack)
 
 
-async def kill_busy_worker(proof: Proof, stack: DevStack, redis_port: int) -> None:
-    """SIGKILL to a worker that has jobs in hand; as before once these are completed and the worker is back."""
-    async with (
-        proof.incident("kill -9", "worker", is_outage=False) as incident,
-        Redis(port=redis_port, decode_responses=True) as redis,
-    ):
-        held: list[str] = []
-        while not held:
+async def draw_ids(run: ChaosRun, stack: DevStack) -> None:
+    """Queue many jobs where no worker claims them: drawn blindly, of 200,000 six-digit ids 1,200 would be repeated."""
+    count = run.choose(quick=1_600, short=10_000, long=200_000)
+    async with Redis(port=stack.ports["PORT_03_REDIS"]) as redis:
+        queue = JobQueue(redis, JobKeys("queue:ids"), max_length=count)
+
+        async def enqueue_some() -> list[str]:
+            return [await queue.enqueue(b"1") for _ in range(count // 16)]
+
+        drawn = [job_id for some in await asyncio.gather(*(enqueue_some() for _ in range(16))) for job_id in some]
+    if len(set(drawn)) != len(drawn):
+        run.fail(f"{len(drawn) - len(set(drawn))} ids were given out twice")
+    run.remarks.append(f"{len(drawn):,} more ids, {len(drawn) - len(set(drawn))} of them given out twice.")
+
+
+async def kill_busy_worker(run: ChaosRun, stack: DevStack, redis: Redis) -> None:
+    """SIGKILL to a worker with jobs in flight; as before once these are completed and the worker is back."""
+    async with run.incident("kill -9", "worker", is_outage=False) as incident:
+        claimed: list[str] = []
+        while not claimed:
             await asyncio.sleep(0.1)
-            # Jobs are in hand for milliseconds, unless the model server stalls for a moment.
-            async with hanging(process(stack, "02-model_server")):
-                worker, held = await busy_worker(stack, redis)
-                if held:
+            # Jobs are in flight for milliseconds only, unless the model server stalls.
+            async with hanging(stack.process("02-model_server")):
+                worker, claimed = await busy_worker(stack, redis)
+                if claimed:
                     incident.started = time.monotonic()
                     killed = kill(worker)
-        incident.note = f"{worker.definition.name} had {len(held)} jobs in hand"
-        while set(await redis.mget([f"job:{job_id}:status" for job_id in held])) != {"completed"}:
+        incident.note = f"{worker.definition.name} had {len(claimed)} jobs in flight"
+        while set(await redis.mget([f"job:{job_id}:status" for job_id in claimed])) != {"completed"}:
             await asyncio.sleep(0.02)
-        await back(worker, killed)
+        await started_again(worker, killed)
 
 
 async def busy_worker(stack: DevStack, redis: Redis) -> tuple[ManagedProcess, list[str]]:
-    """A worker and the ids of the jobs that it has in hand; of any, and none, if that takes too long."""
-    workers = [process(stack, f"03-worker_{number}") for number in range(WORKERS)]
+    """A worker and the ids of its jobs in flight; any worker and no ids if that takes too long."""
+    workers = [stack.process(f"03-worker_{number}") for number in range(WORKERS)]
     deadline = time.monotonic() + STALL_S
     while time.monotonic() < deadline:
         await asyncio.sleep(0.02)
-        # Not always the first one: who dies again and again is started again later and later.
+        # At random: a worker that keeps dying is started again later and later.
         for worker in random.sample(workers, WORKERS):
             if worker.running:
-                lists = redis.scan_iter(f"{QUEUE}:processing:*-{worker.running.handle.pid}-*")
-                if held := [str(job_id) async for name in lists for job_id in await redis.lrange(name, 0, -1)]:
-                    return worker, held
+                lists = redis.scan_iter(f"{QUEUE}:processing:*-{worker.pid}-*")
+                if claimed := [str(job_id) async for name in lists for job_id in await redis.lrange(name, 0, -1)]:
+                    return worker, claimed
     return workers[0], []
-
-
-async def newest_done(jobs: Jobs) -> None:
-    """Returns when a job that was queued after the fault is completed."""
-    known = len(jobs.ids)
-    while True:
-        await asyncio.sleep(0.02)
-        if len(jobs.ids) > known:
-            answer = await jobs.client.get(f"/job/{jobs.ids[-1]}", params={"wait": 10})
-            if answer.status_code == 200 and answer.json()["status"] == "completed":
-                return

@@ -1,7 +1,7 @@
-"""04: jobs are killed in the middle of a batch, and where there is a MySQL or MariaDB, so is the database.
+"""04: jobs are killed in the middle of a batch and, where MySQL or MariaDB is installed, so is the database.
 
-On SQLite one job works; on the server two share the rows. Clients register rows all the while, and only while the
-database is away may they see 503. At the end each row must be predicted, by one UPDATE: a trigger has counted them.
+On SQLite one job works; on the server two share the rows. Clients register rows all the time, and only while the
+database is down may they see 503. At the end each row must be predicted by one UPDATE: a trigger has counted them.
 """
 
 from __future__ import annotations
@@ -17,15 +17,20 @@ import httpx
 from sqlalchemy import create_engine, text
 from sqlalchemy.exc import DBAPIError
 
-from scripts.chaos.faults import RUN_DIR, back, kill, process
-from scripts.chaos.proof import Problem, Proof
+from scripts.chaos.faults import RUN_DIR, kill, kill_and_wait, started_again
+from scripts.chaos.harness import Violation
 from scripts.devstack.patterns import PATTERNS
 from scripts.devstack.stack import free_ports, private_stack
-from scripts.devstack.table import HOST, Pattern, ProcessDefinition
+from scripts.devstack.steps import FLOWERS
+from scripts.devstack.table import HOST, mysql_process
 from serving_testing.mysql_server import mysql_binary
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
+
+    from scripts.chaos.harness import ChaosRun
+    from scripts.devstack.stack import DevStack
+    from scripts.devstack.table import Pattern
 
 CLIENTS = 2
 ROWS_AT_ONCE = 100
@@ -33,67 +38,55 @@ ROWS_AT_FIRST = 10_000  # of each list that is registered before the faults begi
 CHUNK_ROWS = 200
 PACE_S = 0.1
 ALL_DONE_WITHIN_S = 90
-ROW = {"values": [5.1, 3.5, 1.4, 0.2]}
-
-
-def pattern_with_server() -> Pattern:
-    """04 with a database server, which the stack supervises, and two jobs."""
-    api, job = PATTERNS["04"].processes
-    server = ProcessDefinition(
-        name="database",
-        argv=("python", "{root}/scripts/devstack/mysql_server.py", "{PORT_04_DATABASE}", "{state}"),
-        ports={"PORT_04_DATABASE": 3304},
-        ready=f"tcp://{HOST}:{{PORT_04_DATABASE}}",
-        ready_within_s=60,
-    )
-    second = replace(job, name="job_2")
-    return replace(PATTERNS["04"], processes=(server, replace(api, depends_on=("04-database",)), job, second))
+ROW = {"values": FLOWERS["setosa"]}
 
 
 @dataclass
-class Rows:
+class RowClients:
     """The clients, and the ids of the rows whose registration was confirmed."""
 
-    proof: Proof
+    run: ChaosRun
     client: httpx.AsyncClient
     ids: set[int]
 
-    async def ask(self, _number: int) -> tuple[str, Problem | None]:
+    async def send(self, _number: int) -> tuple[str, Violation | None]:
         """Register some rows."""
         await asyncio.sleep(PACE_S)
-        return "POST /data/list", await self.register(ROWS_AT_ONCE)
+        return "POST /data/list", await self.post_rows(ROWS_AT_ONCE)
 
-    async def register(self, count: int) -> Problem | None:
-        try:
-            response = await self.client.post("/data/list", json={"items": [ROW] * count})
-        except httpx.TransportError as exc:
-            return Problem(f"{type(exc).__name__}: {exc}")
+    async def post_rows(self, count: int) -> Violation | None:
+        """Register this many rows."""
+        response = await self.run.request(self.client, "POST", "/data/list", json={"items": [ROW] * count})
+        if isinstance(response, Violation):
+            return response
         if response.status_code != 200:
-            is_away = response.status_code == 503 and "Retry-After" in response.headers
-            return Problem(f"status {response.status_code}: {response.text[:200]}", blame="database" if is_away else "")
+            blame = "database" if response.status_code == 503 and "Retry-After" in response.headers else ""
+            return Violation(f"status {response.status_code}: {response.text[:200]}", blame)
         self.ids.update(item["id"] for item in response.json())
-        self.proof.accepted += count
+        self.run.accepted += count
         return None
 
 
-async def prove(proof: Proof) -> None:
-    """First on SQLite, then on a server, if there is one."""
-    proof.unit, proof.failure = "rows", "anything but 200, or 503 with Retry-After while the database is away"
-    proof.twice = 0
-    await _prove_on(proof, PATTERNS["04"], is_server=False)
+async def inject(run: ChaosRun) -> None:
+    """First on SQLite, then on a server, if one is installed."""
+    run.unit, run.failure = "rows", "anything but 200, or 503 with Retry-After while the database is down"
+    run.twice = 0
+    pattern = PATTERNS["04"]
+    await inject_on(run, pattern, "SQLite", f"sqlite:///{RUN_DIR}/04/items.db")
     if mysql_binary() is None:
-        proof.say("no mariadbd and no mysqld on this machine: SQLite only")
-    else:
-        await _prove_on(proof, pattern_with_server(), is_server=True)
+        run.skip("MySQL or MariaDB: neither mariadbd nor mysqld is installed")
+        return
+    second = replace(pattern.process("job"), name="job_2")
+    pattern = pattern.with_changes("api", depends_on=("04-database",)).with_processes(second)
+    url = f"mysql+pymysql://root@{HOST}:{{PORT_04_DATABASE}}/items"
+    await inject_on(run, pattern.with_processes(mysql_process("PORT_04_DATABASE")), "server", url)
 
 
-async def _prove_on(proof: Proof, pattern: Pattern, *, is_server: bool) -> None:
+async def inject_on(run: ChaosRun, pattern: Pattern, where: str, url: str) -> None:
+    """Kill jobs and, on a server, the database."""
     table = PATTERNS | {"04": pattern}
     ports = free_ports(["04"], table)
-    state = RUN_DIR / "04"
-    url = (
-        f"mysql+pymysql://root@{HOST}:{ports['PORT_04_DATABASE']}/items" if is_server else f"sqlite:///{state}/items.db"
-    )
+    url = url.format_map(ports)
     settings = {
         "DATABASE_URL": url,
         "DATABASE_TIMEOUT_S": "10",
@@ -101,44 +94,47 @@ async def _prove_on(proof: Proof, pattern: Pattern, *, is_server: bool) -> None:
         "JOB_WAIT_SECONDS": "0",
         "BATCH_CHUNK_SIZE": str(CHUNK_ROWS),
     }
-    where = "server" if is_server else "SQLite"
     engine = create_engine(url, pool_pre_ping=True)
     async with (
         private_stack(["04"], RUN_DIR, table=table, ports=ports, environ=settings) as stack,
         httpx.AsyncClient(base_url=stack.urls["PORT_04_API"], timeout=60, trust_env=False) as client,
     ):
         await asyncio.to_thread(_count_updates, engine)
-        rows = Rows(proof, client, set())
-        for _ in range(proof.rounds(short=3, long=30)):
-            if problem := await rows.register(ROWS_AT_FIRST):
-                proof.fail(problem.text)
-        async with proof.clients(CLIENTS, rows.ask):
-            for _ in range(proof.rounds(short=3, long=20)):
-                async with proof.incident("kill -9", "job", is_outage=False) as incident:
-                    done = await _in_the_middle(engine)
-                    incident.started = time.monotonic()
-                    job = process(stack, "04-job")
-                    while job.running is None:  # one batch has ended, the next will start at once
-                        await asyncio.sleep(0.01)
-                    killed = kill(job)
-                    incident.note = f"{where}, {done:,} rows predicted"
-                    await back(job, killed)
-                    await _more_done(engine)
-            for _ in range(proof.rounds(short=2, long=10) if is_server else 0):
-                async with proof.incident("kill -9", "database") as incident:
-                    done = await _in_the_middle(engine)
+        rows = RowClients(run, client, set())
+        for _ in range(run.choose(quick=1, short=3, long=30)):
+            if violation := await rows.post_rows(ROWS_AT_FIRST):
+                run.fail(violation.text)
+        async with run.clients(CLIENTS, rows.send):
+            for _ in range(run.choose(quick=1, short=3, long=20)):
+                await kill_job(run, stack, engine, where)
+            for _ in range(run.choose(quick=1, short=2, long=10) if where == "server" else 0):
+                async with run.incident("kill -9", "database") as incident:
+                    done = await _mid_batch(engine)
                     incident.started = time.monotonic()
                     incident.note = f"{where}, {done:,} rows predicted"
-                    database = process(stack, "04-database")
-                    await back(database, kill(database))
-                    await proof.all_well(since=time.monotonic())
-                    await _more_done(engine)
-        await _account(proof, engine, rows.ids)
+                    await kill_and_wait(stack.process("04-database"))
+                    await run.recovered(since=time.monotonic())
+                    await _more_predicted(engine)
+        await account(run, engine, rows.ids)
     engine.dispose()
 
 
+async def kill_job(run: ChaosRun, stack: DevStack, engine: Engine, where: str) -> None:
+    """SIGKILL to a job in the middle of a batch; as before once it is back and more rows are predicted."""
+    async with run.incident("kill -9", "job", is_outage=False) as incident:
+        done = await _mid_batch(engine)
+        incident.started = time.monotonic()
+        job = stack.process("04-job")
+        while job.running is None:  # one batch has ended, the next will start at once
+            await asyncio.sleep(0.01)
+        killed = kill(job)
+        incident.note = f"{where}, {done:,} rows predicted"
+        await started_again(job, killed)
+        await _more_predicted(engine)
+
+
 def _count_updates(engine: Engine) -> None:
-    """Every UPDATE of a row that is committed leaves the row's id in the table `updates`."""
+    """Every committed UPDATE of a row leaves the row's id in the table `updates`."""
     body = "INSERT INTO updates VALUES (NEW.id)"
     if engine.dialect.name == "sqlite":
         body = f"BEGIN {body}; END"
@@ -148,7 +144,7 @@ def _count_updates(engine: Engine) -> None:
 
 
 async def _scalar(engine: Engine, query: str) -> int:
-    """A number out of the database; -1 while it is away."""
+    """A number from the database; -1 while it is down."""
 
     def read() -> int:
         try:
@@ -164,23 +160,22 @@ async def _predicted(engine: Engine) -> int:
     return await _scalar(engine, "SELECT COUNT(*) FROM items WHERE is_predicted = 1 AND is_failed = 0")
 
 
-async def _more_done(engine: Engine) -> int:
-    """Returns when more rows are predicted than now."""
+async def _more_predicted(engine: Engine) -> None:
+    """Return when more rows are predicted than now."""
     before = await _predicted(engine)
-    while (now := await _predicted(engine)) <= max(before, 0):
+    while await _predicted(engine) <= max(before, 0):
         await asyncio.sleep(0.02)
-    return now
 
 
-async def _in_the_middle(engine: Engine) -> int:
-    """Returns at a random moment of a batch."""
-    await _more_done(engine)
+async def _mid_batch(engine: Engine) -> int:
+    """Return at a random moment of a batch, with the number of predicted rows."""
+    await _more_predicted(engine)
     await asyncio.sleep(random.uniform(0, 0.2))
     return await _predicted(engine)
 
 
-async def _account(proof: Proof, engine: Engine, ids: set[int]) -> None:
-    """What has become of the rows, once none is waiting, or when that has taken too long."""
+async def account(run: ChaosRun, engine: Engine, ids: set[int]) -> None:
+    """Count what became of the rows, once none is waiting, or at the deadline."""
     deadline = time.monotonic() + ALL_DONE_WITHIN_S
     waiting = "SELECT COUNT(*) FROM items WHERE is_predicted = 0"
     while (left := await _scalar(engine, waiting)) and time.monotonic() < deadline:
@@ -192,13 +187,13 @@ async def _account(proof: Proof, engine: Engine, ids: set[int]) -> None:
             return set(items), Counter(connection.scalars(text("SELECT item_id FROM updates")))
 
     found, updates = await asyncio.to_thread(read)
-    proof.stuck += left
-    proof.lost += len(ids - found)
-    proof.twice = (proof.twice or 0) + updates.total() - len(updates)
+    run.stuck += left
+    run.lost += len(ids - found)
+    run.twice = (run.twice or 0) + updates.total() - len(updates)
     if len(updates) != len(found) - left:
-        proof.error = f"{len(found) - left} rows are predicted, but the trigger has seen {len(updates)}"
+        run.error = f"{len(found) - left} rows are predicted, but the trigger has seen {len(updates)}"
     cut_off = await _scalar(engine, "SELECT COUNT(*) FROM batch_runs WHERE ended_datetime IS NULL")
-    proof.remarks.append(
+    run.remarks.append(
         f"{engine.dialect.name}: {updates.total():,} updates of {len(found):,} rows, "
         f"{cut_off} batches cut off in the middle."
     )

@@ -1,4 +1,4 @@
-"""What can go wrong, on purpose: processes that are killed or hang, ports that get garbage, services that answer it."""
+"""Faults: processes that are killed or hang, ports that receive garbage, services that answer with garbage."""
 
 from __future__ import annotations
 
@@ -18,19 +18,21 @@ from scripts.devstack.table import HOST, ROOT
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
-    from scripts.devstack.stack import DevStack, ManagedProcess, RunningProcess
+    from scripts.devstack.stack import ManagedProcess, RunningProcess
     from scripts.devstack.table import Pattern, ProcessDefinition
 
 RUN_DIR = ROOT / ".run/prove"
-
-POLL_S = 0.02
+STARTED_AGAIN_POLL_S = 0.02
 GARBAGE_BYTES = 4096
 HANG_UP_AFTER_S = 0.2
 
 
 def with_workers(pattern: Pattern, count: int, **variables: str) -> Pattern:
-    """A pattern with so many of its last process, the worker, each on a port of its own."""
-    *others, worker = pattern.processes
+    """The pattern with this many workers, each on a port of its own, and a Redis that logs every command.
+
+    Its append-only file keeps all commands, for `times_written`.
+    """
+    worker, redis = pattern.process("worker"), pattern.process("redis")
     (port,) = worker.ports
 
     def numbered(number: int) -> ProcessDefinition:
@@ -39,35 +41,36 @@ def with_workers(pattern: Pattern, count: int, **variables: str) -> Pattern:
         ready = f"http://{HOST}:{{{own}}}/health"
         return replace(worker, name=f"worker_{number}", ports={own: 1}, env=env, ready=ready)
 
-    return replace(pattern, processes=(*others, *map(numbered, range(count))))
-
-
-def process(stack: DevStack, id_: str) -> ManagedProcess:
-    """The process of this id, as "06-proxy"."""
-    return next(supervised for supervised in stack.processes if supervised.id == id_)
+    pattern = pattern.with_changes("redis", argv=(*redis.argv, "--auto-aof-rewrite-percentage", "0"))
+    return pattern.without("worker").with_processes(*map(numbered, range(count)))
 
 
 def kill(victim: ManagedProcess) -> RunningProcess:
-    """SIGKILL, to it and its children; the stack starts it again. What was killed."""
+    """SIGKILL to it and its children; the stack starts it again. What was killed."""
     running = victim.running
     if running is None:
-        raise RuntimeError(f"{victim.label} does not run, and cannot be killed")
+        raise RuntimeError(f"{victim.label} is not running, and cannot be killed")
     running.signal_group(signal.SIGKILL)
     return running
 
 
-async def back(victim: ManagedProcess, killed: RunningProcess) -> None:
-    """Returns when a killed process has been started again and is ready."""
+async def started_again(victim: ManagedProcess, killed: RunningProcess) -> None:
+    """Return when a killed process has been started again and is ready."""
     while victim.running in (None, killed) or not await victim.is_ready():
-        await asyncio.sleep(POLL_S)
+        await asyncio.sleep(STARTED_AGAIN_POLL_S)
+
+
+async def kill_and_wait(victim: ManagedProcess) -> None:
+    """SIGKILL; return when it has been started again and is ready."""
+    await started_again(victim, kill(victim))
 
 
 def children(pid: int) -> list[int]:
-    """The processes that this one has started, and that run in sessions of their own (Linux)."""
+    """Child processes that lead sessions of their own (Linux)."""
     found = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
-            # Behind the name, which may hold anything: state, parent, process group, session.
+            # After the name, which may contain anything: state, parent, process group, session.
             _, parent, _, session = stat.read_text().rpartition(")")[2].split()[:4]
             if int(parent) == pid and session == stat.parent.name:
                 found.append(int(session))
@@ -76,10 +79,10 @@ def children(pid: int) -> list[int]:
 
 @asynccontextmanager
 async def hanging(victim: ManagedProcess) -> AsyncIterator[None]:
-    """The process is stopped: its ports accept, and nothing ever answers."""
+    """SIGSTOP: its ports accept connections, and nothing answers."""
     running = victim.running
     if running is None:
-        raise RuntimeError(f"{victim.label} does not run, and cannot hang")
+        raise RuntimeError(f"{victim.label} is not running, and cannot hang")
     running.signal_group(signal.SIGSTOP)
     try:
         yield
@@ -87,17 +90,8 @@ async def hanging(victim: ManagedProcess) -> AsyncIterator[None]:
         running.signal_group(signal.SIGCONT)
 
 
-def with_whole_log(pattern: Pattern) -> Pattern:
-    """The same with a Redis whose append-only file keeps every command, for `times_written`."""
-    processes = [
-        replace(each, argv=(*each.argv, "--auto-aof-rewrite-percentage", "0")) if each.name == "redis" else each
-        for each in pattern.processes
-    ]
-    return replace(pattern, processes=tuple(processes))
-
-
 def times_written(folder: Path, key: str, ids: Sequence[str]) -> Counter[str]:
-    """How often the key of each of these ids ({} in `key`) was set, by Redis's own account: its append-only files."""
+    """How often the key of each of these ids ({} in `key`) was set, according to Redis's append-only files."""
     written = b"".join(path.read_bytes() for path in sorted(folder.rglob("*.aof")))
     known, pattern = set(ids), re.escape(key).replace(r"\{\}", "([0-9a-f]+)")
     found = re.findall(rf"(?i)\r\nset\r\n\$\d+\r\n{pattern}\r\n".encode(), written)
@@ -105,7 +99,7 @@ def times_written(folder: Path, key: str, ids: Sequence[str]) -> Counter[str]:
 
 
 async def garbage(port: int, connections: int) -> None:
-    """So many connections that send random bytes; every other one hangs up without waiting for an answer."""
+    """Connections that send random bytes; every other one closes without waiting for a response."""
     draw = random.Random(port)
 
     async def one(is_patient: bool) -> None:
@@ -123,7 +117,7 @@ async def garbage(port: int, connections: int) -> None:
 
 
 class Relay:
-    """A TCP relay before a service: passes everything on, or, while it `lies`, answers garbage in its place."""
+    """A TCP relay in front of a service: passes everything on or, while it `lies`, answers garbage in its place."""
 
     def __init__(self, port: int, target_port: int) -> None:
         self.lies = False

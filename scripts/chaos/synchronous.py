@@ -1,6 +1,6 @@
-"""02: versions come and go, one of them broken; both ports get garbage; the server is killed.
+"""02: versions are added and removed, one of them broken; both ports receive garbage; the server is killed.
 
-Clients ask over gRPC and over REST. Only while a killed server is down may they see UNAVAILABLE, or no connection.
+Clients use gRPC and REST. Only while a killed server is down may they see UNAVAILABLE, or a broken connection.
 """
 
 from __future__ import annotations
@@ -9,17 +9,17 @@ import asyncio
 import shutil
 import time
 from contextlib import AsyncExitStack
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import httpx
 
-from scripts.chaos.faults import RUN_DIR, back, garbage, kill, process
-from scripts.chaos.proof import Problem, Proof
+from scripts.chaos.faults import RUN_DIR, garbage, kill_and_wait
+from scripts.chaos.harness import Violation
 from scripts.devstack.patterns import PATTERNS
-from scripts.devstack.stack import build_models, free_ports, private_stack
-from scripts.devstack.table import ROOT
+from scripts.devstack.stack import build_models, private_stack
+from scripts.devstack.steps import FLOWERS
+from scripts.devstack.table import HOST, ROOT
 from tfserving_protos import messages
 from tfserving_protos.services import PredictionServiceStub
 
@@ -27,104 +27,81 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from scripts.devstack.stack import DevStack
-    from scripts.devstack.table import Pattern
+    from scripts.chaos.harness import ChaosRun
 
 CLIENTS = 6  # half of them over gRPC
 DEADLINE_S = 10
-FLOWER = [5.1, 3.5, 1.4, 0.2]
+FLOWER = FLOWERS["setosa"]
 SERVER = "model_server"
-# Without it, a channel waits longer and longer between its attempts to connect, and reports what was.
+# The default back-off would delay a channel's reconnect, and with it the measured recovery.
 CHANNEL = [("grpc.max_reconnect_backoff_ms", 200), ("grpc.use_local_subchannel_pool", 1)]
 BAD_BODIES = (
-    b"",
-    b"\xff\xfe\x00",
-    b'{"instances": [[1, 2',
-    b'{"instances": "setosa"}',
+    *(b"", b"\xff\xfe\x00", b'{"instances": [[1, 2', b'{"instances": "setosa"}'),
     b'{"instances": [[1, 2], [3]]}',
 )
 
 
-def pattern_with(base_path: Path) -> Pattern:
-    """02 with a folder of its own for the versions of its model."""
-    (server,) = PATTERNS["02"].processes
-    argv = [f"--model_base_path={base_path}" if "model_base_path" in word else word for word in server.argv]
-    return replace(PATTERNS["02"], processes=(replace(server, argv=tuple(argv)),))
+def violation_of(probabilities: Sequence[float]) -> Violation | None:
+    """How the probabilities of FLOWER, a setosa, are wrong."""
+    is_right = len(probabilities) == 3 and probabilities[0] > 0.9
+    return None if is_right else Violation(f"the prediction is {probabilities}")
 
 
-def judged(probabilities: Sequence[float]) -> Problem | None:
-    """What is wrong with the answer to FLOWER, a setosa."""
-    right = len(probabilities) == 3 and probabilities[0] > 0.9
-    return None if right else Problem(f"the answer is {probabilities}")
-
-
-async def prove(proof: Proof) -> None:
-    """New versions, a broken one, garbage, kill -9; in the long form again and again."""
-    proof.failure = "any error but UNAVAILABLE or a broken connection while the server is down, or a wrong prediction"
-    proof.grace_s = 1.0
-    await build_models(PATTERNS["02"].artifacts)
-    versions = RUN_DIR / "02-versions"
-    made = ROOT / "models/artifacts/saved_model/iris/1"
+async def inject(run: ChaosRun) -> None:
+    """New versions, a broken one, garbage, kill -9."""
+    run.failure = "any error but UNAVAILABLE or a broken connection while the server is down, or a wrong prediction"
+    run.grace_s = 1.0
+    pattern = PATTERNS["02"]
+    await build_models(pattern.artifacts)
+    versions, built = RUN_DIR / "02-versions", ROOT / "models/artifacts/saved_model/iris/1"
     shutil.rmtree(versions, ignore_errors=True)
-    shutil.copytree(made, versions / "1")
-    ports = free_ports(["02"])
-    table = PATTERNS | {"02": pattern_with(versions)}
+    shutil.copytree(built, versions / "1")
+    argv = [word for word in pattern.process(SERVER).argv if "model_base_path" not in word]
+    table = PATTERNS | {"02": pattern.with_changes(SERVER, argv=(*argv, f"--model_base_path={versions}"))}
     async with (
-        private_stack(["02"], RUN_DIR, ports=ports, table=table) as stack,
+        private_stack(["02"], RUN_DIR, table=table) as stack,
         httpx.AsyncClient(base_url=stack.urls["PORT_02_REST"], timeout=DEADLINE_S, trust_env=False) as rest,
         AsyncExitStack() as channels,
     ):
+        target = f"{HOST}:{stack.ports['PORT_02_GRPC']}"
         stubs = [
             PredictionServiceStub(
-                await channels.enter_async_context(
-                    grpc.aio.insecure_channel(f"127.0.0.1:{ports['PORT_02_GRPC']}", options=CHANNEL)
-                )
+                await channels.enter_async_context(grpc.aio.insecure_channel(target, options=CHANNEL))
             )
             for _ in range(CLIENTS // 2)
         ]
-        async with proof.clients(CLIENTS, lambda number: _ask(proof, number, stubs, rest)):
+
+        async def send(number: int) -> tuple[str, Violation | None]:
+            run.accepted += 1
+            if number < len(stubs):
+                return "gRPC", await _send_grpc(run, stubs[number])
+            return "REST", await _send_rest(run, rest)
+
+        async with run.clients(CLIENTS, send):
             await asyncio.sleep(1)
-            version = 1
-            for _ in range(proof.rounds(short=2, long=8)):
-                version += 1
-                async with proof.incident("new version", SERVER, is_outage=False):
-                    publish(made, versions / str(version))
-                    await served(rest, version)
-                    await proof.all_well(since=time.monotonic())
-                async with proof.incident("broken version", SERVER, is_outage=False):
+            for version in range(2, 2 + run.choose(quick=1, short=2, long=8)):
+                async with run.incident("new version", SERVER, is_outage=False):
+                    publish(built, versions / str(version))
+                    await _serves_only(rest, version)
+                    await run.recovered(since=time.monotonic())
+                async with run.incident("broken version", SERVER, is_outage=False):
                     broken = versions / str(version + 1)
-                    publish(made, broken, with_graph=b"not a graph" * 100)
-                    await reported(rest, version + 1)
-                    await proof.all_well(since=time.monotonic())
+                    publish(built, broken, graph=b"not a graph" * 100)
+                    await _reports_error(rest, version + 1)
+                    await run.recovered(since=time.monotonic())
                     shutil.rmtree(broken)
                 for port in ("PORT_02_GRPC", "PORT_02_REST"):
-                    async with proof.incident("garbage", f"{port[8:]} port", is_outage=False) as incident:
-                        await garbage(ports[port], connections=100)
-                        for body in BAD_BODIES if port == "PORT_02_REST" else ():
-                            answer = await rest.post("/v1/models/iris:predict", content=body)
-                            if not 400 <= answer.status_code < 500:
-                                proof.fail(f"{body!r} was answered with {answer.status_code}")
-                        await proof.all_well(since=incident.started)
-                await _kill(proof, stack)
+                    async with run.incident("garbage", f"{port[8:]} port", is_outage=False) as incident:
+                        await garbage(stack.ports[port], connections=100)
+                        if port == "PORT_02_REST":
+                            await run.send_bad_bodies(rest, "/v1/models/iris:predict", BAD_BODIES, range(400, 500))
+                        await run.recovered(since=incident.started)
+                async with run.incident("kill -9", SERVER):
+                    await kill_and_wait(stack.process(f"02-{SERVER}"))
+                    await run.recovered(since=time.monotonic())
 
 
-async def _kill(proof: Proof, stack: DevStack) -> None:
-    async with proof.incident("kill -9", SERVER):
-        server = process(stack, f"02-{SERVER}")
-        await back(server, kill(server))
-        await proof.all_well(since=time.monotonic())
-
-
-async def _ask(
-    proof: Proof, number: int, stubs: Sequence[PredictionServiceStub], rest: httpx.AsyncClient
-) -> tuple[str, Problem | None]:
-    proof.accepted += 1
-    if number < len(stubs):
-        return "gRPC", await _ask_grpc(proof, stubs[number])
-    return "REST", await _ask_rest(proof, rest)
-
-
-async def _ask_grpc(proof: Proof, stub: PredictionServiceStub) -> Problem | None:
+async def _send_grpc(run: ChaosRun, stub: Any) -> Violation | None:
     request = messages.PredictRequest(model_spec=messages.ModelSpec(name="iris"))
     tensor = request.inputs["input"]
     tensor.dtype = messages.DT_FLOAT
@@ -132,33 +109,30 @@ async def _ask_grpc(proof: Proof, stub: PredictionServiceStub) -> Problem | None
         tensor.tensor_shape.dim.add().size = size
     tensor.float_val.extend(FLOWER)
     try:
-        return judged((await stub.Predict(request, timeout=DEADLINE_S)).outputs["output"].float_val)
+        return violation_of((await stub.Predict(request, timeout=DEADLINE_S)).outputs["output"].float_val)
     except grpc.aio.AioRpcError as exc:
         if exc.code() is grpc.StatusCode.UNAVAILABLE:
-            return Problem(str(exc.details()), blame=SERVER)
-        proof.lost += exc.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-        return Problem(f"{exc.code().name}: {exc.details()}")
+            return Violation(str(exc.details()), blame=SERVER)
+        run.lost += exc.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        return Violation(f"{exc.code().name}: {exc.details()}")
 
 
-async def _ask_rest(proof: Proof, rest: httpx.AsyncClient) -> Problem | None:
-    try:
-        response = await rest.post("/v1/models/iris:predict", json={"instances": [FLOWER]})
-    except httpx.TimeoutException:
-        proof.lost += 1
-        return Problem(f"no answer within {DEADLINE_S} s")
-    except httpx.TransportError as exc:
-        return Problem(f"{type(exc).__name__}: {exc}", blame=SERVER)
+async def _send_rest(run: ChaosRun, rest: httpx.AsyncClient) -> Violation | None:
+    body = {"instances": [FLOWER]}
+    response = await run.request(rest, "POST", "/v1/models/iris:predict", blame=SERVER, json=body)
+    if isinstance(response, Violation):
+        return response
     if response.status_code != 200:
-        return Problem(f"status {response.status_code}: {response.text[:200]}")
-    return judged(response.json()["predictions"][0])
+        return Violation(f"status {response.status_code}: {response.text[:200]}")
+    return violation_of(response.json()["predictions"][0])
 
 
-def publish(made: Path, version: Path, with_graph: bytes | None = None) -> None:
-    """A version that appears all at once, as build_model.py writes it; with these bytes for a graph, a broken one."""
+def publish(built: Path, version: Path, graph: bytes | None = None) -> None:
+    """Add a version atomically, as build_model.py does; with other bytes as its graph, a broken one."""
     hidden = version.with_name(f".{version.name}")
-    shutil.copytree(made, hidden)
-    if with_graph is not None:
-        (hidden / "saved_model.pb").write_bytes(with_graph)
+    shutil.copytree(built, hidden)
+    if graph is not None:
+        (hidden / "saved_model.pb").write_bytes(graph)
     hidden.rename(version)
 
 
@@ -167,16 +141,13 @@ async def _status(rest: httpx.AsyncClient) -> dict[str, tuple[str, str]]:
     return {each["version"]: (each["state"], each["status"]["error_code"]) for each in status}
 
 
-async def served(rest: httpx.AsyncClient, version: int) -> None:
-    """Returns when this version is available, and no other is any more."""
-    while True:
-        status = await _status(rest)
-        if [number for number, (state, _) in status.items() if state == "AVAILABLE"] == [str(version)]:
-            return
+async def _serves_only(rest: httpx.AsyncClient, version: int) -> None:
+    """Return when this version, and no other, is available."""
+    while [number for number, (state, _) in (await _status(rest)).items() if state == "AVAILABLE"] != [str(version)]:
         await asyncio.sleep(0.05)
 
 
-async def reported(rest: httpx.AsyncClient, version: int) -> None:
-    """Returns when this version has ended with an error."""
+async def _reports_error(rest: httpx.AsyncClient, version: int) -> None:
+    """Return when this version has ended with an error."""
     while (await _status(rest)).get(str(version), ("", "OK"))[1] == "OK":
         await asyncio.sleep(0.05)

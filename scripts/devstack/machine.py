@@ -44,13 +44,14 @@ def described() -> str:
     return f"{it['cpu']}, {it['cores']} cores, {it['memory_gb']} GB, {it['os']}, Python {it['python']}, {it['date']}"
 
 
-def resident_mb(pid: int) -> float | None:
-    """Resident memory of a process in MB; None where /proc does not tell."""
+def resident_mb(pid: int, field: str = "VmRSS") -> float | None:
+    """Resident memory of a process in MB, or with VmHWM its peak; None if it has ended, and where there is no /proc."""
     try:
         status = Path(f"/proc/{pid}/status").read_text()
     except OSError:
         return None
-    return int(status.partition("VmRSS:")[2].split()[0]) / 1000
+    _, found, value = status.partition(f"{field}:")
+    return int(value.split()[0]) / 1000 if found else None
 
 
 def _cpu() -> str:

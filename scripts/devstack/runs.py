@@ -1,4 +1,4 @@
-"""What `make bench` and `make prove` share: profiles, one module for each pattern, and going on when one pattern fails."""
+"""What `make bench` and `make prove` share: profiles, one module for each pattern, and what happens when one fails."""
 
 from __future__ import annotations
 

@@ -3,8 +3,8 @@
     async with DevStack(["06"], ports=free_ports(["06"])) as stack:
         await client.get(stack.urls["PORT_06_PROXY"] + "/health")
 
-    with blocking(private_stack(["06"], folder)) as stack:    # from synchronous code
-        extra = stack.start("06", definition)
+    async with private_stack(["06"], folder) as stack:
+        extra = await stack.start("06", definition)
 
 Own code, because no well-kept library combines readiness, start order, restart with back-off and use inside a program:
 honcho ends everything when one process ends, supervisor and circus are daemons that know "running" but not "ready", and
@@ -29,13 +29,11 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Self
 from urllib.parse import urlsplit
 
-from anyio.from_thread import BlockingPortal, start_blocking_portal
-
 from scripts.devstack.patterns import PATTERNS
 from scripts.devstack.table import HOST, ROOT, Pattern, ProcessDefinition
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 
     from scripts.devstack.table import ReadyCheck
 
@@ -71,6 +69,8 @@ class ManagedProcess:
     running: RunningProcess | None = None
     supervisor: asyncio.Task[None] | None = None
     exit_code: int | None = None
+    ready_after_s: float = 0.0
+    """From its last start until it was ready."""
     ready: asyncio.Event = field(default_factory=asyncio.Event)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     """Its source files have changed: it starts again without back-off."""
@@ -270,7 +270,8 @@ class DevStack:
             await self._ended(managed, running)
             tail = _indented(managed.tail)
             raise StackError(f"{managed.label} did not become ready within {limit_s:g} s{tail}") from None
-        self._on_event(managed.label, f"ready after {time.monotonic() - started:.1f} s")
+        managed.ready_after_s = time.monotonic() - started
+        self._on_event(managed.label, f"ready after {managed.ready_after_s:.1f} s")
         return running
 
     async def _spawn(self, managed: ManagedProcess) -> RunningProcess:
@@ -403,38 +404,6 @@ class DevStack:
         lines = [line.decode(errors="replace").rstrip("\r") for line in raw_lines]
         managed.tail.extend(lines)
         self._on_output(managed.label, lines)
-
-
-class BlockingStack:
-    """A running DevStack for synchronous code; its event loop runs in a thread of its own."""
-
-    def __init__(self, stack: DevStack, portal: BlockingPortal) -> None:
-        self._stack, self._portal = stack, portal
-        self.process = stack.process
-
-    @property
-    def urls(self) -> dict[str, str]:
-        """Base URLs by port name."""
-        return self._stack.urls
-
-    def start(self, number: str, definition: ProcessDefinition) -> ManagedProcess:
-        """As DevStack.start."""
-        return self._portal.call(self._stack.start, number, definition)
-
-    def stop(self, managed: ManagedProcess) -> int | None:
-        """As DevStack.stop."""
-        return self._portal.call(self._stack.stop, managed)
-
-    def wait(self, managed: ManagedProcess) -> int | None:
-        """As DevStack.wait."""
-        return self._portal.call(self._stack.wait, managed)
-
-
-@contextlib.contextmanager
-def blocking(stack: DevStack) -> Iterator[BlockingStack]:
-    """Start a stack from synchronous code, and stop it at the end. Raises StackError."""
-    with start_blocking_portal() as portal, portal.wrap_async_context_manager(stack):
-        yield BlockingStack(stack, portal)
 
 
 def private_stack(

@@ -71,6 +71,10 @@ class Pattern:
         """The pattern without these processes."""
         return replace(self, processes=tuple(each for each in self.processes if each.name not in names))
 
+    def process(self, name: str) -> ProcessDefinition:
+        """The process of this name."""
+        return next(each for each in self.processes if each.name == name)
+
     def with_processes(self, *added: ProcessDefinition) -> Pattern:
         """The pattern with more processes."""
         return replace(self, processes=(*self.processes, *added))
@@ -107,4 +111,15 @@ def redis_process(port: str, default: int) -> ProcessDefinition:
         argv=("python", "{root}/scripts/devstack/redis_server.py", f"{{{port}}}", "{state}"),
         ports={port: default},
         ready=f"tcp://{HOST}:{{{port}}}",
+    )
+
+
+def mysql_process(port: str) -> ProcessDefinition:
+    """A private mariadbd or mysqld with an empty database `items`, in the pattern's state folder."""
+    return ProcessDefinition(
+        name="database",
+        argv=("python", "{root}/scripts/devstack/mysql_server.py", f"{{{port}}}", "{state}"),
+        ports={port: 1},
+        ready=f"tcp://{HOST}:{{{port}}}",
+        ready_within_s=60,
     )

@@ -1,5 +1,6 @@
-"""The floor under a service of pattern 06: one FastAPI endpoint around the same model, and nothing else."""
+"""Baseline of a service of 06: one FastAPI endpoint around the same model. DELAY_S: seconds that each answer takes."""
 
+import asyncio
 import os
 
 import numpy as np
@@ -11,10 +12,11 @@ from pydantic import BaseModel
 options = ort.SessionOptions()
 options.intra_op_num_threads = 1
 session = ort.InferenceSession(os.environ["MODEL_FILEPATH"], options)
+delay_s = float(os.environ.get("DELAY_S", "0"))
 app = FastAPI()
 
 
-class Rows(BaseModel):
+class BareBody(BaseModel):
     data: list[list[float]]
 
 
@@ -24,8 +26,10 @@ async def health() -> dict[str, str]:
 
 
 @app.post("/predict")
-async def predict(rows: Rows) -> dict[str, list[float]]:
-    [probabilities] = session.run(["probabilities"], {"input": np.array(rows.data, np.float32)})
+async def predict(body: BareBody) -> dict[str, list[float]]:
+    if delay_s:
+        await asyncio.sleep(delay_s)
+    [probabilities] = session.run(["probabilities"], {"input": np.array(body.data, np.float32)})
     return {"prediction": probabilities[0].tolist()}
 
 

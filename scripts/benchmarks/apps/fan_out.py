@@ -1,4 +1,4 @@
-"""The same fan-out with one HTTP client or another, and nothing around it: CLIENT=book|httpx|httpx-aiohttp|aiohttp."""
+"""Alternatives to 06's proxy: a bare fan-out with CLIENT=book|httpx|httpx-aiohttp|aiohttp."""
 
 import asyncio
 import os
@@ -19,7 +19,7 @@ URLS = os.environ["URLS"].split(",")
 JSON = {"Content-Type": "application/json"}
 LIMITS = httpx.Limits(max_connections=300, max_keepalive_connections=300)
 
-Ask = Callable[[str, bytes], Awaitable[bytes]]
+Post = Callable[[str, bytes], Awaitable[bytes]]
 
 
 async def book_style(url: str, body: bytes) -> bytes:
@@ -27,22 +27,22 @@ async def book_style(url: str, body: bytes) -> bytes:
         return (await client.post(url, content=body, headers=JSON)).content
 
 
-def with_httpx(client: httpx.AsyncClient) -> Ask:
-    async def ask(url: str, body: bytes) -> bytes:
+def with_httpx(client: httpx.AsyncClient) -> Post:
+    async def post(url: str, body: bytes) -> bytes:
         return (await client.post(url, content=body, headers=JSON)).content
 
-    return ask
+    return post
 
 
-def with_aiohttp(session: aiohttp.ClientSession) -> Ask:
-    async def ask(url: str, body: bytes) -> bytes:
+def with_aiohttp(session: aiohttp.ClientSession) -> Post:
+    async def post(url: str, body: bytes) -> bytes:
         async with session.post(url, data=body, headers=JSON) as response:
             return await response.read()
 
-    return ask
+    return post
 
 
-async def choose(stack: AsyncExitStack) -> Ask:
+async def choose(stack: AsyncExitStack) -> Post:
     match os.environ["CLIENT"]:
         case "book":
             return book_style
@@ -60,13 +60,13 @@ async def choose(stack: AsyncExitStack) -> Ask:
 @asynccontextmanager
 async def lifespan(app: Starlette) -> AsyncIterator[None]:
     async with AsyncExitStack() as stack:
-        app.state.ask = await choose(stack)
+        app.state.post = await choose(stack)
         yield
 
 
 async def predict(request: Request) -> Response:
     body = await request.body()
-    answers = await asyncio.gather(*(request.app.state.ask(url, body) for url in URLS))
+    answers = await asyncio.gather(*(request.app.state.post(url, body) for url in URLS))
     return Response(orjson.dumps([orjson.loads(answer) for answer in answers]), media_type="application/json")
 
 
