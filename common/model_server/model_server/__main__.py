@@ -25,7 +25,7 @@ def main() -> None:
     )
     try:
         configuration = command_line.read_files(flags)
-        # TensorFlow の import は秒単位なので、誤った設定はその前に報告する。
+        # Importing TensorFlow takes seconds: report a wrong configuration before that.
         from .server import serve
 
         uvloop.run(serve(flags, configuration))

@@ -1,4 +1,4 @@
-"""Batches requests that are waiting at the same time into one run of the model."""
+"""Joins requests that wait at the same time into one run of the model."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Parameters:
+class BatchingOptions:
     """BatchingParameters with TensorFlow Serving's defaults. A batch is counted in rows."""
 
     max_batch_size: int = 1000
@@ -34,7 +34,7 @@ class Parameters:
     allowed_sizes: tuple[int, ...] = ()
 
     @classmethod
-    def from_message(cls, message: messages.BatchingParameters) -> Parameters:
+    def from_message(cls, message: messages.BatchingParameters) -> BatchingOptions:
         """Values that are not set keep their defaults.
 
         Raises:
@@ -49,15 +49,15 @@ class Parameters:
         ):
             if message.HasField(source):
                 values[name] = getattr(message, source).value * scale
-        parameters = cls(**values, allowed_sizes=tuple(message.allowed_batch_sizes))  # type: ignore[arg-type]  # 型は上の表が保証する
-        if min(parameters.max_batch_size, parameters.max_enqueued_batches, parameters.threads) < 1:
+        options = cls(**values, allowed_sizes=tuple(message.allowed_batch_sizes))  # type: ignore[arg-type]  # the table above has the right types
+        if min(options.max_batch_size, options.max_enqueued_batches, options.threads) < 1:
             raise invalid("max_batch_size, max_enqueued_batches and num_batch_threads must be positive")
-        if parameters.timeout_s < 0:
+        if options.timeout_s < 0:
             raise invalid("batch_timeout_micros must not be negative")
-        sizes = parameters.allowed_sizes
-        if sizes and (sorted(set(sizes)) != list(sizes) or sizes[-1] != parameters.max_batch_size):
+        sizes = options.allowed_sizes
+        if sizes and (sorted(set(sizes)) != list(sizes) or sizes[-1] != options.max_batch_size):
             raise invalid("allowed_batch_sizes must increase, and the last one must equal max_batch_size")
-        return parameters
+        return options
 
 
 @dataclass(slots=True)
@@ -68,43 +68,41 @@ class _Task:
     result: Future[dict[str, Array]] = field(default_factory=Future)
 
 
-# 連結できるのは、同じ出力を求め、0次元目以外の形が同じ要求だけである。
+# Only requests for the same outputs, with equal shapes beyond dimension 0, can be concatenated.
 _Key = tuple["Signature", tuple[str, ...], tuple[tuple[str, tuple[int, ...]], ...]]
 
 
 class Batcher:
     """Runs signatures in batches, on threads that all models share. Call `run` in place of Signature.run."""
 
-    def __init__(self, parameters: Parameters) -> None:
-        self._parameters = parameters
+    def __init__(self, options: BatchingOptions) -> None:
+        self._options = options
         self._queues: dict[_Key, deque[_Task]] = {}
         self._changed = threading.Condition()
         self._closed = False
-        self._threads = [
-            threading.Thread(target=self._work, name="batch", daemon=True) for _ in range(parameters.threads)
-        ]
+        self._threads = [threading.Thread(target=self._work, name="batch", daemon=True) for _ in range(options.threads)]
         for thread in self._threads:
             thread.start()
 
     def run(self, signature: Signature, inputs: Mapping[str, Array], outputs: tuple[str, ...] = ()) -> dict[str, Array]:
-        """As Signature.run; waits for the batch in which the rows are.
+        """As Signature.run; waits for the batch that contains the rows.
 
         Raises:
-            StatusError: also INVALID_ARGUMENT for inputs that have no common batch dimension or are larger than a
-                batch may be, and UNAVAILABLE when too many batches are waiting.
+            StatusError: also INVALID_ARGUMENT for inputs without a common batch dimension or larger than a batch,
+                and UNAVAILABLE when the queue is full.
         """
-        # 形の合わない要求が、同じバッチの他の要求まで失敗させないように、先に調べる。
+        # Check first, so that a request of the wrong shape does not fail the others in its batch.
         for alias, array in inputs.items():
             signature.inputs[alias].check(alias, array)
         rows = _row_count(inputs)
-        limit = self._parameters.max_batch_size
+        limit = self._options.max_batch_size
         if rows > limit:
             raise invalid(f"Task size {rows} is larger than maximum input batch size {limit}")
         key = (signature, outputs, tuple(sorted((alias, array.shape[1:]) for alias, array in inputs.items())))
         task = _Task(inputs, rows)
         with self._changed:
             queue = self._queues.setdefault(key, deque())
-            if sum(waiting.rows for waiting in queue) + rows > limit * self._parameters.max_enqueued_batches:
+            if sum(waiting.rows for waiting in queue) + rows > limit * self._options.max_enqueued_batches:
                 raise StatusError(
                     Code.UNAVAILABLE, "The batch scheduling queue to which this task was submitted is full"
                 )
@@ -113,7 +111,7 @@ class Batcher:
         return task.result.result()
 
     def close(self) -> None:
-        """Finish what is waiting and end the threads."""
+        """Run the waiting requests, then end the threads."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -125,7 +123,7 @@ class Batcher:
             (signature, outputs, _), tasks = taken
             try:
                 results = self._run_batch(signature, outputs, tasks)
-            except Exception as error:  # noqa: BLE001 どの失敗も、待っている要求のスレッドで送出する
+            except Exception as error:  # noqa: BLE001 raised in the threads of the waiting requests
                 for task in tasks:
                     task.result.set_exception(error)
             else:
@@ -134,14 +132,14 @@ class Batcher:
             del taken, signature, tasks
 
     def _take(self) -> tuple[_Key, list[_Task]] | None:
-        """The next batch: full, or as old as the timeout. Waits for one; None when closed and empty."""
+        """Wait for the next batch that is full or as old as the timeout; None when closed and empty."""
         with self._changed:
             while True:
                 now = time.monotonic()
                 wait_s = None
                 for key, queue in self._queues.items():
-                    left_s = queue[0].arrived + self._parameters.timeout_s - now
-                    is_full = sum(task.rows for task in queue) >= self._parameters.max_batch_size
+                    left_s = queue[0].arrived + self._options.timeout_s - now
+                    is_full = sum(task.rows for task in queue) >= self._options.max_batch_size
                     if is_full or left_s <= 0 or self._closed:
                         return key, self._pop(key, queue)
                     wait_s = left_s if wait_s is None else min(wait_s, left_s)
@@ -152,19 +150,19 @@ class Batcher:
     def _pop(self, key: _Key, queue: deque[_Task]) -> list[_Task]:
         tasks = [queue.popleft()]
         rows = tasks[0].rows
-        while queue and rows + queue[0].rows <= self._parameters.max_batch_size:
+        while queue and rows + queue[0].rows <= self._options.max_batch_size:
             tasks.append(queue.popleft())
             rows += tasks[-1].rows
         del self._queues[key]
         if queue:
-            # 残りは列の最後に回し、他のモデルの要求に順番を譲る。
+            # The rest goes to the end, so that other models get their turn.
             self._queues[key] = queue
             self._changed.notify()
         return tasks
 
     def _run_batch(self, signature: Signature, outputs: tuple[str, ...], tasks: list[_Task]) -> list[dict[str, Array]]:
         rows = sum(task.rows for task in tasks)
-        padded = next((size for size in self._parameters.allowed_sizes if size >= rows), rows)
+        padded = next((size for size in self._options.allowed_sizes if size >= rows), rows)
         inputs = {}
         for alias in tasks[0].inputs:
             parts = [task.inputs[alias] for task in tasks]

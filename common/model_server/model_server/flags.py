@@ -1,4 +1,4 @@
-"""The command line: TensorFlow Serving's flags, those that this server honours. Others are refused."""
+"""The command line: the flags of TensorFlow Serving that this server supports. Others are rejected."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from google.protobuf import text_format
 
 from tfserving_protos import messages
 
-from .batching import Parameters
+from .batching import BatchingOptions
 from .manager import validated
 from .status import invalid
 
@@ -51,7 +51,7 @@ class Flags:
 
 
 def parse(arguments: Sequence[str] | None = None) -> Flags:
-    """Read the command line; exits with a message if it is wrong, and for --help and --version."""
+    """Read the command line. Exits with a message if it is wrong, and for --help and --version."""
     parser = argparse.ArgumentParser(
         prog="tensorflow_model_server",
         description="Serves TensorFlow SavedModels with TensorFlow Serving's protocol.",
@@ -60,26 +60,41 @@ def parse(arguments: Sequence[str] | None = None) -> Flags:
     add = parser.add_argument
     add("--port", type=_port, default=8500, help="gRPC port; 0: none")
     add("--grpc_socket_path", default="", help="also serve gRPC on this UNIX socket")
-    add("--grpc_max_threads", type=_positive, default=64, help="at most so many requests run at the same time")
+    add("--grpc_max_threads", type=_positive, default=64, help="limit of requests that run at the same time")
     add("--grpc_channel_arguments", type=_channel_arguments, default=(), help="name=value,name=value")
     add("--ssl_config_file", type=Path, help="SSLConfig as text: serve gRPC with TLS")
     add("--rest_api_port", type=_port, default=0, help="HTTP port; 0: no REST API")
-    add("--rest_api_timeout_in_ms", type=int, default=30_000, help="answer 504 after so long")
+    add(
+        "--rest_api_timeout_in_ms",
+        type=int,
+        default=30_000,
+        help="limit of a request; then 504",
+    )
     _add_bool(parser, "--rest_api_enable_cors_support", default=False, text="send CORS headers")
     add("--model_name", default="default", help="name of the one model (ignored with --model_config_file)")
     add("--model_base_path", default="", help="folder of its version folders (ignored with --model_config_file)")
     add("--model_config_file", type=Path, help="ModelServerConfig as text: several models, policies, labels")
-    add("--model_config_file_poll_wait_seconds", type=float, default=0, help="read that file again so often; 0: never")
-    add("--file_system_poll_wait_seconds", type=float, default=1, help="look for new versions so often; 0: only once")
+    add(
+        "--model_config_file_poll_wait_seconds",
+        type=float,
+        default=0,
+        help="period of checking that file; 0: never",
+    )
+    add(
+        "--file_system_poll_wait_seconds",
+        type=float,
+        default=1,
+        help="period of checking for versions; 0: check once",
+    )
     _add_bool(
         parser,
         "--allow_version_labels_for_unavailable_models",
         default=False,
         text="a new label may point at a version that is not loaded yet",
     )
-    _add_bool(parser, "--enable_model_warmup", default=True, text="run a model's warmup requests before it serves")
+    _add_bool(parser, "--enable_model_warmup", default=True, text="run a model's warm-up requests before it serves")
     add("--monitoring_config_file", type=Path, help="MonitoringConfig as text: Prometheus metrics")
-    _add_bool(parser, "--enable_batching", default=False, text="batch requests together")
+    _add_bool(parser, "--enable_batching", default=False, text="join waiting requests into batches")
     add("--batching_parameters_file", type=Path, help="BatchingParameters as text")
     add("--tensorflow_session_parallelism", type=int, default=0, help="threads inside one operation; 0: one per core")
     add("--version", action=_PrintVersion, nargs=0, help="print the version and exit")
@@ -88,10 +103,10 @@ def parse(arguments: Sequence[str] | None = None) -> Flags:
 
 
 class _PrintVersion(argparse.Action):
-    """argparse's own version action would join the lines."""
+    """Prints two lines, which argparse's own version action would join."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        # TensorFlow を import せずに、インストールされた版を調べる。
+        # From the metadata: importing TensorFlow takes seconds.
         sys.stdout.write(f"TensorFlow ModelServer: portable\nTensorFlow Library: {version('tensorflow')}\n")
         parser.exit()
 
@@ -114,11 +129,11 @@ def read_text_proto(path: Path, message: M) -> M:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Configuration:
-    """What the files that the flags name say."""
+    """The content of the files that the flags name."""
 
     models: messages.ModelServerConfig
     monitoring: messages.MonitoringConfig
-    batching: Parameters | None
+    batching: BatchingOptions | None
     tls: messages.SSLConfig | None
 
 
@@ -153,7 +168,7 @@ def _models(flags: Flags) -> messages.ModelServerConfig:
     return config
 
 
-def _batching(flags: Flags) -> Parameters | None:
+def _batching(flags: Flags) -> BatchingOptions | None:
     if not flags.enable_batching:
         if flags.batching_parameters_file:
             raise invalid(
@@ -164,7 +179,7 @@ def _batching(flags: Flags) -> Parameters | None:
     message = messages.BatchingParameters()
     if flags.batching_parameters_file:
         read_text_proto(flags.batching_parameters_file, message)
-    return Parameters.from_message(message)
+    return BatchingOptions.from_message(message)
 
 
 def _add_bool(parser: argparse.ArgumentParser, name: str, *, default: bool, text: str) -> None:
@@ -197,6 +212,6 @@ def _channel_arguments(text: str) -> tuple[tuple[str, int | str], ...]:
         name, separator, value = part.partition("=")
         if not separator:
             raise argparse.ArgumentTypeError(f"expected name=value, got {part!r}")
-        # gRPC の引数は整数か文字列なので、整数として読めるものは整数で渡す。
+        # An argument of gRPC is an integer or a string.
         pairs.append((name, int(value) if value.removeprefix("-").isdecimal() else value))
     return tuple(pairs)

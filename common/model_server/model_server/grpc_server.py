@@ -14,7 +14,7 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2
 from tfserving_protos import messages, services
 
 from .status import Code, StatusError
-from .unary import Answer, UnaryCalls
+from .unary import CallResult, serve_unary
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from google.protobuf.message import Message
 
     from .inference import Inference, ModelService
-    from .metrics import Metrics
+    from .metrics import ServerMetrics
     from .pool import ElasticPool
 
 log = structlog.get_logger()
@@ -37,7 +37,7 @@ class GrpcServer:
         self,
         inference: Inference,
         models: ModelService,
-        metrics: Metrics,
+        metrics: ServerMetrics,
         pool: ElasticPool,
         *,
         threads: int,
@@ -45,7 +45,7 @@ class GrpcServer:
         channel_arguments: tuple[tuple[str, int | str], ...] = (),
     ) -> None:
         options = [
-            # 既に使われているポートを黙って共有せず、起動時に失敗させる。
+            # Fail at start instead of silently sharing a port that is in use.
             ("grpc.so_reuseport", 0),
             ("grpc.max_receive_message_length", INT32_MAX),
             ("grpc.max_send_message_length", INT32_MAX),
@@ -70,8 +70,8 @@ class GrpcServer:
             for service, methods in functions.items()
             for name, function in methods.items()
         }
-        self._calls = UnaryCalls(self._server, behaviors, threads, max_threads)
-        # 標準のサービスはストリームも使うので、grpc のサーバーに任せる。
+        self._calls = serve_unary(self._server, behaviors, threads=threads, max_threads=max_threads)
+        # The standard services have streaming methods, too, so grpc's own server runs them.
         self._health = health.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         _add_reflection(self._server, [*functions, health.SERVICE_NAME, reflection.SERVICE_NAME])
@@ -94,22 +94,22 @@ class GrpcServer:
             self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
 
     def stop(self, grace_s: float) -> None:
-        """Report not serving, refuse new calls, and wait for those under way, at most `grace_s`."""
+        """Report NOT_SERVING, refuse new calls, and wait at most `grace_s` seconds for those in flight."""
         self._health.enter_graceful_shutdown()
         self._server.stop(grace_s).wait()
         self._calls.stop()
 
 
 def _behavior(
-    api: str, request_class: type[Message], function: Callable[[Any], Message], metrics: Metrics
-) -> Callable[[bytes], Answer]:
-    def behavior(serialized: bytes) -> Answer:
+    api: str, request_class: type[Message], function: Callable[[Any], Message], metrics: ServerMetrics
+) -> Callable[[bytes], CallResult]:
+    def behavior(serialized: bytes) -> CallResult:
         started = time.perf_counter()
         name, code, details, message = "", Code.OK, "", b""
         try:
             request: Any = request_class.FromString(serialized)
             message = function(request).SerializeToString()
-            # 存在しないモデル名でメトリクスの系列が際限なく増えないように、成功した要求だけに名前を付ける。
+            # Only successful requests carry a model name: unknown names would add time series without bound.
             name = request.model_spec.name if "model_spec" in request_class.DESCRIPTOR.fields_by_name else ""
         except StatusError as error:
             code, details = error.code, str(error)
@@ -119,13 +119,13 @@ def _behavior(
             code, details = Code.INTERNAL, "Internal error; see the server's log"
             log.exception("call_failed", api=api)
         metrics.record(name, api, "GRPC", code.name, time.perf_counter() - started)
-        return Answer(code, details, message)
+        return CallResult(code, details, message)
 
     return behavior
 
 
 def _add_reflection(server: grpc.Server, names: list[str]) -> None:
-    # 独自のプールには2つのサービスしかないので、標準のサービスの定義も加える。
+    # Our own pool describes two services only; reflection must describe the standard ones, too.
     for file in (health_pb2.DESCRIPTOR, reflection_pb2.DESCRIPTOR):
         messages.POOL.AddSerializedFile(file.serialized_pb)
     reflection.enable_server_reflection(names, server, messages.POOL)

@@ -19,16 +19,16 @@ if TYPE_CHECKING:
     from .manager import ModelManager
 
     class Finder(Protocol):
-        """Whatever knows which version a request is for."""
+        """Knows which version a request is for."""
 
         def find(self, spec: messages.ModelSpec) -> Servable: ...
 
-    # バッチ処理が有効なら、ここに複数の要求をまとめる実行関数が入る。
+    # Signature.run, or with batching enabled, Batcher.run.
     Run = Callable[[Signature, Mapping[str, Array], tuple[str, ...]], dict[str, Array]]
 
 
 class Inference:
-    """PredictionService. Every method raises StatusError for what it cannot answer."""
+    """PredictionService. Every method raises StatusError for a request that it cannot serve."""
 
     def __init__(self, models: Finder, run: Run = Signature.run) -> None:
         self._models = models
@@ -115,7 +115,7 @@ class Inference:
         servable = self._models.find(request.model_spec)
         response = messages.GetModelMetadataResponse()
         _fill(response.model_spec, request.model_spec, servable, "")
-        response.metadata["signature_def"].Pack(servable.signature_map)
+        response.metadata["signature_def"].Pack(servable.model.signatures)
         return response
 
     def _find(self, request: Spec) -> Servable:
@@ -130,7 +130,7 @@ class ModelService:
         self._manager = manager
 
     def status(self, request: messages.GetModelStatusRequest) -> messages.GetModelStatusResponse:
-        """ModelService.GetModelStatus: one version, or all that have been known, newest first."""
+        """ModelService.GetModelStatus: one version, or all seen since the start, newest first."""
         _require_spec(request)
         name = request.model_spec.name
         wanted = self._manager.version_of(request.model_spec)
@@ -177,15 +177,15 @@ def _require_spec(request: Spec) -> None:
         raise invalid("Missing ModelSpec")
 
 
-def _fill(target: messages.ModelSpec, asked: messages.ModelSpec, servable: Servable, signature: str) -> None:
-    """The model_spec of an answer: which version and signature it comes from."""
-    target.name = asked.name
+def _fill(target: messages.ModelSpec, requested: messages.ModelSpec, servable: Servable, signature: str) -> None:
+    """The model_spec of a response: which version and signature it comes from."""
+    target.name = requested.name
     target.version.value = servable.version
     target.signature_name = signature
 
 
 def predict_signature(servable: Servable, name: str) -> Signature:
-    """The signature for a Predict call; those of Classify and Regress may be called this way too.
+    """The signature for a Predict call, which may also be one that is meant for Classify or Regress.
 
     Raises:
         StatusError: FAILED_PRECONDITION for an unknown signature.
@@ -198,7 +198,7 @@ def predict_signature(servable: Servable, name: str) -> Signature:
 
 
 def _check_names(signature: Signature, inputs: Mapping[str, Array]) -> None:
-    """Raises INVALID_ARGUMENT unless all inputs without a default are there, and no others."""
+    """Raises INVALID_ARGUMENT if an input without a default is missing, or an unknown one is given."""
     extra = sorted(inputs.keys() - signature.inputs.keys())
     missing = sorted(signature.inputs.keys() - inputs.keys() - signature.defaults.keys())
     if missing and len(inputs) == len(signature.inputs):
@@ -216,8 +216,8 @@ def _check_names(signature: Signature, inputs: Mapping[str, Array]) -> None:
 
 
 def _example_signature(servable: Servable, name: str) -> Signature:
-    # TensorFlow 2 はどのシグネチャの method_name にも predict と書くので、TensorFlow Serving と同じく、それは調べない。
-    # Classify や Regress に使えるかどうかは、入出力の名前で決まる。
+    # TensorFlow 2 writes predict as the method_name of every signature, so it is not checked, as in TensorFlow Serving.
+    # The names of inputs and outputs decide whether Classify or Regress can use a signature.
     name = name or DEFAULT_SIGNATURE
     signature = servable.signatures.get(name)
     if signature is None:
@@ -253,7 +253,7 @@ def _check_regress(signature: Signature) -> None:
 def _tasks(
     servable: Servable, tasks: Sequence[messages.InferenceTask]
 ) -> list[tuple[messages.InferenceTask, Signature]]:
-    """Each task with its signature, checked that it can run on examples."""
+    """Each task with its signature, which has been checked to take examples."""
     found: list[tuple[messages.InferenceTask, Signature]] = []
     for task in tasks:
         if not task.model_spec.name:
@@ -285,7 +285,7 @@ def _examples(given: messages.Input) -> Array:
         examples = given.example_list.examples
     elif kind == "example_list_with_context":
         examples = given.example_list_with_context.examples
-        # 直列化したメッセージをつなげると、両方の項目を持つ1つのメッセージになる。
+        # Concatenated, two serialized messages are one message with the fields of both.
         context = given.example_list_with_context.context.SerializeToString()
     if not examples:
         raise invalid("Input is empty.")

@@ -1,4 +1,4 @@
-"""TensorFlow Serving's JSON: request bodies to arrays and examples, results to answers."""
+"""TensorFlow Serving's JSON: from request bodies to arrays and examples, from results to response bodies."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 
     from .model import Signature, TensorSpec
 
-# JSON の値。型は実行時に調べる。
+# A JSON value; types are checked at run time.
 JsonValue = Any
 JsonObject = dict[str, JsonValue]
 
-# ---- 解析 ----
+# ---- parsing ----
 
-# 標準ライブラリの誤り表記を、TensorFlow Serving の JSON 解析器の表記にする。
+# From the messages of the standard library to those of TensorFlow Serving's JSON parser.
 _PARSE_ERRORS = {
     "Expecting value": "Invalid value.",
     "Expecting property name enclosed in double quotes": "Missing a name for object member.",
@@ -62,11 +62,11 @@ def parse_body(body: bytes) -> JsonObject:
 
 
 def _parse_leniently(body: bytes) -> JsonValue:
-    """The slow parser, for NaN and Infinity and for telling what is wrong."""
+    """The slow parser: accepts NaN and Infinity, and says what is wrong."""
     try:
         document = json.loads(body.decode("utf-8-sig"))
         if rb"\u" in body:
-            # 片方だけのサロゲートは文字ではなく、応答にもメッセージにも書けない。
+            # A lone surrogate is not a character: neither a response nor a message can contain it.
             json.dumps(document, ensure_ascii=False).encode()
         return document
     except json.JSONDecodeError as error:
@@ -79,7 +79,7 @@ def _parse_leniently(body: bytes) -> JsonValue:
     except RecursionError:
         raise invalid("JSON Parse error: the document is nested too deeply") from None
     except ValueError as error:
-        # 桁数の制限を超える整数など。
+        # Such as an integer with more digits than Python's limit.
         raise invalid(f"JSON Parse error: {error}") from None
 
 
@@ -93,7 +93,7 @@ def signature_name(document: JsonObject) -> str:
     return name
 
 
-# ---- predict の入力 ----
+# ---- input of predict ----
 
 
 def predict_inputs(document: JsonObject, signature: Signature) -> tuple[dict[str, Array], bool]:
@@ -155,7 +155,7 @@ def _rows_to_array(rows: list[Any], spec: TensorSpec, key: str) -> Array:
     array = _dense_array(rows, spec.data_type)
     if array is not None:
         return array
-    # 速い経路で作れなかったときだけ、1行ずつ調べて、どの行の何が悪いかを伝える。
+    # Only when the fast way has failed, check row by row to say what is wrong with which.
     first: tuple[int, ...] | None = None
     for index, row in enumerate(rows):
         try:
@@ -240,13 +240,13 @@ def _leaves_to_array(leaves: list[Any], element: ElementType, shape: list[int]) 
     with np.errstate(over="ignore"):
         flat: Array = np.array(leaves, element.dtype)
     largest = LARGEST.get(element.name)
-    # 値が小さければ範囲に収まっている。そうでないときだけ、1つずつ調べる。
+    # Finite results were in range. Only otherwise check one by one.
     if largest and not np.isfinite(flat).all() and not all(_is_in_range(leaf, largest) for leaf in leaves):
         return None
     return flat.reshape(shape)
 
 
-# 実数の型の、絶対値の上限。桁が多いだけの数は、TensorFlow Serving の文書のとおり、黙って丸める。
+# Largest absolute values. Numbers with too many digits are rounded silently, as TensorFlow Serving documents it.
 LARGEST = {"float": float(np.finfo(np.float32).max), "double": float(np.finfo(np.float64).max)}
 
 
@@ -255,7 +255,7 @@ def _is_in_range(value: float, largest: float) -> bool:
 
 
 def _to_bytes(leaf: JsonValue) -> bytes:
-    """A string, or an object with nothing but `b64`. ValueError and TypeError: neither."""
+    """The bytes of a string, or of an object with only `b64`. Raises ValueError or TypeError for anything else."""
     if isinstance(leaf, str):
         return leaf.encode("utf-8", "surrogatepass")
     if not _is_base64(leaf):
@@ -264,7 +264,7 @@ def _to_bytes(leaf: JsonValue) -> bytes:
 
 
 def _decode_base64(text: str) -> bytes:
-    """Padding may be missing, white space is skipped. ValueError: not base64."""
+    """Padding is optional and white space is skipped. Raises ValueError for anything else that is not base64."""
     compact = "".join(text.split()).rstrip("=")
     return base64.b64decode(compact + "=" * (-len(compact) % 4), validate=True)
 
@@ -277,7 +277,7 @@ def _is_object(value: JsonValue) -> bool:
     return isinstance(value, dict) and not _is_base64(value)
 
 
-# テンソルの次元の数の上限 (TensorFlow の値)。
+# TensorFlow's limit of a tensor's dimensions.
 MAX_RANK = 254
 
 
@@ -295,7 +295,7 @@ def _shape(value: JsonValue) -> tuple[int, ...]:
 
 
 def _check_values(value: JsonValue, level: int, shape: tuple[int, ...], data_type: int) -> int:
-    """How many values there are; raises the error of the first one that does not fit."""
+    """The number of values; raises the error of the first that does not fit."""
     rank = len(shape)
     if isinstance(value, list):
         if level >= rank:
@@ -335,12 +335,12 @@ def _type_text(value: JsonValue) -> str:
 
 
 def _text(value: JsonValue) -> str:
-    """A JSON value as it appears in messages. Shortened: the message shall help, not repeat a large body."""
+    """A JSON value as it appears in messages, shortened so that they do not repeat a large body."""
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 500 else text[:500] + "..."
 
 
-# ---- classify と regress の入力 ----
+# ---- input of classify and regress ----
 
 
 def example_input(document: JsonObject) -> messages.Input:
@@ -403,10 +403,10 @@ def _add_to_feature(value: JsonValue, name: str, feature: messages.Feature) -> N
         feature.int64_list.value.append(int(value))
 
 
-# ---- 応答 ----
+# ---- responses ----
 
 
-def predict_answer(outputs: Mapping[str, Array], *, is_row_format: bool) -> bytes:
+def predict_body(outputs: Mapping[str, Array], *, is_row_format: bool) -> bytes:
     """The body for a predict call: `predictions` for rows, `outputs` for columns; a single output has no name."""
     if not is_row_format:
         columns = {name: _jsonable(name, array) for name, array in outputs.items()}
@@ -429,7 +429,7 @@ def predict_answer(outputs: Mapping[str, Array], *, is_row_format: bool) -> byte
     return b'{\n    "predictions": ' + content[:-1] + b"\n    ]\n}"
 
 
-def classify_answer(result: messages.ClassificationResult) -> bytes:
+def classify_body(result: messages.ClassificationResult) -> bytes:
     """The body for a classify call: for each example its pairs of label and score."""
     return pretty(
         {
@@ -442,13 +442,13 @@ def classify_answer(result: messages.ClassificationResult) -> bytes:
     )
 
 
-def regress_answer(result: messages.RegressionResult) -> bytes:
+def regress_body(result: messages.RegressionResult) -> bytes:
     """The body for a regress call: one value for each example."""
     return pretty({"results": np.array([regression.value for regression in result.regressions], np.float32)}, 4)
 
 
-def error_answer(message: str) -> bytes:
-    """The body of every failure."""
+def error_body(message: str) -> bytes:
+    """The body of every error."""
     return pretty({"error": message}, 4)
 
 
@@ -474,7 +474,7 @@ def _strings(value: JsonValue, *, as_bytes: bool) -> JsonValue:
 def pretty(document: JsonValue, indent: int) -> bytes:
     """JSON over several lines. TensorFlow Serving indents inference by 4 and status by 1."""
     text = _dumps(document, orjson.OPT_INDENT_2)
-    # 行頭の空白は必ず字下げである (文字列の中の改行は \n と書かれる)。
+    # White space at the start of a line is always indentation: line breaks in strings are written as \n.
     return re.sub(rb"(?m)^ +", lambda spaces: b" " * (len(spaces[0]) // 2 * indent), text)
 
 
@@ -482,7 +482,7 @@ def _dumps(document: JsonValue, options: int = 0) -> bytes:
     text = orjson.dumps(document, option=options | orjson.OPT_SERIALIZE_NUMPY)
     if b"null" not in text:
         return text
-    # orjson は NaN や Infinity を null と書く。その場合だけ、値を文字列の印に置き換えて書き、後で引用符を外す。
+    # orjson writes NaN and Infinity as null. Only then, replace them by marked strings and strip the quotes afterwards.
     marked = orjson.dumps(_mark_non_finite(document), option=options)
     return re.sub(rb'"\\u0000(NaN|-?Infinity)"', rb"\1", marked)
 
@@ -499,6 +499,6 @@ def _mark_non_finite(value: JsonValue) -> JsonValue:
             return "\0NaN"
         if np.isinf(value):
             return "\0Infinity" if value > 0 else "\0-Infinity"
-        # float32 の 0.1 を倍精度にした 0.10000000149 ではなく、元の桁数のまま書く。
+        # The digits of the original type: 0.1 for float32, not the 0.10000000149 of its value in double precision.
         return float(str(value))
     return value.item() if isinstance(value, np.generic) else value

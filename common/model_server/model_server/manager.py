@@ -1,4 +1,4 @@
-"""The life of models: finds versions, loads them beside the old ones, moves traffic, unloads, and knows every state."""
+"""The life cycle of models: find versions, load them beside the old ones, switch traffic, unload; and their states."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ if TYPE_CHECKING:
     from tfserving_protos import messages
 
     from .model import Servable
-    from .runtime import Session
+    from .runtime import LoadedModel
 
-    # 名前・バージョン番号・フォルダから、使える状態のモデルを作る。
+    # From name, version number and folder to a model that is ready to serve.
     Loader = Callable[[str, int, Path], Servable]
 
 log = structlog.get_logger()
 
 
 class State(IntEnum):
-    """ModelVersionStatus.State: where a version is in its life."""
+    """ModelVersionStatus.State of the protocol."""
 
     START = 10
     LOADING = 20
@@ -41,11 +41,11 @@ class State(IntEnum):
 
 @dataclass(slots=True)
 class VersionStatus:
-    """One version that has been known since the server started."""
+    """One of the versions seen since the server started."""
 
     state: State
     error: StatusError | None = None
-    files: Mapping[str, tuple[int, int]] = field(default_factory=dict)  # 読み込みに失敗したときのファイルの状態
+    files: Mapping[str, tuple[int, int]] = field(default_factory=dict)  # as they were when loading failed
 
     @property
     def is_serving(self) -> bool:
@@ -65,10 +65,10 @@ class ModelManager:
         self._configs: dict[str, messages.ModelConfig] = {}
         self._labels: Mapping[str, Mapping[str, int]] = {}
         self._statuses: dict[str, dict[int, VersionStatus]] = {}
-        # 名前ごとに、新しい順に並べた使用可能なバージョン。変更のたびに丸ごと差し替える。
+        # By name, the versions that serve, newest first. Replaced as a whole at every change.
         self._serving: Mapping[str, Mapping[int, Servable]] = {}
 
-    # ---- 要求の処理から呼ばれるもの ----
+    # ---- for requests ----
 
     def find(self, spec: messages.ModelSpec) -> Servable:
         """The version that `spec` asks for: by number, by label, or the newest.
@@ -89,7 +89,7 @@ class ModelManager:
         return loaded[version]
 
     def version_of(self, spec: messages.ModelSpec) -> int | None:
-        """The version number that `spec` names, directly or by a label; None: no choice was made."""
+        """The version number that `spec` names, directly or by a label; None if it names neither."""
         choice = spec.WhichOneof("version_choice")
         if choice == "version":
             return spec.version.value
@@ -104,12 +104,12 @@ class ModelManager:
         """Every known version of a model, newest first; empty for an unknown model."""
         return sorted(self._statuses.get(name, {}).items(), reverse=True)
 
-    # ---- 設定と監視から呼ばれるもの ----
+    # ---- for configuration and polling ----
 
     def start(self, config: messages.ModelServerConfig, poll_s: float, stop: threading.Event) -> None:
-        """Load the first configuration; returns once every model has a version that serves.
+        """Load the first configuration; returns once every model has a version that serves, or `stop` is set.
 
-        Waits, polling, for a model that has no version yet.
+        Polls while a model has no version yet.
 
         Raises:
             StatusError: the configuration is invalid, or a model cannot be loaded.
@@ -127,7 +127,7 @@ class ModelManager:
             self._labels = self._checked_labels(config.model_config_list.config)
 
     def reload(self, config: messages.ModelServerConfig) -> None:
-        """Make `config`, and only it, what is served. Models that are not in it are unloaded.
+        """Serve exactly what `config` says. Models that are not in it are unloaded.
 
         Raises:
             StatusError: the configuration is refused, and nothing has changed; or a new model could not be loaded or
@@ -149,7 +149,7 @@ class ModelManager:
             log.info("config_reloaded", models=sorted(self._configs))
 
     def poll(self) -> None:
-        """Look at the base paths once: load what is new, unload what is no longer wanted."""
+        """Check the base paths once: load new versions, unload those that the policy no longer wants."""
         with self._changes:
             for name, config in self._configs.items():
                 try:
@@ -161,14 +161,14 @@ class ModelManager:
                 for version in sorted(aspired, reverse=True):
                     self._ensure_loaded(name, version, available[version])
                 serving = set(self._serving.get(name, {}))
-                # 新しいバージョンが使えるようになるまで、古いバージョンは外さない。
+                # An old version stays until a new one serves.
                 if serving & aspired or not aspired:
                     self._unload(name, serving - aspired)
             for name in set(self._serving) - set(self._configs):
                 self._unload(name, set(self._serving[name]))
 
     def close(self) -> None:
-        """Forget all models."""
+        """Unload all models."""
         with self._changes:
             self._configs = {}
             self.poll()
@@ -225,26 +225,26 @@ class ModelManager:
             log.error("version_failed", model=name, version=version, error=error.describe())
             return
         status = VersionStatus(State.AVAILABLE)
-        # 終了時に残っているものは、プロセスと一緒に消えるに任せる。
-        weakref.finalize(servable, _unloaded, status, name, version, servable.session).atexit = False
+        # What is left at exit goes with the process.
+        weakref.finalize(servable, _close, status, name, version, servable.model).atexit = False
         known[version] = status
         loaded = {**self._serving.get(name, {}), version: servable}
         self._serving = {**self._serving, name: dict(sorted(loaded.items(), reverse=True))}
         log.info("version_available", model=name, version=version, duration_s=round(time.monotonic() - started, 3))
 
-    def _unload(self, name: str, leaving: set[int]) -> None:
-        """Take versions out of traffic. Each ends when the last request that uses it has let go of it."""
-        if not leaving:
+    def _unload(self, name: str, obsolete: set[int]) -> None:
+        """Take versions out of traffic. Each is closed after the last request that uses it."""
+        if not obsolete:
             return
-        for version in leaving:
+        for version in obsolete:
             self._statuses[name][version].state = State.UNLOADING
             log.info("version_unloading", model=name, version=version)
-        staying = {version: loaded for version, loaded in self._serving[name].items() if version not in leaving}
-        self._serving = {key: value for key, value in {**self._serving, name: staying}.items() if value}
+        remaining = {version: loaded for version, loaded in self._serving[name].items() if version not in obsolete}
+        self._serving = {key: value for key, value in {**self._serving, name: remaining}.items() if value}
 
 
-def _unloaded(status: VersionStatus, name: str, version: int, session: Session) -> None:
-    session.close()
+def _close(status: VersionStatus, name: str, version: int, model: LoadedModel) -> None:
+    model.close()
     status.state = State.END
     log.info("version_unloaded", model=name, version=version)
 
@@ -273,7 +273,7 @@ def validated(config: messages.ModelServerConfig) -> list[messages.ModelConfig]:
 
 
 class Poller(threading.Thread):
-    """Calls functions periodically until `stop` is set; a period of 0 or less means never."""
+    """Calls functions periodically until `stop` is set; a period of 0 s or less means never."""
 
     def __init__(self, stop: threading.Event, jobs: Iterable[tuple[float, Callable[[], None]]]) -> None:
         super().__init__(name="poller", daemon=True)
@@ -290,6 +290,6 @@ class Poller(threading.Thread):
                 try:
                     job()
                 except Exception:
-                    # 監視は止まってはならない。原因を記録して、次の周期にもう一度試す。
+                    # Polling must go on: log the cause and retry in the next period.
                     log.exception("poll_failed")
                 due[job] = time.monotonic() + period

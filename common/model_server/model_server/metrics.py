@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-# prometheus_client は counter に必ず _total を付けるため、TensorFlow Serving と同じ名前を出せない。
+# prometheus_client appends _total to every counter, and so cannot write TensorFlow Serving's names.
 PREFIX = ":tensorflow:serving:"
-# 10 µs から 1.8 倍ずつ、約 20 分まで。TensorFlow Serving の遅延の区切りと同じ。
+# From 10 µs to about 20 minutes in steps of 1.8: the bounds of TensorFlow Serving.
 LATENCY_BOUNDS_US = [10 * 1.8**power for power in range(33)]
 
 
@@ -68,7 +68,7 @@ class Histogram:
             yield f"{self.name}_count{{{labels}}} {cumulative}"
 
 
-class Metrics:
+class ServerMetrics:
     """All metrics of one server."""
 
     def __init__(self) -> None:
@@ -81,7 +81,7 @@ class Metrics:
         self.latency.observe(duration_s * 1e6, model, api, entrypoint)
 
     def page(self) -> bytes:
-        """The page that Prometheus reads."""
+        """The page that Prometheus scrapes."""
         lines: list[str] = []
         for metric in (self.requests, self.latency):
             lines.append(f"# TYPE {metric.name} {metric.kind}")

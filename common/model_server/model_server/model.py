@@ -1,4 +1,4 @@
-"""One version of a model in memory: a TensorFlow session on a SavedModel, and its signatures as typed functions."""
+"""One version of a model in memory: a SavedModel in a TensorFlow session, and its signatures as typed functions."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from typing import TYPE_CHECKING
 
 from tfserving_protos import messages
 
-from .runtime import CallableOptions, ConfigProto, Graph, OpError, SavedModelLoader, Session
+from .runtime import LoadedModel, OpError
 from .status import Code, StatusError, invalid
 from .tensors import ELEMENT_TYPES, decode, shape_text
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
     from pathlib import Path
 
+    from .runtime import Function
     from .tensors import Array
 
-SERVING_TAG = "serve"
 DEFAULT_SIGNATURE = "serving_default"
 CLASSIFY_METHOD = "tensorflow/serving/classify"
 REGRESS_METHOD = "tensorflow/serving/regress"
 
-# output_filter の組み合わせごとに実行関数を作って覚えておく上限。超えたら、全出力を計算して選ぶ。
+# Functions that are kept for one signature, one for each output_filter. Further filters cost a new one at every call.
 MAX_FILTERS = 32
 
 
@@ -49,8 +49,8 @@ class TensorSpec:
             )
 
     def _takes(self, given: tuple[int, ...]) -> bool:
-        # 大きさ 1 の次元は縛らない。TensorFlow Serving は形をモデルの演算に任せ、公式の half_plus_two の例も、
-        # [-1,1] の入力に [1.0, 2.0, 5.0] を送る。
+        # A dimension of size 1 accepts any size: TensorFlow Serving leaves shapes to the model's operations, and its
+        # own half_plus_two example sends [1.0, 2.0, 5.0] to an input of [-1,1].
         wanted = self.shape
         return wanted is None or (
             len(given) <= len(wanted)
@@ -62,13 +62,13 @@ class TensorSpec:
 class Signature:
     """One entry of the SavedModel's signature_def, ready to run."""
 
-    def __init__(self, name: str, definition: messages.SignatureDef, session: Session) -> None:
+    def __init__(self, name: str, definition: messages.SignatureDef, model: LoadedModel) -> None:
         self.name = name
         self.inputs = {alias: _spec(info) for alias, info in sorted(definition.inputs.items())}
         self.outputs = {alias: _spec(info) for alias, info in sorted(definition.outputs.items())}
         self.defaults = {alias: decode(alias, proto) for alias, proto in definition.defaults.items()}
-        self._session = session
-        self._callables: dict[tuple[str, ...], Callable[..., list[Array]]] = {}
+        self._model = model
+        self._functions: dict[tuple[str, ...], Function] = {}
 
     def run(self, inputs: Mapping[str, Array], outputs: tuple[str, ...] = ()) -> dict[str, Array]:
         """The named outputs, all when `outputs` is empty, in the order of their names.
@@ -85,44 +85,33 @@ class Signature:
             arguments.append(array)
         wanted = outputs or tuple(self.outputs)
         try:
-            values = self._callable(wanted)(*arguments)
+            values = self._function(wanted)(*arguments)
         except OpError as error:
             raise StatusError(Code(error.error_code), error.message) from None
         return dict(zip(wanted, values, strict=True))
 
-    def _callable(self, outputs: tuple[str, ...]) -> Callable[..., list[Array]]:
-        found = self._callables.get(outputs)
+    def _function(self, outputs: tuple[str, ...]) -> Function:
+        found = self._functions.get(outputs)
         if found is None:
-            found = self._make_callable(outputs)
-            if len(self._callables) < MAX_FILTERS:
-                self._callables[outputs] = found
+            feeds = {alias: spec.name for alias, spec in self.inputs.items()}
+            found = self._model.function(self.name, feeds, {alias: self.outputs[alias].name for alias in outputs})
+            if len(self._functions) < MAX_FILTERS:
+                self._functions[outputs] = found
         return found
-
-    def _make_callable(self, outputs: tuple[str, ...]) -> Callable[..., list[Array]]:
-        """A session callable: an order of magnitude cheaper per call than Session.run or a tf.function."""
-        options = CallableOptions()
-        options.feed.extend(self.inputs[alias].name for alias in self.inputs)
-        options.fetch.extend(self.outputs[alias].name for alias in outputs)
-        # 呼び出したスレッドで実行する。小さなモデルではスレッド間の受け渡しの方が高くつく。
-        options.run_options.inter_op_thread_pool = -1
-        # 公開されている API には、これと同等のものがない。
-        make: Callable[..., Callable[..., list[Array]]] = self._session._make_callable_from_options
-        return make(options)
 
 
 class Servable:
-    """A loaded version. In-flight requests hold it; TensorFlow's resources go with the last reference."""
+    """A loaded version. Requests in flight hold it; the manager closes `model` when the last reference is gone."""
 
-    def __init__(self, name: str, version: int, session: Session, signatures: messages.SignatureDefMap) -> None:
+    def __init__(self, name: str, version: int, model: LoadedModel) -> None:
         self.name = name
         self.version = version
-        self.signature_map = signatures
+        self.model = model
         self.signatures = {
-            key: Signature(key, definition, session)
-            for key, definition in signatures.signature_def.items()
+            key: Signature(key, definition, model)
+            for key, definition in model.signatures.signature_def.items()
             if _is_runnable(definition)
         }
-        self.session = session
 
     @classmethod
     def load(cls, name: str, version: int, path: Path, parallelism: int = 0) -> Servable:
@@ -135,28 +124,18 @@ class Servable:
             raise StatusError(
                 Code.NOT_FOUND, f"Could not find SavedModel .pb or .pbtxt at supplied export directory path: {path}"
             )
-        config = ConfigProto(intra_op_parallelism_threads=parallelism, inter_op_parallelism_threads=parallelism)
-        # TensorFlow のスレッドは、仕事がなくなった後もしばらく空回りする。小さなモデルではそれが計算より高くつく。
-        config.experimental.disable_thread_spinning = True
-        graph = Graph()
-        session = Session(graph=graph, config=config)
+        model = None
         try:
-            with graph.as_default():
-                meta_graph = SavedModelLoader(str(path)).load(session, [SERVING_TAG])
-            graph.finalize()
-            signatures = messages.SignatureDefMap()
-            for key, definition in meta_graph.signature_def.items():
-                signatures.signature_def[key].ParseFromString(definition.SerializeToString())
-            return cls(name, version, session, signatures)
-        except OpError as error:
-            session.close()
-            raise StatusError(Code(error.error_code), error.message) from error
-        except StatusError:
-            session.close()
-            raise
+            model = LoadedModel(path, parallelism)
+            return cls(name, version, model)
         except Exception as error:
-            # 壊れた SavedModel からは、パーサー・グラフの取り込み・入出力のどの例外も起こりうる。
-            session.close()
+            if model is not None:
+                model.close()
+            if isinstance(error, StatusError):
+                raise
+            if isinstance(error, OpError):
+                raise StatusError(Code(error.error_code), error.message) from error
+            # A damaged SavedModel can raise any exception: of the parser, of the graph's import, of files.
             raise StatusError(Code.INTERNAL, f"Could not load the SavedModel at {path}: {error}") from error
 
 

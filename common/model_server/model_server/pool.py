@@ -1,4 +1,4 @@
-"""Threads that stay few while requests are short, and become more when all of them are stuck in slow ones."""
+"""Thread pools that stay small while requests are short, and grow while all threads are busy with slow ones."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ if TYPE_CHECKING:
 
     Work = Callable[[], object]
 
-LOOK_S = 0.02
-# 1スレッドがこの間に捌いた数がこれ以下なら、要求は遅い (4 ms 以上)。Python が GIL を握る時間はその数 % にすぎないので、
-# スレッドを増やせば速くなる。
-FEW = 5
+CHECK_PERIOD_S = 0.02
+# A thread that completes at most this many requests per period has slow ones (4 ms or more). They hold the interpreter
+# lock for a few percent of that, so more threads get more done.
+SLOW_COUNT = 5
 EXTRA_LIFE_S = 1.0
 
 
 class _Thread(threading.Thread):
-    """One of the threads. Only it writes `taken` and `is_busy`, so that nobody needs a lock to read them."""
+    """Only the thread itself writes `taken` and `is_busy`, so that reading them needs no lock."""
 
     taken = 0
     is_busy = False
 
 
 class ElasticThreads:
-    """`base` threads that do what `take` gives them, and one more every 20 ms while all are busy with slow work.
+    """`base` threads that run what `take` returns, and one more every 20 ms while all are busy with slow work.
 
-    Many runnable threads only fight for the interpreter lock: a short model is served fastest by few. A slow model,
-    which releases the lock while it runs, would leave cores idle, and block everybody else, behind few. Extra threads
-    take nothing new after a second: if one is still needed, another comes.
+    Many runnable threads compete for the interpreter lock: few threads serve a fast model fastest. With a slow model,
+    which releases the lock while it runs, few threads would leave cores idle and make all other requests wait. Extra
+    threads take no more work after a second; if one is still needed, another is started.
 
-    `take(timeout_s)` waits for work and returns it; None ends the thread: the time is over, or there will be no more.
+    `take(timeout_s)` waits for work and returns it; None, on timeout or when no more will come, ends the thread.
     """
 
     def __init__(self, take: Callable[[float | None], Work | None], base: int, limit: int) -> None:
@@ -48,7 +48,7 @@ class ElasticThreads:
         self._watcher.start()
 
     def stop_growing(self) -> int:
-        """No thread is started after this; how many there are, at most."""
+        """Start no more threads; returns how many there are at most."""
         self._closing.set()
         self._watcher.join()
         return len(self._threads)
@@ -68,17 +68,17 @@ class ElasticThreads:
             thread.is_busy = True
             work()
             thread.is_busy = False
-            # 待機中のスレッドが直前の仕事 (大きな配列かもしれない) を抱え続けないようにする。
+            # A waiting thread must not keep the last work, which may hold large arrays, alive.
             del work
         self._threads.discard(thread)
 
     def _watch(self) -> None:
         before: int | None = None
-        while not self._closing.wait(LOOK_S):
+        while not self._closing.wait(CHECK_PERIOD_S):
             threads = tuple(self._threads)
             taken = sum(thread.taken for thread in threads) if all(thread.is_busy for thread in threads) else None
             if taken is not None and before is not None:
-                is_slow = taken - before <= FEW * len(threads)
+                is_slow = taken - before <= SLOW_COUNT * len(threads)
                 if is_slow and len(threads) < self._limit:
                     self._start(EXTRA_LIFE_S)
             before = taken
@@ -87,7 +87,7 @@ class ElasticThreads:
 class ElasticPool(ThreadPoolExecutor):
     """ElasticThreads behind the interface of an executor."""
 
-    # grpc は ThreadPoolExecutor 型を要求するが、使うのは submit だけである。
+    # grpc requires the type ThreadPoolExecutor, but uses only submit.
     def __init__(self, base: int, limit: int) -> None:
         super().__init__(max_workers=1)
         self._queue: SimpleQueue[Work | None] = SimpleQueue()
@@ -105,7 +105,7 @@ class ElasticPool(ThreadPoolExecutor):
                 return
             try:
                 result = fn(*args, **kwargs)
-            except BaseException as error:  # noqa: BLE001 標準の Executor と同じく、すべて Future に渡す
+            except BaseException as error:  # noqa: BLE001 the Future takes all, as in the standard executors
                 future.set_exception(error)
             else:
                 future.set_result(result)
@@ -114,7 +114,7 @@ class ElasticPool(ThreadPoolExecutor):
         return future
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Runs what is queued, then ends the threads; `cancel_futures` is not supported and ignored."""
+        """Run what is queued, then end the threads. `cancel_futures` is ignored."""
         self._is_closed = True
         for _ in range(self._elastic.stop_growing()):
             self._queue.put(None)

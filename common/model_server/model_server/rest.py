@@ -1,4 +1,4 @@
-"""The REST API: from method, path and body to status and body, as an ASGI application."""
+"""The REST API as an ASGI application: from method, path and body to status and body."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from .inference import Inference, ModelService
     from .manager import ModelManager
-    from .metrics import Metrics
+    from .metrics import ServerMetrics
     from .pool import ElasticPool
 
     Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -35,7 +35,7 @@ log = structlog.get_logger()
 
 DEFAULT_METRICS_PATH = "/monitoring/prometheus/metrics"
 MAX_INT64 = 2**63 - 1
-# 圧縮された小さな要求でメモリを使い切られないように、展開後の大きさを制限する。
+# Limits what a small compressed body can expand to.
 MAX_INFLATED_BYTES = 1 << 30
 
 _MODEL = r"/v1/models/(?P<name>[^/:]+)(?:/versions/(?P<version>\d+)|/labels/(?P<label>[^/:]+))?"
@@ -52,7 +52,7 @@ _CORS = (
 )
 
 
-class Answer(NamedTuple):
+class RestResponse(NamedTuple):
     """Status code, content type and body."""
 
     status: int
@@ -68,7 +68,7 @@ class RestApi:
         manager: ModelManager,
         inference: Inference,
         models: ModelService,
-        metrics: Metrics,
+        metrics: ServerMetrics,
         pool: ElasticPool,
         *,
         timeout_s: float,
@@ -94,33 +94,33 @@ class RestApi:
         encoding = next((value for name, value in scope["headers"] if name == b"content-encoding"), b"")
         loop = asyncio.get_running_loop()
         try:
-            # JSON の解析もモデルの実行も時間がかかりうるので、イベントループの外で行う。
-            answer = await asyncio.wait_for(
-                loop.run_in_executor(self._pool, self.answer, method, path, body, encoding), self._timeout_s
+            # Parsing JSON and running the model can both take long: not on the event loop.
+            response = await asyncio.wait_for(
+                loop.run_in_executor(self._pool, self.respond, method, path, body, encoding), self._timeout_s
             )
         except TimeoutError:
-            answer = _failure(StatusError(Code.DEADLINE_EXCEEDED, "Timed out waiting for notification"))
-        length = (b"content-length", str(len(answer.body)).encode())
-        headers = [answer.content_type, length, *self._headers]
-        await send({"type": "http.response.start", "status": answer.status, "headers": headers})
-        await send({"type": "http.response.body", "body": b"" if method == "HEAD" else answer.body})
+            response = _failure(StatusError(Code.DEADLINE_EXCEEDED, "Timed out waiting for notification"))
+        length = (b"content-length", str(len(response.body)).encode())
+        headers = [response.content_type, length, *self._headers]
+        await send({"type": "http.response.start", "status": response.status, "headers": headers})
+        await send({"type": "http.response.body", "body": b"" if method == "HEAD" else response.body})
 
-    def answer(self, method: str, path: str, body: bytes, encoding: bytes = b"") -> Answer:
-        """What to answer; never raises."""
+    def respond(self, method: str, path: str, body: bytes, encoding: bytes = b"") -> RestResponse:
+        """The response to one request; never raises."""
         try:
             if path == self._metrics_path:
-                return Answer(200, _TEXT, self._metrics.page())
+                return RestResponse(200, _TEXT, self._metrics.page())
             if not path.lower().startswith("/v1/"):
-                return Answer(404, _JSON, json_codec.error_answer("Not Found"))
+                return RestResponse(404, _JSON, json_codec.error_body("Not Found"))
             if self._cors and method == "OPTIONS":
-                return Answer(200, _TEXT, b"")
+                return RestResponse(200, _TEXT, b"")
             if method == "POST" and (match := _PREDICTION.fullmatch(path)):
                 return self._infer(match, _inflate(body, encoding))
             if method == "GET":
                 if _NO_MODEL.fullmatch(path):
                     raise invalid("Missing model name in request.")
                 if match := _STATUS.fullmatch(path):
-                    return Answer(200, _JSON, self._describe(match))
+                    return RestResponse(200, _JSON, self._describe(match))
             raise invalid(f"Malformed request: {method} {path}")
         except StatusError as error:
             return _failure(error)
@@ -128,7 +128,7 @@ class RestApi:
             log.exception("request_failed", method=method, path=path)
             return _failure(StatusError(Code.INTERNAL, "Internal error; see the server's log"))
 
-    def _infer(self, match: re.Match[str], body: bytes) -> Answer:
+    def _infer(self, match: re.Match[str], body: bytes) -> RestResponse:
         verb = match["verb"].lower()
         started = time.perf_counter()
         name, status = "", Code.INTERNAL.name
@@ -136,7 +136,7 @@ class RestApi:
             spec = _model_spec(match)
             content = getattr(self, f"_{verb}")(spec, body)
             name, status = spec.name, Code.OK.name
-            return Answer(200, _JSON, content)
+            return RestResponse(200, _JSON, content)
         except StatusError as error:
             status = error.code.name
             raise
@@ -152,19 +152,19 @@ class RestApi:
             raise invalid(f'Serving signature name: "{name}" not found in signature def')
         inputs, is_row_format = json_codec.predict_inputs(document, signature)
         outputs = self._inference.predict_arrays(signature, inputs)
-        return json_codec.predict_answer(outputs, is_row_format=is_row_format)
+        return json_codec.predict_body(outputs, is_row_format=is_row_format)
 
     def _classify(self, spec: messages.ModelSpec, body: bytes) -> bytes:
         document = json_codec.parse_body(body)
         spec.signature_name = json_codec.signature_name(document)
         request = messages.ClassificationRequest(model_spec=spec, input=json_codec.example_input(document))
-        return json_codec.classify_answer(self._inference.classify(request).result)
+        return json_codec.classify_body(self._inference.classify(request).result)
 
     def _regress(self, spec: messages.ModelSpec, body: bytes) -> bytes:
         document = json_codec.parse_body(body)
         spec.signature_name = json_codec.signature_name(document)
         request = messages.RegressionRequest(model_spec=spec, input=json_codec.example_input(document))
-        return json_codec.regress_answer(self._inference.regress(request).result)
+        return json_codec.regress_body(self._inference.regress(request).result)
 
     def _describe(self, match: re.Match[str]) -> bytes:
         spec = _model_spec(match)
@@ -193,7 +193,7 @@ class RestApi:
 
 
 async def _read_body(receive: Receive) -> bytes | None:
-    """The whole body; None if the client has gone."""
+    """The whole body; None if the client has disconnected."""
     chunks = []
     while True:
         message = await receive()
@@ -237,5 +237,5 @@ def _to_dict(message: Message) -> dict[str, Any]:
     return MessageToDict(message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
 
 
-def _failure(error: StatusError) -> Answer:
-    return Answer(HTTP_STATUS[error.code], _JSON, json_codec.error_answer(str(error)))
+def _failure(error: StatusError) -> RestResponse:
+    return RestResponse(HTTP_STATUS[error.code], _JSON, json_codec.error_body(str(error)))

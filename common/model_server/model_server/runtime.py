@@ -1,22 +1,142 @@
-"""The part of TensorFlow that runs a SavedModel, imported without the rest of it.
+"""The part of TensorFlow that runs a SavedModel. Only this module imports TensorFlow, and uses its private APIs:
 
-`import tensorflow` costs about 9 s of CPU time and 620 MB, most of it Keras and the public API's modules. A session
-and the SavedModel loader need a fifth of that. TensorFlow's package __init__ cannot be told to import less, so an
-empty package of the same name and path takes its place, unless the real one is there already.
+- `import tensorflow` costs about 9 s of CPU time and 620 MB, most of it for Keras and the modules of the public API. A
+  session and the SavedModel loader need a fifth of that. TensorFlow's package __init__ cannot be told to import less,
+  so an empty package of the same name and path takes its place, unless the real one has been imported.
+- Session._make_callable_from_options makes a call an order of magnitude cheaper than Session.run or a tf.function.
+
+If one of them is missing or fails a self-test, the public API does the same, more slowly.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 import sys
 import types
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-# C++ 側の案内ログは運用者には雑音なので、警告以上だけを出す。import より前に設定する必要がある。
+import numpy as np
+from google.protobuf import text_format
+
+from tfserving_protos import messages
+
+from .fallback import try_private
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from .tensors import Array
+
+    # Takes the inputs in the order of their aliases and returns the outputs in the order asked for.
+    Function = Callable[..., list[Array]]
+
+SERVING_TAG = "serve"
+
+# Informational logs of the C++ side are noise for operators. It reads the variable when it is imported.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 
-def _stand_in() -> None:
+@dataclass(frozen=True, slots=True)
+class TensorFlowApi:
+    """What this server uses of TensorFlow."""
+
+    config: Any
+    graph: Any
+    session: Any
+    op_error: Any
+    load: Callable[[Any, str], Any]
+    read_records: Callable[[str], Iterator[bytes]]
+    make_function: Callable[[LoadedModel, str, Mapping[str, str], Mapping[str, str]], Function]
+
+
+class LoadedModel:
+    """A SavedModel in a session of its own."""
+
+    def __init__(self, path: Path, parallelism: int) -> None:
+        """Load it. `parallelism`: threads inside one operation, 0 for one per core.
+
+        Raises:
+            OpError, or any error of a parser, if the SavedModel is damaged.
+        """
+        config = API.config(intra_op_parallelism_threads=parallelism, inter_op_parallelism_threads=parallelism)
+        # TensorFlow's threads keep spinning for a while when they run out of work. For a small model that costs more
+        # than the computation.
+        config.experimental.disable_thread_spinning = True
+        self.path = path
+        self.graph = API.graph()
+        self.session = API.session(graph=self.graph, config=config)
+        try:
+            with self.graph.as_default():
+                meta_graph = API.load(self.session, str(path))
+            self.graph.finalize()
+            self.signatures = messages.SignatureDefMap()
+            for key, definition in meta_graph.signature_def.items():
+                self.signatures.signature_def[key].ParseFromString(definition.SerializeToString())
+        except BaseException:
+            self.close()
+            raise
+
+    def function(self, signature: str, inputs: Mapping[str, str], outputs: Mapping[str, str]) -> Function:
+        """The computation of `outputs` from `inputs`; both map an alias to the name of a tensor."""
+        return API.make_function(self, signature, inputs, outputs)
+
+    def close(self) -> None:
+        """Free what TensorFlow holds."""
+        self.session.close()
+
+
+def _private_api() -> TensorFlowApi:
+    if "tensorflow" not in sys.modules:
+        _put_stand_in()
+    # Only after the stand-in is there.
+    from tensorflow.core.framework.graph_pb2 import GraphDef
+    from tensorflow.core.protobuf.config_pb2 import CallableOptions, ConfigProto
+    from tensorflow.python.client.session import Session
+    from tensorflow.python.framework.errors_impl import OpError
+    from tensorflow.python.framework.importer import import_graph_def
+    from tensorflow.python.framework.ops import Graph, enable_eager_execution
+    from tensorflow.python.lib.io.tf_record import tf_record_iterator
+    from tensorflow.python.saved_model.loader_impl import SavedModelLoader
+
+    def load(session: Any, path: str) -> Any:
+        return SavedModelLoader(path).load(session, [SERVING_TAG])
+
+    def make_callable(session: Any, feeds: Sequence[str], fetches: Sequence[str]) -> Function:
+        options = CallableOptions(feed=feeds, fetch=fetches)
+        # Run in the calling thread: handing a small model to another thread costs more than running it.
+        options.run_options.inter_op_thread_pool = -1
+        function: Function = session._make_callable_from_options(options)
+        return function
+
+    def make_function(model: LoadedModel, _: str, inputs: Mapping[str, str], outputs: Mapping[str, str]) -> Function:
+        return make_callable(model.session, [*inputs.values()], [*outputs.values()])
+
+    # As the real package does on import. Later would be too late for the fallback after a failed self-test.
+    enable_eager_execution()
+    graph = Graph()
+    with graph.as_default():
+        import_graph_def(text_format.Parse(SELF_TEST_GRAPH, GraphDef()), name="")
+    session = Session(graph=graph)
+    try:
+        [doubled] = make_callable(session, ["x:0"], ["y:0"])(np.array([1, 2], np.float32))
+    finally:
+        session.close()
+    if doubled.tolist() != [2, 4]:
+        raise RuntimeError("a session callable computes something else")
+    return TensorFlowApi(ConfigProto, Graph, Session, OpError, load, tf_record_iterator, make_function)
+
+
+SELF_TEST_GRAPH = """
+node { name: "x" op: "Placeholder" attr { key: "dtype" value { type: DT_FLOAT } } }
+node { name: "y" op: "AddV2" input: "x" input: "x" attr { key: "T" value { type: DT_FLOAT } } }
+"""
+
+
+def _put_stand_in() -> None:
     spec = importlib.util.find_spec("tensorflow")
     if spec is None or spec.submodule_search_locations is None:
         raise ModuleNotFoundError("TensorFlow is not installed", name="tensorflow")
@@ -26,15 +146,47 @@ def _stand_in() -> None:
     sys.modules["tensorflow"] = package
 
 
-if "tensorflow" not in sys.modules:
-    _stand_in()
+def _public_api() -> TensorFlowApi:
+    stand_in = sys.modules.get("tensorflow")
+    if stand_in is not None and not hasattr(stand_in, "__version__"):
+        # Make it the real package. Parts of it are loaded already, and cannot be loaded a second time.
+        stand_in.__spec__.loader.exec_module(stand_in)  # type: ignore[union-attr]  # _put_stand_in sets both
+    import tensorflow as tf
 
-# 代わりのパッケージを置いた後でなければならないので、先頭には書けない (E402)。
-from tensorflow.core.protobuf.config_pb2 import CallableOptions, ConfigProto  # noqa: E402
-from tensorflow.python.client.session import Session  # noqa: E402
-from tensorflow.python.framework.errors_impl import OpError  # noqa: E402
-from tensorflow.python.framework.ops import Graph  # noqa: E402
-from tensorflow.python.lib.io.tf_record import tf_record_iterator  # noqa: E402
-from tensorflow.python.saved_model.loader_impl import SavedModelLoader  # noqa: E402
+    # Its advice to migrate to TensorFlow 2, at every load.
+    tf.get_logger().setLevel("ERROR")
+    v1 = tf.compat.v1
 
-__all__ = ["CallableOptions", "ConfigProto", "Graph", "OpError", "SavedModelLoader", "Session", "tf_record_iterator"]
+    def load(session: Any, path: str) -> Any:
+        return v1.saved_model.loader.load(session, [SERVING_TAG], path)
+
+    def make_function(
+        model: LoadedModel, signature: str, inputs: Mapping[str, str], outputs: Mapping[str, str]
+    ) -> Function:
+        tensors = [model.graph.get_tensor_by_name(name) for name in inputs.values()]
+        fetches = [*outputs.values()]
+
+        @functools.cache
+        def eager() -> Any:
+            return tf.saved_model.load(str(model.path), [SERVING_TAG]).signatures[signature]
+
+        def run(*arrays: Array) -> list[Array]:
+            if all(
+                tensor.shape.is_compatible_with(np.shape(array)) for tensor, array in zip(tensors, arrays, strict=True)
+            ):
+                values: list[Array] = model.session.run(fetches, dict(zip(tensors, arrays, strict=True)))
+                return values
+            # Session.run checks the shapes of the graph, which a session callable and TensorFlow Serving leave to the
+            # operations. An eager signature does, too, but has the variables in memory a second time.
+            results = eager()(**{alias: tf.constant(array) for alias, array in zip(inputs, arrays, strict=True)})
+            return [results[alias].numpy() for alias in outputs]
+
+        return run
+
+    return TensorFlowApi(
+        v1.ConfigProto, tf.Graph, v1.Session, tf.errors.OpError, load, v1.io.tf_record_iterator, make_function
+    )
+
+
+API = try_private("tensorflow.python", _private_api) or _public_api()
+OpError = API.op_error

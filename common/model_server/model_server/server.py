@@ -1,4 +1,4 @@
-"""Puts the parts together: models, threads, gRPC, REST, polling; and takes them apart on a signal."""
+"""Starts the parts: models, threads, gRPC, REST, polling; and stops them on a signal."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .flags import read_text_proto
 from .grpc_server import GrpcServer
 from .inference import Inference, ModelService
 from .manager import ModelManager, Poller
-from .metrics import Metrics
+from .metrics import ServerMetrics
 from .model import Servable
 from .pool import ElasticPool
 from .rest import DEFAULT_METRICS_PATH, RestApi
@@ -35,10 +35,10 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-# 停止の合図から、処理中の要求を打ち切るまでの時間。コンテナの stop_grace_period より短くする。
+# Seconds from the signal until requests in flight are cut off. Less than the container's stop_grace_period.
 GRACE_S = 20
-# 短い要求は、これだけのスレッドで最も速く捌ける (計測による)。それより多いと GIL を奪い合う。REST ではイベントループが
-# 別のスレッドなので、その間に次の要求へ進めるだけ置く。遅い要求で詰まれば、プールが自分で増やす。
+# Measured to be fastest for short requests: more threads compete for the interpreter lock. REST has the event loop in a
+# thread of its own, and enough threads to start the next request meanwhile. With slow requests the pools grow.
 GRPC_THREADS = 1
 REST_THREADS = 3
 
@@ -69,12 +69,12 @@ async def serve(flags: Flags, configuration: Configuration) -> None:
 
     batching = configuration.batching
     batcher = Batcher(batching) if batching else None
-    # バッチを待つ要求はスレッドを占有する。1つのバッチが満ち、次が溜まり始めるだけのスレッドを始めから置く。
+    # A request that waits for its batch occupies a thread: enough of them to fill one batch and begin the next.
     batch_threads = 2 * batching.max_batch_size if batching else 0
     max_threads = flags.grpc_max_threads
     pool = ElasticPool(min(max(REST_THREADS, batch_threads), max_threads), max_threads)
     inference = Inference(manager, batcher.run) if batcher else Inference(manager)
-    models, metrics = ModelService(manager), Metrics()
+    models, metrics = ModelService(manager), ServerMetrics()
     prometheus = configuration.monitoring.prometheus_config
     rest = RestApi(
         manager,
@@ -95,11 +95,11 @@ async def serve(flags: Flags, configuration: Configuration) -> None:
         max_threads=max_threads,
         channel_arguments=flags.grpc_channel_arguments,
     )
-    # ここまでに作られた大量のオブジェクトを、以後のごみ集めの対象から外す。
+    # Exempt the many objects created so far from garbage collection.
     gc.collect()
     gc.freeze()
 
-    # uvicorn に任せると、使用中のポートで理由を示さずに終了するので、ここで開く。
+    # Opened here, because uvicorn exits without a reason if the port is in use.
     listeners = [_listen(flags.rest_api_port)] if flags.rest_api_port else []
     grpc_server.start(_grpc_addresses(flags), configuration.tls)
     http = _HttpServer(rest)
@@ -122,7 +122,7 @@ async def serve(flags: Flags, configuration: Configuration) -> None:
 
 
 class _HttpServer(uvicorn.Server):
-    """uvicorn on the loop that is there already, with the signals left to `serve`."""
+    """uvicorn on the running loop, without signal handlers: `serve` has them."""
 
     def __init__(self, app: RestApi) -> None:
         super().__init__(
@@ -143,14 +143,14 @@ class _HttpServer(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Leave them alone."""
+        """Install no handlers."""
         yield
 
 
 def _listen(port: int) -> socket.socket:
-    # gRPC のポートと同じく、IPv6 があれば IPv4 と両方で待つ。localhost が ::1 にしか向かないクライアントもある。
+    # IPv6, if there is any, and IPv4, as on the gRPC port: some clients resolve localhost to ::1 only.
     family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
-    # プロトコルを明示しないと、asyncio は TCP_NODELAY を設定せず、応答のたびに 40 ms 待つことになる。
+    # Without an explicit protocol, asyncio does not set TCP_NODELAY, and every response waits 40 ms.
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     if family == socket.AF_INET6:
         listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)

@@ -1,4 +1,4 @@
-"""The one error type of the server: a status code and a message, which gRPC and REST each answer in their own way."""
+"""The one error type of the server: a status code and a message, which gRPC and REST each send in their own form."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class StatusError(Exception):
 
 
 def invalid(message: str) -> StatusError:
-    """INVALID_ARGUMENT, by far the most frequent one."""
+    """INVALID_ARGUMENT, by far the most frequent code."""
     return StatusError(Code.INVALID_ARGUMENT, message)
 
 

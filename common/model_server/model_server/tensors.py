@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 Array = NDArray[Any]
 
-# 1つの値で巨大なテンソルを表せる (最後の値の繰り返し) ため、数バイトの要求でメモリを使い切られないように制限する。
+# One value can represent a huge tensor, because the last value repeats: limits what a request of a few bytes allocates.
 MAX_REPEATED_ELEMENTS = 1 << 26
 
 
@@ -31,7 +31,7 @@ class ElementType(NamedTuple):
 
 
 def _type(name: str, dtype: object, field: str) -> ElementType:
-    return ElementType(name, np.dtype(dtype), field)  # type: ignore[call-overload]  # 一覧の値はすべて dtype になる
+    return ElementType(name, np.dtype(dtype), field)  # type: ignore[call-overload]  # all values of the table are dtypes
 
 
 ELEMENT_TYPES = {
@@ -141,7 +141,7 @@ def _from_field(name: str, proto: messages.TensorProto, element: ElementType, co
             raise invalid(f"tensor parsing error: {name}: {element.field} must hold pairs")
         flat = np.array(values, element.dtype.type(0).real.dtype).view(element.dtype)
     elif element.field == "int_val":
-        # int_val は32ビットなので、狭い型には TensorFlow と同じく下位ビットで収める。
+        # int_val has 32 bits. Narrow types take the low bits, as in TensorFlow.
         flat = np.array(values, np.int32).astype(element.dtype)
     else:
         flat = np.array(values, element.dtype)
@@ -151,7 +151,7 @@ def _from_field(name: str, proto: messages.TensorProto, element: ElementType, co
         raise invalid(f"tensor parsing error: {name}: {element.field} has {len(flat)} values for {count} elements")
     if count > MAX_REPEATED_ELEMENTS:
         raise invalid(f"tensor parsing error: {name}: {len(flat)} values cannot stand for {count} elements")
-    # 省略された残りの要素は最後の値と同じとみなす。値が1つもなければゼロ (文字列なら空) になる。
+    # Missing elements equal the last value; with no value at all they are zero, or the empty string.
     last = flat[-1] if len(flat) else (b"" if element.dtype == object else element.dtype.type(0))
     filled = np.full(count, last, element.dtype)
     filled[: len(flat)] = flat
@@ -165,20 +165,20 @@ def encode(array: Array, proto: messages.TensorProto) -> None:
         raise invalid(f"the output type {array.dtype} has no representation")
     element = ELEMENT_TYPES[data_type]
     proto.dtype = data_type
-    # 次元のないスカラーでも tensor_shape は存在しなければならない。
+    # A scalar has no dimensions, but its tensor_shape must be set.
     proto.tensor_shape.SetInParent()
     for size in array.shape:
         proto.tensor_shape.dim.add().size = size
     flat = np.ascontiguousarray(array).reshape(-1)
     if element.field in _FIXED_WIDTH_KEYS:
-        # 要素ごとに Python の数値を作らずに済むように、直列化された形をそのまま読み込ませる。
+        # Merge the serialized form, which saves a Python number for each element.
         packed = flat.astype(flat.dtype.newbyteorder("<"), copy=False).tobytes()
         proto.MergeFromString(_FIXED_WIDTH_KEYS[element.field] + _varint(len(packed)) + packed)
     else:
         getattr(proto, element.field).extend((flat.view(np.uint16) if element.field == "half_val" else flat).tolist())
 
 
-# 直列化すると、数値をリトルエンディアンで並べただけになるフィールドと、その先頭に付く印。
+# Fields whose serialized form is just the numbers in little-endian order, and the key that precedes it.
 _FIXED_WIDTH_KEYS = {
     field: bytes([messages.TensorProto.DESCRIPTOR.fields_by_name[field].number << 3 | 2])
     for field in ("float_val", "double_val", "scomplex_val", "dcomplex_val")

@@ -1,4 +1,4 @@
-"""Which versions of a model are on disk, and which of them its policy wants."""
+"""Which versions of a model are on disk, and which of them its policy selects."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def on_disk(base_path: Path) -> dict[int, Path]:
 
 
 def wanted(available: Iterable[int], policy: FileSystemStoragePathSourceConfig.ServableVersionPolicy) -> set[int]:
-    """What the policy chooses: the newest version unless it says otherwise."""
+    """The versions that the policy selects: the newest unless it says otherwise."""
     versions = sorted(available)
     choice = policy.WhichOneof("policy_choice")
     if choice == "all":
@@ -33,13 +33,13 @@ def wanted(available: Iterable[int], policy: FileSystemStoragePathSourceConfig.S
 
 
 def fingerprint(folder: Path) -> Mapping[str, tuple[int, int]]:
-    """Size and time of every file: a version that could not be loaded is tried again when this has changed."""
+    """Size and modification time of every file: a version that failed to load is retried when this has changed."""
     found = {}
     for path in folder.rglob("*"):
         try:
             status = path.stat()
         except OSError:
-            # 書き込み中のツールが消した一時ファイル。次の確認では変化として見える。
+            # A temporary file of the tool that is writing here. The next check sees the change.
             continue
         found[str(path)] = (status.st_size, status.st_mtime_ns)
     return found

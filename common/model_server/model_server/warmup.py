@@ -1,4 +1,4 @@
-"""Replays the requests that a model brings along, so that its first real request is not its slowest."""
+"""Runs the warm-up requests in a SavedModel, so that its first real request is not its slowest."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from google.protobuf.message import DecodeError
 from tfserving_protos import messages
 
 from .inference import Inference
-from .runtime import OpError, tf_record_iterator
+from .runtime import API, OpError
 from .status import Code, StatusError, invalid
 
 if TYPE_CHECKING:
@@ -23,8 +23,8 @@ log = structlog.get_logger()
 MAX_RECORDS = 1000
 
 
-class _OnlyThis:
-    """Stands for the manager while a version is not in traffic yet: every request is for that version."""
+class _SingleVersionFinder:
+    """Replaces the manager while a version is not in traffic yet: every request is for that version."""
 
     def __init__(self, servable: Servable) -> None:
         self._servable = servable
@@ -37,19 +37,19 @@ def warm_up(servable: Servable, folder: Path) -> None:
     """Run assets.extra/tf_serving_warmup_requests, a TFRecord file of PredictionLogs, if there is one.
 
     Raises:
-        StatusError: the file is damaged, or a request fails: the version is not fit for traffic then.
+        StatusError: the file is damaged, or a request fails; the version must not serve then.
     """
     path = folder / "assets.extra" / "tf_serving_warmup_requests"
     if not path.is_file():
         return
-    inference = Inference(_OnlyThis(servable))
+    inference = Inference(_SingleVersionFinder(servable))
     count = 0
     try:
-        for record in tf_record_iterator(str(path)):
+        for record in API.read_records(str(path)):
             count += 1
             if count > MAX_RECORDS:
                 raise invalid(f"Number of warmup records exceeds the maximum ({MAX_RECORDS}) at {path}")
-            _replay(inference, messages.PredictionLog.FromString(record))
+            _run(inference, messages.PredictionLog.FromString(record))
     except DecodeError:
         raise invalid(f"Failed to parse warmup record: {count} from {path}") from None
     except OpError as error:
@@ -59,7 +59,7 @@ def warm_up(servable: Servable, folder: Path) -> None:
     log.info("version_warmed_up", model=servable.name, version=servable.version, requests=count)
 
 
-def _replay(inference: Inference, record: messages.PredictionLog) -> None:
+def _run(inference: Inference, record: messages.PredictionLog) -> None:
     kind = record.WhichOneof("log_type")
     if kind == "predict_log":
         inference.predict(record.predict_log.request)

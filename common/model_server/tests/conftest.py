@@ -1,55 +1,41 @@
-"""A server as a process of its own, on free ports; or the one that TF_SERVING_GRPC and TF_SERVING_REST name."""
+"""Model servers as processes of their own, on free ports, with small models that the tests build."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import signal
-import socket
 import subprocess
 import sys
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import grpc
+import numpy as np
 import pytest
 import requests
 
+from model_server.fallback import VARIABLE
+from model_server.tensors import encode
+from serving_testing.processes import free_port, wait_until
+from tfserving_protos import messages
 from tfserving_protos.services import ModelServiceStub, PredictionServiceStub
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator, Mapping
 
-PATTERN = Path(__file__).parent.parent
-IRIS_ROWS = [(5.1, 3.5, 1.4, 0.2), (5.9, 3.0, 4.2, 1.5), (6.3, 3.3, 6.0, 2.5)]
-IRIS_LABELS = ["setosa", "versicolor", "virginica"]
-
-
-def wait_until(condition: Callable[[], object], timeout_s: float = 60) -> None:
-    """Poll until `condition` holds."""
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "the condition did not come true"
-        time.sleep(0.02)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+PACKAGE = Path(__file__).parents[1]
+ROOT = PACKAGE.parents[1]
 
 
 @dataclass
-class Server:
-    """Where a model server listens, and, if it is ours, its process and log."""
+class ServerUnderTest:
+    """Where a model server listens, its process and its log."""
 
     grpc_address: str
     rest_url: str
-    process: subprocess.Popen[bytes] | None = None
+    process: subprocess.Popen[bytes]
     log: Path = field(default_factory=Path)
 
     def __post_init__(self) -> None:
@@ -67,12 +53,12 @@ class Server:
         return self.session.post(self.rest_url + path, timeout=30, **options)
 
     def states(self, model: str) -> dict[str, str]:
-        """The state of each version, as GET /v1/models/NAME tells it."""
-        answer = self.get(f"/v1/models/{model}").json()
-        return {entry["version"]: entry["state"] for entry in answer.get("model_version_status", [])}
+        """The state of each version, as GET /v1/models/NAME returns it."""
+        response = self.get(f"/v1/models/{model}").json()
+        return {entry["version"]: entry["state"] for entry in response.get("model_version_status", [])}
 
     def is_up(self) -> bool:
-        assert self.process is None or self.process.poll() is None, self.log.read_text()
+        assert self.process.poll() is None, self.log.read_text()
         try:
             requests.get(self.rest_url + "/v1/models/none", timeout=5)
         except requests.RequestException:
@@ -81,82 +67,65 @@ class Server:
 
     def terminate(self) -> int:
         """SIGTERM; the exit code."""
-        assert self.process is not None
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(60)
 
 
-def command(*flags: str) -> list[str]:
-    return [sys.executable, "-m", "model_server", *flags]
+@contextlib.contextmanager
+def starting(folder: Path, *flags: str, **environment: str) -> Iterator[ServerUnderTest]:
+    """A server that has been started with `flags`; its ports may not be open yet."""
+    port, rest_port = free_port(), free_port()
+    log = folder / f"server-{port}.log"
+    command = [sys.executable, "-m", "model_server", f"--port={port}", f"--rest_api_port={rest_port}", *flags]
+    with log.open("w") as output:
+        process = subprocess.Popen(command, cwd=PACKAGE, env=os.environ | environment, stderr=output)
+    server = ServerUnderTest(f"127.0.0.1:{port}", f"http://127.0.0.1:{rest_port}", process, log)
+    try:
+        yield server
+    finally:
+        server.channel.close()
+        server.session.close()
+        process.terminate()
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
 @contextlib.contextmanager
-def running(folder: Path, *flags: str) -> Iterator[Server]:
-    """A server with `flags`, and its ports open."""
-    port, rest_port = free_port(), free_port()
-    log = folder / f"server-{port}.log"
-    with log.open("w") as output:
-        process = subprocess.Popen(
-            command(f"--port={port}", f"--rest_api_port={rest_port}", *flags), cwd=PATTERN, stderr=output
-        )
-        server = Server(f"127.0.0.1:{port}", f"http://127.0.0.1:{rest_port}", process, log)
-        try:
-            wait_until(server.is_up)
-            yield server
-        finally:
-            server.channel.close()
-            server.session.close()
-            process.terminate()
-            try:
-                process.wait(30)
-            except subprocess.TimeoutExpired:
-                process.kill()
+def running(folder: Path, *flags: str) -> Iterator[ServerUnderTest]:
+    """A server with `flags` and open ports."""
+    with starting(folder, *flags) as server:
+        wait_until(server.is_up)
+        yield server
+
+
+def predict_request(model: str, signature: str = "", **inputs: Any) -> messages.PredictRequest:
+    """Python's floats become float32, as with TensorFlow's own make_tensor_proto."""
+    request = messages.PredictRequest(model_spec=messages.ModelSpec(name=model, signature_name=signature))
+    for name, value in inputs.items():
+        array = np.asarray(value)
+        if not isinstance(value, (np.ndarray, np.generic)):
+            array = array.astype(np.float32 if array.dtype.kind == "f" else object)
+        encode(array, request.inputs[name])
+    return request
+
+
+def grpc_error(call: Any, request: object, timeout_s: float = 30) -> tuple[str, str]:
+    """Code and message of the error that a call ends with."""
+    with pytest.raises(grpc.RpcError) as caught:
+        call(request, timeout=timeout_s)
+    return caught.value.code().name, caught.value.details() or ""
 
 
 @pytest.fixture(scope="session")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of all small test models."""
-    from tests.saved_models import build_all
-
-    folder = tmp_path_factory.mktemp("models")
-    build_all(folder)
-    return folder
-
-
-@dataclass(frozen=True)
-class Build:
-    """What build_model.py printed and wrote."""
-
-    output: str
-    base_path: Path
-
-
-@pytest.fixture(scope="session")
-def building(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[subprocess.Popen[str], Path]]:
-    """A run of the real build script, started early: it trains while this process imports TensorFlow."""
-    base_path = tmp_path_factory.mktemp("build") / "iris"
-    command = [sys.executable, "build_model.py", f"--output={base_path}", "--version=7"]
-    with subprocess.Popen(
-        command, cwd=PATTERN, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    ) as process:
-        yield process, base_path
-
-
-@pytest.fixture(scope="session")
-def build(building: tuple[subprocess.Popen[str], Path]) -> Build:
-    """The finished build: version 7 of the Iris model."""
-    process, base_path = building
-    output, _ = process.communicate()
-    assert process.returncode == 0
-    return Build(output, base_path)
-
-
-@pytest.fixture(scope="session")
-def iris_model(build: Build, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Base path of the Iris model, version 1."""
-    base_path = tmp_path_factory.mktemp("models") / "iris"
-    shutil.copytree(build.base_path / "7", base_path / "1")
-    return base_path
+def iris_model() -> Path:
+    """Base path of the Iris model: IRIS_MODEL, or the one of `python -m models.build`."""
+    if "IRIS_MODEL" in os.environ:
+        return Path(os.environ["IRIS_MODEL"])
+    subprocess.run([sys.executable, "-m", "models.build", "--only", "iris_saved_model"], cwd=ROOT, check=True)
+    return ROOT / "models/artifacts/saved_model/iris"
 
 
 CONFIG = """
@@ -178,27 +147,49 @@ model_config_list {{
 
 
 @pytest.fixture(scope="session")
-def server(
-    building: object, models: Path, iris_model: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Server]:
-    """Our server with every test model, metrics and CORS."""
-    folder = tmp_path_factory.mktemp("server")
+def models_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("models") / "built"
+
+
+@pytest.fixture(scope="session")
+def starting_servers(
+    request: pytest.FixtureRequest, models_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Mapping[str, ServerUnderTest]]:
+    """The servers of `server`, if a test uses it: they import TensorFlow while this process builds their models."""
+    if not any("server" in getattr(item, "fixturenames", ()) for item in request.session.items):
+        yield {}
+        return
+    folder = tmp_path_factory.mktemp("servers")
     config, monitoring = folder / "models.config", folder / "monitoring.config"
-    config.write_text(CONFIG.format(models=models, iris=iris_model))
+    config.write_text(CONFIG.format(models=models_folder, iris=request.getfixturevalue("iris_model")))
     monitoring.write_text('prometheus_config { enable: true, path: "/monitoring/prometheus/metrics" }')
     flags = [
         f"--model_config_file={config}",
         f"--monitoring_config_file={monitoring}",
         "--rest_api_enable_cors_support",
     ]
-    with running(folder, *flags) as server:
-        yield server
+    with starting(folder, *flags) as private, starting(folder, *flags, **{VARIABLE: "1"}) as public:
+        yield {"private APIs": private, "public APIs": public}
 
 
 @pytest.fixture(scope="session")
-def iris_server(request: pytest.FixtureRequest) -> Server:
-    """A server of the Iris model: the one in TF_SERVING_GRPC and TF_SERVING_REST, else ours."""
-    if "TF_SERVING_GRPC" in os.environ and "TF_SERVING_REST" in os.environ:
-        return Server(os.environ["TF_SERVING_GRPC"], os.environ["TF_SERVING_REST"])
-    ours: Server = request.getfixturevalue("server")
-    return ours
+def models(starting_servers: object, models_folder: Path) -> Path:
+    """The folder of all small test models, which appears complete."""
+    from tests.saved_models import build_all
+
+    build_all(models_folder.with_name("building"))
+    return models_folder.with_name("building").rename(models_folder)
+
+
+@pytest.fixture
+def server(
+    request: pytest.FixtureRequest, models: Path, starting_servers: Mapping[str, ServerUnderTest]
+) -> ServerUnderTest:
+    """A server of all tests, with every test model, metrics and CORS. Its parameter: on which APIs it runs."""
+    server = starting_servers[getattr(request, "param", "private APIs")]
+    wait_until(server.is_up)
+    return server
+
+
+# For the tests that must pass on the fallback, too.
+on_both_apis = pytest.mark.parametrize("server", ["private APIs", "public APIs"], indirect=True)

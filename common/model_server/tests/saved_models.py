@@ -1,4 +1,4 @@
-"""Small SavedModels, one for each thing that a model can be: y = x / 2 + 2, several inputs, strings, every type."""
+"""Small SavedModels: y = x / 2 + 2, several inputs, strings, every type, a slow one."""
 
 from __future__ import annotations
 
@@ -60,9 +60,9 @@ def half_plus(offset: float) -> Callable[[], Signatures]:
             "classify": signature({"inputs": examples}, {"classes": classes, "scores": scores}, classify),
             "scores_only": signature({"inputs": examples}, {"scores": scores}, classify),
             "odd_method": signature({"x": x}, {"y": x + 1}, "something/else"),
-            # TensorFlow Serving の文書の half_plus_two では、x は [-1, 1] の形をしている。
+            # In TensorFlow Serving's documentation, the x of half_plus_two has the shape [-1, 1].
             "column": signature({"x": parsed["x"]}, {"y": y}),
-            # TensorFlow 2 で保存したモデルでは、どのシグネチャの method_name も predict である。
+            # In models that TensorFlow 2 saved, every signature has the method_name predict.
             "tf2_classify": signature({"inputs": examples}, {"classes": classes, "scores": scores}),
             "tf2_regress": signature({"inputs": more}, {"outputs": of_more["x"] * scale + offset}),
         }
@@ -71,7 +71,7 @@ def half_plus(offset: float) -> Callable[[], Signatures]:
 
 
 def several() -> Signatures:
-    """The REST documentation's three named inputs, as they are."""
+    """The three named inputs of the REST documentation."""
     tag = v1.placeholder(tf.string, [None], name="tag")
     signal = v1.placeholder(tf.float32, [None, 5], name="signal")
     sensor = v1.placeholder(tf.int64, [None, 2, 2], name="sensor")
@@ -101,7 +101,7 @@ def text() -> Signatures:
 
 
 def types() -> Signatures:
-    """One signature for each element type, which gives back what it gets; float ones can also divide by zero."""
+    """One signature for each element type, which returns its input; the default one can divide by zero."""
     signatures = {}
     for dtype in DTYPES:
         x = v1.placeholder(dtype, None, name=dtype.name)
@@ -112,7 +112,7 @@ def types() -> Signatures:
 
 
 def slow() -> Signatures:
-    """Turns a loop n times: as slow as the caller likes."""
+    """Runs a loop n times: as slow as the caller wants."""
     n = v1.placeholder(tf.int64, [], name="n")
     size = 100
 

@@ -1,4 +1,4 @@
-"""The pool has few threads for short requests, and as many as are useful for slow ones."""
+"""The pool has few threads for short work, and more for slow work."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from model_server.pool import ElasticPool
-from tests.conftest import wait_until
+from serving_testing.processes import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,32 +24,28 @@ def pool() -> Iterator[ElasticPool]:
     pool.shutdown()
 
 
-def threads() -> int:
-    return sum(thread.name == "pool" for thread in threading.enumerate())
-
-
-def test_slow_work_gets_more_threads_and_they_go_again(pool: ElasticPool) -> None:
-    """Work of 8 ms never holds a thread from one look of the pool to the next, and still all wait for one another."""
-    under_way = 0
+def test_slow_work_adds_threads_which_end_afterwards(pool: ElasticPool) -> None:
+    """Work of 8 ms never occupies a thread from one check of the pool to the next, and still all threads are busy."""
+    in_flight = 0
     peak = 0
     lock = threading.Lock()
 
     def work() -> None:
-        nonlocal under_way, peak
+        nonlocal in_flight, peak
         with lock:
-            under_way += 1
-            peak = max(peak, under_way)
+            in_flight += 1
+            peak = max(peak, in_flight)
         time.sleep(0.008)
         with lock:
-            under_way -= 1
+            in_flight -= 1
 
     for future in [pool.submit(work) for _ in range(300)]:
         future.result()
     assert 3 <= peak <= LIMIT
-    wait_until(lambda: threads() == 1)
+    wait_until(lambda: len(pool._elastic._threads) == 1)
 
 
-def test_stuck_work_leaves_the_others_alone(pool: ElasticPool) -> None:
+def test_stuck_work_does_not_block_other_work(pool: ElasticPool) -> None:
     release = threading.Event()
     stuck = [pool.submit(release.wait, 60) for _ in range(LIMIT - 1)]
     assert pool.submit(lambda: "answered").result(30) == "answered"
@@ -57,13 +53,13 @@ def test_stuck_work_leaves_the_others_alone(pool: ElasticPool) -> None:
     assert all(future.result() for future in stuck)
 
 
-def test_what_fails_fails_its_future_only(pool: ElasticPool) -> None:
+def test_exception_fails_only_its_own_future(pool: ElasticPool) -> None:
     with pytest.raises(ZeroDivisionError):
         pool.submit(lambda: 1 / 0).result(30)
     assert pool.submit(lambda: 2).result(30) == 2
 
 
-def test_a_pool_that_is_shut_down_takes_nothing(pool: ElasticPool) -> None:
+def test_submit_after_shutdown_raises_runtime_error(pool: ElasticPool) -> None:
     last = pool.submit(lambda: "last")
     pool.shutdown()
     assert last.result(30) == "last"

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
+from tests.conftest import ServerUnderTest, on_both_apis
+
 if TYPE_CHECKING:
     import requests
 
-    from tests.conftest import Server
-
+pytestmark = on_both_apis
 
 HALF = "/v1/models/half_plus_two"
 
@@ -30,10 +31,10 @@ def error_of(response: requests.Response) -> str:
     return str(document["error"])
 
 
-# ---- モデルの状態とメタデータ ----
+# ---- status and metadata ----
 
 
-def test_model_status(server: Server) -> None:
+def test_model_status_lists_versions(server: ServerUnderTest) -> None:
     response = server.get(HALF)
     assert response.status_code == 200
     assert response.json() == {
@@ -45,12 +46,12 @@ def test_model_status(server: Server) -> None:
 
 
 @pytest.mark.parametrize(("path", "versions"), [("", ["2", "1"]), ("/versions/1", ["1"]), ("/labels/canary", ["2"])])
-def test_status_of_versions_and_labels(server: Server, path: str, versions: list[str]) -> None:
+def test_status_of_one_version_or_label(server: ServerUnderTest, path: str, versions: list[str]) -> None:
     entries = server.get(f"/v1/models/counted{path}").json()["model_version_status"]
     assert [entry["version"] for entry in entries] == versions
 
 
-def test_metadata(server: Server) -> None:
+def test_metadata_contains_the_signatures(server: ServerUnderTest) -> None:
     document = server.get(HALF + "/metadata").json()
     assert document["model_spec"] == {"name": "half_plus_two", "signature_name": "", "version": "123"}
     signature = document["metadata"]["signature_def"]["signature_def"]["serving_default"]
@@ -62,7 +63,7 @@ def test_metadata(server: Server) -> None:
     }
 
 
-def test_metadata_of_a_version_and_of_iris(server: Server) -> None:
+def test_metadata_of_a_version_and_of_a_keras_model(server: ServerUnderTest) -> None:
     assert server.get("/v1/models/counted/versions/1/metadata").json()["model_spec"]["version"] == "1"
     document = server.get("/v1/models/iris/metadata").json()
     signature = document["metadata"]["signature_def"]["signature_def"]["serving_default"]
@@ -85,7 +86,7 @@ def test_metadata_of_a_version_and_of_iris(server: Server) -> None:
         ("/elsewhere", 404, "Not Found"),
     ],
 )
-def test_errors_of_get(server: Server, path: str, status: int, message: str) -> None:
+def test_invalid_get_returns_status_and_reason(server: ServerUnderTest, path: str, status: int, message: str) -> None:
     response = server.get(path)
     assert (response.status_code, error_of(response)) == (status, message)
 
@@ -93,7 +94,7 @@ def test_errors_of_get(server: Server, path: str, status: int, message: str) -> 
 # ---- predict ----
 
 
-def test_predict_of_scalars(server: Server) -> None:
+def test_rows_return_predictions(server: ServerUnderTest) -> None:
     response = server.post(HALF + ":predict", {"instances": [1.0, 2.0, 5.0]})
     assert response.status_code == 200
     assert response.headers["content-type"] == "application/json"
@@ -101,7 +102,7 @@ def test_predict_of_scalars(server: Server) -> None:
 
 
 @pytest.mark.parametrize("path", ["/versions/123", "", "?pretty=1"])
-def test_predict_paths(server: Server, path: str) -> None:
+def test_predict_with_and_without_version(server: ServerUnderTest, path: str) -> None:
     suffix = path if path.startswith("?") else ""
     response = server.post(f"{HALF}{'' if suffix else path}:predict{suffix}", {"instances": [2]})
     assert response.json() == {"predictions": [3.0]}
@@ -110,16 +111,16 @@ def test_predict_paths(server: Server, path: str) -> None:
 @pytest.mark.parametrize(
     ("path", "y"), [("", 2.0), ("/versions/1", 1.0), ("/versions/2", 2.0), ("/labels/stable", 1.0)]
 )
-def test_versions_and_labels(server: Server, path: str, y: float) -> None:
+def test_version_and_label_select_the_version(server: ServerUnderTest, path: str, y: float) -> None:
     assert server.post(f"/v1/models/counted{path}:predict", {"instances": [0.0]}).json() == {"predictions": [y]}
 
 
 @pytest.mark.parametrize("body", [{"inputs": [1.0, 2.0]}, {"inputs": {"x": [1.0, 2.0]}}])
-def test_columns_answer_outputs(server: Server, body: dict[str, Any]) -> None:
+def test_columns_return_outputs(server: ServerUnderTest, body: dict[str, Any]) -> None:
     assert server.post(HALF + ":predict", body).json() == {"outputs": [2.5, 3.0]}
 
 
-def test_the_signature_can_be_named(server: Server) -> None:
+def test_signature_name_selects_the_signature(server: ServerUnderTest) -> None:
     body = {"signature_name": "serving_default", "instances": [{"x": 1.0}, {"x": 2.0}]}
     assert server.post(HALF + ":predict", body).json() == {"predictions": [2.5, 3.0]}
 
@@ -130,7 +131,7 @@ ROWS = [
 ]
 
 
-def test_several_named_inputs_in_rows(server: Server) -> None:
+def test_several_named_inputs_in_rows(server: ServerUnderTest) -> None:
     response = server.post("/v1/models/several:predict", {"instances": ROWS})
     assert response.json() == {
         "predictions": [
@@ -140,14 +141,14 @@ def test_several_named_inputs_in_rows(server: Server) -> None:
     }
 
 
-def test_several_named_inputs_in_columns(server: Server) -> None:
+def test_several_named_inputs_in_columns(server: ServerUnderTest) -> None:
     columns = {name: [row[name] for row in ROWS] for name in ROWS[0]}
     response = server.post("/v1/models/several:predict", {"inputs": columns})
     assert response.json()["outputs"]["total"] == [15.0, 15.0]
     assert response.json()["outputs"]["raw_bytes"] == [{"b64": "Zm9v"}, {"b64": "YmFy"}]
 
 
-def test_strings_and_binary_values(server: Server) -> None:
+def test_strings_and_base64_values(server: ServerUnderTest) -> None:
     mixed = {"instances": ["Grüße, 世界", {"b64": base64.b64encode(b"a,b").decode()}]}
     assert server.post("/v1/models/text:predict", mixed).json() == {
         "predictions": ["Grüße, 世界-Grüße, 世界", "a,b-a,b"]
@@ -158,7 +159,7 @@ def test_strings_and_binary_values(server: Server) -> None:
     assert server.post("/v1/models/text:predict", binary).json() == {"predictions": [{"b64": "/+8="}]}
 
 
-def test_base64_without_padding_and_with_white_space(server: Server) -> None:
+def test_base64_may_lack_padding_and_contain_white_space(server: ServerUnderTest) -> None:
     body = {"signature_name": "lengths", "instances": [{"b64": "YWI"}, {"b64": "Y W J j"}]}
     assert server.post("/v1/models/text:predict", body).json() == {"predictions": [2, 3]}
 
@@ -179,29 +180,29 @@ def test_base64_without_padding_and_with_white_space(server: Server) -> None:
         ("string", ["a", ""]),
     ],
 )
-def test_every_documented_type(server: Server, name: str, values: list[Any]) -> None:
+def test_every_numeric_type_bool_and_string_round_trip(server: ServerUnderTest, name: str, values: list[Any]) -> None:
     response = server.post("/v1/models/types:predict", {"signature_name": name, "instances": values})
     assert response.json() == {"predictions": values}
 
 
 @pytest.mark.parametrize(("name", "given"), [("float32", 1435774380), ("float64", 2**53 + 1)])
-def test_a_number_with_too_many_digits_is_rounded(server: Server, name: str, given: int) -> None:
+def test_number_with_too_many_digits_is_rounded(server: ServerUnderTest, name: str, given: int) -> None:
     response = server.post("/v1/models/types:predict", {"signature_name": name, "instances": [given]})
     assert np.dtype(name).type(response.json()["predictions"][0]) == np.dtype(name).type(given)
 
 
-def test_the_documented_half_plus_two(server: Server) -> None:
+def test_half_plus_two_of_the_official_guide(server: ServerUnderTest) -> None:
     """Its x is [-1,1]; the documentation asks it with a flat list."""
     body = {"signature_name": "column", "instances": [1.0, 2.0, 5.0]}
     assert server.post(HALF + ":predict", body).json() == {"predictions": [2.5, 3.0, 4.5]}
 
 
-def test_a_byte_order_mark_is_skipped(server: Server) -> None:
+def test_byte_order_mark_is_skipped(server: ServerUnderTest) -> None:
     body = '{"instances": [1.0]}'.encode("utf-8-sig")
     assert server.post(HALF + ":predict", data=body).json() == {"predictions": [2.5]}
 
 
-def test_nan_and_infinity_in_and_out(server: Server) -> None:
+def test_nan_and_infinity_are_accepted_and_returned(server: ServerUnderTest) -> None:
     body = '{"signature_name": "float64", "inputs": [NaN, Infinity, -Infinity, 1.5]}'
     response = server.post("/v1/models/types:predict", data=body)
     values = json.loads(response.text)["outputs"]
@@ -260,19 +261,21 @@ def test_nan_and_infinity_in_and_out(server: Server) -> None:
         ("text", '{"instances": [["a", {"c": 1}]]}', "not formatted correctly for base64 data"),
     ],
 )
-def test_predict_errors(server: Server, model: str, body: str | bytes, message: str) -> None:
+def test_invalid_predict_body_returns_400_with_the_reason(
+    server: ServerUnderTest, model: str, body: str | bytes, message: str
+) -> None:
     response = server.post(f"/v1/models/{model}:predict", data=body)
     assert response.status_code == 400
     assert message in error_of(response)
 
 
-def test_types_that_json_cannot_carry_are_not_implemented(server: Server) -> None:
+def test_complex_numbers_return_501(server: ServerUnderTest) -> None:
     response = server.post("/v1/models/types:predict", {"signature_name": "complex64", "instances": [1]})
     assert response.status_code == 501
     assert "Conversion of JSON Value: 1 to type: complex64" in error_of(response)
 
 
-def test_outputs_without_a_common_batch_size_cannot_be_rows(server: Server) -> None:
+def test_outputs_without_a_common_batch_size_return_400(server: ServerUnderTest) -> None:
     rows = [[1, 2, 3, 4, 5], [1, 2, 3, 4, 5]]
     scalar = server.post("/v1/models/several:predict", {"signature_name": "scalar", "instances": rows})
     assert (scalar.status_code, error_of(scalar)) == (400, "Tensor name: total has no shape information ")
@@ -283,21 +286,21 @@ def test_outputs_without_a_common_batch_size_cannot_be_rows(server: Server) -> N
 
 
 @pytest.mark.parametrize("verb", ["predict", "classify", "regress"])
-def test_unknown_model(server: Server, verb: str) -> None:
+def test_unknown_model_returns_404(server: ServerUnderTest, verb: str) -> None:
     body = {"instances": [1.0], "examples": [{"x": 1.0}]}
     response = server.post(f"/v1/models/half:{verb}", body)
     assert (response.status_code, error_of(response)) == (404, "Servable not found for request: Latest(half)")
 
 
-# ---- classify と regress ----
+# ---- classify and regress ----
 
 
-def test_regress(server: Server) -> None:
+def test_regress_returns_one_value_per_example(server: ServerUnderTest) -> None:
     body = {"signature_name": "tensorflow/serving/regress", "examples": [{"x": 1.0}, {"x": 2.0}]}
     assert server.post(HALF + ":regress", body).json() == {"results": [2.5, 3.0]}
 
 
-def test_classify(server: Server) -> None:
+def test_classify_returns_labels_and_scores(server: ServerUnderTest) -> None:
     body = {"signature_name": "classify", "examples": [{"x": 1.0}, {"x": [2.0]}]}
     assert server.post(HALF + ":classify", body).json() == {
         "results": [[["low", 2.5], ["high", 3.5]], [["low", 3.0], ["high", 4.0]]]
@@ -308,7 +311,7 @@ def test_classify(server: Server) -> None:
     ]
 
 
-def test_context_is_common_to_all_examples(server: Server) -> None:
+def test_context_is_common_to_all_examples(server: ServerUnderTest) -> None:
     body = {"signature_name": "tensorflow/serving/regress", "context": {"x": 4.0}, "examples": [{}, {"other": "a"}]}
     assert server.post(HALF + ":regress", body).json() == {"results": [4.0, 4.0]}
 
@@ -332,16 +335,18 @@ def test_context_is_common_to_all_examples(server: Server) -> None:
         ({"signature_name": "classify", "examples": [{"x": 1}]}, "Data types don't match. Data type: int64"),
     ],
 )
-def test_classify_errors(server: Server, body: dict[str, Any], message: str) -> None:
+def test_invalid_classify_body_returns_400_with_the_reason(
+    server: ServerUnderTest, body: dict[str, Any], message: str
+) -> None:
     response = server.post(HALF + ":classify", body)
     assert response.status_code == 400
     assert message in error_of(response)
 
 
-# ---- HTTP そのもの ----
+# ---- HTTP ----
 
 
-def test_gzip_bodies_are_accepted(server: Server) -> None:
+def test_gzip_bodies_are_accepted(server: ServerUnderTest) -> None:
     body = gzip.compress(json.dumps({"instances": [1.0]}).encode())
     response = server.post(HALF + ":predict", data=body, headers={"Content-Encoding": "gzip"})
     assert response.json() == {"predictions": [2.5]}
@@ -349,7 +354,7 @@ def test_gzip_bodies_are_accepted(server: Server) -> None:
     assert "Cannot decompress the body" in error_of(broken)
 
 
-def test_ipv6_is_served_too(server: Server) -> None:
+def test_ipv6_is_served(server: ServerUnderTest) -> None:
     """As on the gRPC port, and as TensorFlow Serving does it: for some clients, localhost is ::1 only."""
     try:
         socket.create_server(("::1", 0), family=socket.AF_INET6).close()
@@ -359,7 +364,7 @@ def test_ipv6_is_served_too(server: Server) -> None:
     assert server.session.get(f"http://[::1]:{port}{HALF}", timeout=30).status_code == 200
 
 
-def test_cors(server: Server) -> None:
+def test_cors_headers_are_sent(server: ServerUnderTest) -> None:
     preflight = server.session.options(server.rest_url + HALF + ":predict", timeout=30)
     assert preflight.status_code == 200
     for response in (preflight, server.get(HALF)):
@@ -368,7 +373,7 @@ def test_cors(server: Server) -> None:
         assert response.headers["Access-Control-Allow-Headers"] == "Content-Type"
 
 
-def test_metrics(server: Server) -> None:
+def test_metrics_count_requests_by_model_and_status(server: ServerUnderTest) -> None:
     server.post(HALF + ":predict", {"instances": [1.0]})
     server.post(HALF + ":predict", {"instances": ["x"]})
     response = server.get("/monitoring/prometheus/metrics")
@@ -382,10 +387,10 @@ def test_metrics(server: Server) -> None:
     assert any('API="Predict",entrypoint="REST",le="+Inf"' in line for line in lines)
 
 
-def test_slow_requests_block_nobody(server: Server) -> None:
-    """More loops than the server has threads at first, each of about a second, and a fast request among them."""
+def test_slow_requests_do_not_block_fast_requests(server: ServerUnderTest) -> None:
+    """More loops than the server has threads at first, each of about half a second, and a fast request among them."""
     with ThreadPoolExecutor(4) as pool:
-        slow = [pool.submit(server.post, "/v1/models/slow:predict", {"inputs": 8_000}) for _ in range(4)]
+        slow = [pool.submit(server.post, "/v1/models/slow:predict", {"inputs": 4_000}) for _ in range(4)]
         assert server.post(HALF + ":predict", {"instances": [1.0]}).status_code == 200
         assert server.get(HALF).status_code == 200
         assert not all(future.done() for future in slow)
