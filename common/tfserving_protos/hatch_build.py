@@ -38,7 +38,7 @@ class DescriptorHook(BuildHookInterface[Any]):
     PLUGIN_NAME = "custom"
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-        """Generate into the source folder: an editable install reads from there, a wheel takes it along."""
+        """Generate into the source folder, where an editable install reads them and a wheel includes them."""
         generate(PACKAGE)
 
 

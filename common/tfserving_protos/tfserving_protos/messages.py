@@ -1,7 +1,7 @@
-"""Every message class of the .proto files by its own name, and every value of their top-level enums.
+"""Every message class of the .proto files, and every value of their top-level enums, by name.
 
-The classes live in a descriptor pool of their own, so that a real TensorFlow in the same process, which registers
-messages of the same names in protobuf's default pool, does not clash with them.
+The classes are in a descriptor pool of their own, so that they do not conflict with a real TensorFlow in the same
+process, which registers messages of the same names in protobuf's default pool.
 """
 
 from __future__ import annotations

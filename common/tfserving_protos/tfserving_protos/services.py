@@ -1,4 +1,4 @@
-"""The two gRPC services as tables: what a stub and a server's registration need to know about each method."""
+"""The two gRPC services: a table of their methods, client stubs, and handlers for servers."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from google.protobuf.message import Message
 
 
-class Method(NamedTuple):
-    """One unary method: the classes of its request and its response."""
+class UnaryMethod(NamedTuple):
+    """The classes of a method's request and response."""
 
     request: type[Message]
     response: type[Message]
@@ -24,23 +24,23 @@ class Method(NamedTuple):
 PREDICTION_SERVICE = "tensorflow.serving.PredictionService"
 MODEL_SERVICE = "tensorflow.serving.ModelService"
 
-METHODS: Mapping[str, Mapping[str, Method]] = {
+METHODS: Mapping[str, Mapping[str, UnaryMethod]] = {
     PREDICTION_SERVICE: {
-        "Predict": Method(messages.PredictRequest, messages.PredictResponse),
-        "Classify": Method(messages.ClassificationRequest, messages.ClassificationResponse),
-        "Regress": Method(messages.RegressionRequest, messages.RegressionResponse),
-        "MultiInference": Method(messages.MultiInferenceRequest, messages.MultiInferenceResponse),
-        "GetModelMetadata": Method(messages.GetModelMetadataRequest, messages.GetModelMetadataResponse),
+        "Predict": UnaryMethod(messages.PredictRequest, messages.PredictResponse),
+        "Classify": UnaryMethod(messages.ClassificationRequest, messages.ClassificationResponse),
+        "Regress": UnaryMethod(messages.RegressionRequest, messages.RegressionResponse),
+        "MultiInference": UnaryMethod(messages.MultiInferenceRequest, messages.MultiInferenceResponse),
+        "GetModelMetadata": UnaryMethod(messages.GetModelMetadataRequest, messages.GetModelMetadataResponse),
     },
     MODEL_SERVICE: {
-        "GetModelStatus": Method(messages.GetModelStatusRequest, messages.GetModelStatusResponse),
-        "HandleReloadConfigRequest": Method(messages.ReloadConfigRequest, messages.ReloadConfigResponse),
+        "GetModelStatus": UnaryMethod(messages.GetModelStatusRequest, messages.GetModelStatusResponse),
+        "HandleReloadConfigRequest": UnaryMethod(messages.ReloadConfigRequest, messages.ReloadConfigResponse),
     },
 }
 
 
 class _Stub:
-    """The methods of one service as callables of a channel, which may be a grpc.Channel or a grpc.aio.Channel."""
+    """The methods of one service as callables, on a grpc.Channel or a grpc.aio.Channel."""
 
     service: str
 
@@ -55,7 +55,7 @@ class _Stub:
 
 
 class PredictionServiceStub(_Stub):
-    """Inference. Call its methods with a request and `timeout=`, in seconds."""
+    """Inference. Call a method with a request and `timeout=`, in seconds."""
 
     service = PREDICTION_SERVICE
     Predict: Callable[..., Any]
@@ -66,7 +66,7 @@ class PredictionServiceStub(_Stub):
 
 
 class ModelServiceStub(_Stub):
-    """Status and configuration of a model server."""
+    """Status and configuration of the models of a server."""
 
     service = MODEL_SERVICE
     GetModelStatus: Callable[..., Any]
@@ -74,7 +74,7 @@ class ModelServiceStub(_Stub):
 
 
 def generic_handler(service: str, behaviors: Mapping[str, Callable[..., Any]]) -> grpc.GenericRpcHandler:
-    """What `server.add_generic_rpc_handlers` takes: `behaviors` maps each method's name to its implementation."""
+    """For `server.add_generic_rpc_handlers`: `behaviors` maps the name of each method to its implementation."""
     return grpc.method_handlers_generic_handler(
         service,
         {

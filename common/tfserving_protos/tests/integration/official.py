@@ -1,4 +1,4 @@
-"""Prints the official descriptors, as JSON: a process of its own, because importing them imports TensorFlow."""
+"""Prints the official descriptors as JSON. Runs as a process, because importing them imports TensorFlow."""
 
 import importlib
 import json
@@ -22,11 +22,11 @@ MODULES = [
 ]
 
 
-Found = dict[str, dict[str, object]]
+Descriptors = dict[str, dict[str, object]]
 
 
 def field(descriptor: FieldDescriptor) -> list[object]:
-    """Everything of a field that the wire depends on."""
+    """All properties of a field that affect the wire format."""
     named = descriptor.message_type or descriptor.enum_type
     oneof = descriptor.containing_oneof
     return [
@@ -39,8 +39,8 @@ def field(descriptor: FieldDescriptor) -> list[object]:
     ]
 
 
-def collect(descriptor: Descriptor | EnumDescriptor, found: Found) -> None:
-    """Adds a message with all that it contains and refers to, or an enum, under its full name."""
+def collect(descriptor: Descriptor | EnumDescriptor, found: Descriptors) -> None:
+    """Add an enum, or a message with all that it contains and refers to, under its full name."""
     if descriptor.full_name in found:
         return
     if isinstance(descriptor, EnumDescriptor):
@@ -53,7 +53,7 @@ def collect(descriptor: Descriptor | EnumDescriptor, found: Found) -> None:
 
 
 def main() -> None:
-    found: Found = {}
+    found: Descriptors = {}
     for name in MODULES:
         file = importlib.import_module(name).DESCRIPTOR
         for message in file.message_types_by_name.values():

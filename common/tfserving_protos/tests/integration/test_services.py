@@ -1,4 +1,4 @@
-"""Stubs and handlers against each other, over a real channel."""
+"""Stubs and handlers together, over a real channel."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ def channel() -> Iterator[grpc.Channel]:
 @pytest.mark.parametrize(
     ("stub", "service"), [(PredictionServiceStub, PREDICTION_SERVICE), (ModelServiceStub, MODEL_SERVICE)]
 )
-def test_every_method_takes_its_request_and_gives_its_response(channel, stub, service):
+def test_every_method_accepts_its_request_and_returns_its_response(channel, stub, service):
     for name, method in METHODS[service].items():
-        answer = getattr(stub(channel), name)(method.request(), timeout=10)
-        assert isinstance(answer, method.response)
+        response = getattr(stub(channel), name)(method.request(), timeout=10)
+        assert isinstance(response, method.response)
 
 
-def test_a_request_arrives_as_it_was_sent():
+def test_request_arrives_as_it_was_sent():
     server = grpc.server(ThreadPoolExecutor(max_workers=1))
     seen = []
 
