@@ -19,7 +19,7 @@ from src.worker.processes import ModelProcesses
 
 
 def create_app(settings: WorkerSettings) -> FastAPI:
-    """A service whose lifespan does the work: it ends, as every service does, by finishing what it has in hand."""
+    """A service whose lifespan runs the consumers; like every service, it finishes jobs in flight before it stops."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

@@ -1,7 +1,7 @@
 """The better model in processes of its own, so that ONNX Runtime and Pillow do not hold up the worker's event loop.
 
 Each is a ProcessPoolExecutor of one process rather than one executor of them all. An executor breaks when any of its
-processes dies and fails every call in flight, so nobody could tell which image was to blame. This way only the executor
+processes dies and fails every call in flight, and nothing tells which image was to blame. This way only the executor
 whose process died breaks, and the images in the others are not affected.
 """
 
