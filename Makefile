@@ -8,14 +8,15 @@ comma := ,
 export NO_PROXY := $(addsuffix $(comma),$(or $(no_proxy),$(NO_PROXY)))localhost,127.0.0.1
 export no_proxy := $(NO_PROXY)
 
+all_patterns := $(sort $(wildcard [0-9][0-9]_*_pattern))
 # Which patterns `up` and `demo` start, `bench` measures, `prove` breaks and `test-compose` tests.
-PATTERNS ?= 02 03 04 06 07
-# Which folders `test` tests, the slowest first: as many at once as there are cores.
-FOLDERS ?= $(wildcard 0*_pattern) models scripts common
+PATTERNS ?= $(foreach folder,$(all_patterns),$(firstword $(subst _, ,$(folder))))
+# Which folders `test` tests.
+FOLDERS ?= $(all_patterns) models scripts common
 # `common` stands for every package in it.
-folders = $(foreach folder,$(FOLDERS),$(if $(filter common,$(folder)),$(patsubst %/pyproject.toml,%,$(wildcard common/*/pyproject.toml)),$(folder)))
+folders = $(foreach folder,$(FOLDERS:/=),$(if $(filter common,$(folder)),$(patsubst %/pyproject.toml,%,$(wildcard common/*/pyproject.toml)),$(folder)))
 
-# 03 asks 02's model server.
+# 03 calls 02's model server.
 pattern_folders = $(sort $(foreach number,$(PATTERNS) $(if $(filter 03,$(PATTERNS)),02),$(wildcard $(number)_*)))
 
 .PHONY: help setup demo up test test-compose smoke prove trace lint format models bench lock clean
@@ -24,13 +25,13 @@ help:  ## Print what there is
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 22
 	@echo '  PATTERNS="06" chooses patterns for up, demo, smoke, bench, prove and test-compose; FOLDERS="common" folders for test'
 
-demo:  ## Start the patterns as local processes, show real requests and answers, stop
+demo:  ## Start the patterns as local processes, show real requests and responses, stop
 	@scripts/setup.sh run $(pattern_folders)
 	@$(PYTHON_IN) -m scripts.devstack.demo $(PATTERNS)
 
-up:  ## Run the patterns as local processes until Ctrl-C
+up:  ## Run the patterns as local processes until Ctrl-C; RELOAD=1 restarts what you edit
 	@scripts/setup.sh run $(pattern_folders)
-	@$(PYTHON_IN) -m scripts.devstack.up $(PATTERNS)
+	@$(PYTHON_IN) -m scripts.devstack.up $(if $(RELOAD),--reload) $(PATTERNS)
 
 test: setup  ## Run all tests that need no Docker, with coverage
 	@scripts/test.sh $(folders)
@@ -38,30 +39,25 @@ test: setup  ## Run all tests that need no Docker, with coverage
 test-compose: setup  ## Build the images, run the end-to-end tests against docker compose, remove all of it
 	@scripts/test_compose.sh $(PATTERNS)
 
-smoke: setup  ## Run every curl line of every README, against what runs or a stack of its own, and compare the answers
+smoke: setup  ## Run every curl line of every README, against what runs or a stack of its own, and compare the responses
 	@$(PYTHON_IN) -m scripts.checks.smoke $(if $(AS_SHOWN),--as-shown) $(PATTERNS)
 
-prove: setup  ## Kill, hang and feed garbage to the patterns under load, and keep the ledger; PROVE=long for more
-	@$(PYTHON_IN) -m scripts.chaos --form $(or $(PROVE),short) $(if $(SAMPLE),--output $(SAMPLE)) $(PATTERNS)
-
-chaos: setup  ## Kill workers, models and Redis under 2,000 jobs of 03 and of 07, and draw 200,000 ids
-	@cd 03_asynchronous_pattern && CHAOS_JOBS=2000 CHAOS_KILLS=30 CHAOS_TF_SERVING_AWAY_S=5 \
-		../$(PYTHON_IN) -m pytest tests/e2e/test_faults.py -s
-	@cd 07_sync_async_pattern && FAULT_IMAGES=2000 FAULT_KILLS=60 \
-		../$(PYTHON_IN) -m pytest tests/integration/worker/test_faults.py -s -k whoever
-	@cd common && CHAOS_IDS=200000 ../$(PYTHON_IN) -m pytest tests/test_queue.py -k share_an_id
+prove: setup  ## Chaos: kill, hang and feed garbage to the patterns under load, and write the loss report; PROVE=long for more
+	@$(PYTHON_IN) -m scripts.chaos --profile $(or $(PROVE),short) $(if $(SAMPLE),--output $(SAMPLE)) $(PATTERNS)
+	@$(if $(SAMPLE),$(PYTHON_IN) -m scripts.checks.figures --write)
 
 trace: setup  ## Follow every requirement to the test that shows it, and that test to the last `make test`
 	@$(PYTHON_IN) -m scripts.checks.traceability
 
-lint: setup  ## ruff, black --check, mypy, and pip-audit where its data can be reached
+lint: setup  ## ruff, black --check, mypy for both ends of the supported Pythons, actionlint, and pip-audit where its data can be reached
 	@scripts/lint.sh
 
 format: setup  ## Let ruff and black change what they can
 	@.venv/bin/ruff check --fix --quiet . ; .venv/bin/black --quiet .
 
-bench: setup  ## Measure the patterns beside their floors, rivals and each other; tables and plots; BENCH=long for longer
-	@$(PYTHON_IN) -m scripts.benchmarks.report --form $(or $(BENCH),short) $(if $(SAMPLE),--output $(SAMPLE)) $(PATTERNS)
+bench: setup  ## Measure the patterns beside their baselines and alternatives; tables and plots; BENCH=long for longer
+	@$(PYTHON_IN) -m scripts.benchmarks --profile $(or $(BENCH),short) $(if $(SAMPLE),--output $(SAMPLE)) $(PATTERNS)
+	@$(if $(SAMPLE),$(PYTHON_IN) -m scripts.checks.figures --write)
 
 models: setup  ## Build all models into models/artifacts
 	@$(PYTHON_IN) -m models.build

@@ -55,14 +55,14 @@ case $mode in
     ;;
   dev)
     models+=(--extra tensorflow --group dev)
-    set -- common/* 0*_pattern
+    set -- common/*/ [0-9][0-9]_*_pattern
     ;;
   *) die "unknown mode $mode" ;;
 esac
 patterns=(--all-extras)
 for part in "$@"; do
   case $part in
-    common/*) patterns+=(--editable "$part") ;;
+    common/*) patterns+=(--editable "${part%/}") ;;
     02_*) patterns+=(-r "$part/pyproject.toml" --editable common/model_server) ;;
     *) patterns+=(-r "$part/pyproject.toml") ;;
   esac

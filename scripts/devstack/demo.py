@@ -9,7 +9,6 @@ Each pattern's requests are the function `demo` of its module in scripts/devstac
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import io
@@ -29,7 +28,7 @@ from scripts.devstack.patterns import DEMOS, PATTERNS
 from scripts.devstack.stack import DevStack, StackError, run
 from scripts.devstack.steps import Demo, Step
 from scripts.devstack.table import Pattern
-from scripts.devstack.terminal import INTERRUPTED, chosen_patterns, event_printer, make_console
+from scripts.devstack.terminal import INTERRUPTED, event_printer, make_console, parsed, parser_of_patterns
 
 REQUEST_TIMEOUT_S = 30
 ONE_LINE = 100
@@ -42,11 +41,10 @@ def main(
     demos: Mapping[str, Demo] = DEMOS,
 ) -> int:
     """Exit code: 0 if every answer was right, 1 if not or if a pattern could not be started, 130 after Ctrl-C."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--svg", type=Path)
-    options, rest = parser.parse_known_args(argv)
-    numbers = chosen_patterns(__doc__, rest, {number: table[number] for number in demos})
-    return run(show_all(numbers, table, demos, options.svg))
+    parser = parser_of_patterns(__doc__, demos)
+    parser.add_argument("--svg", type=Path, help="also draw the summary into this file")
+    options = parsed(parser, argv, demos)
+    return run(show_all(options.patterns, table, demos, options.svg))
 
 
 async def show_all(

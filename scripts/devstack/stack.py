@@ -41,6 +41,7 @@ STOP_GRACE_S = 8.0
 LAST_CALL_S = 0.5  # for a dependency, when the processes that depend on it took the whole grace to stop
 POLL_S = 0.05
 WATCH_S = 0.5  # between two looks at the source files
+SHARED = ROOT / "common"  # source files of every process
 PROBE_TIMEOUT_S = 1.0
 OUTPUT_TIMEOUT_S = 0.5  # for the last lines, when a process that left the group still holds the pipe
 BACKOFF_FIRST_S = 0.5
@@ -165,6 +166,7 @@ class DevStack:
             await self._start_all()
             if self._reload:
                 exits.callback(asyncio.create_task(self._watch_sources()).cancel)
+                await asyncio.sleep(0)  # it has looked at the files before the caller can change one
             self._exits = exits.pop_all()
         return self
 
@@ -352,7 +354,7 @@ class DevStack:
     async def _watch_sources(self) -> None:
         """Restart every Python module whose pattern's src/, or common/, has a changed file."""
         modules = [managed for managed in self.processes if managed.definition.argv[:2] == ("python", "-m")]
-        roots = {managed: (managed.cwd / "src", ROOT / "common") for managed in modules}
+        roots = {managed: (managed.cwd / "src", SHARED) for managed in modules}
         before = {root: _modified(root) for root in {root for pair in roots.values() for root in pair}}
         while True:
             await asyncio.sleep(WATCH_S)

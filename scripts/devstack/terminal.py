@@ -1,4 +1,4 @@
-"""What `make up` and `make demo` share towards the person at the terminal."""
+"""Command lines and terminal output that the programs of scripts/ share."""
 
 from __future__ import annotations
 
@@ -22,12 +22,6 @@ if TYPE_CHECKING:
 COLOURS = ("cyan", "green", "magenta", "blue", "yellow", "bright_cyan", "bright_green", "bright_magenta")
 PLAIN_WIDTH = 120
 INTERRUPTED = 130  # what shells report for a program that Ctrl-C ended
-
-
-def chosen_patterns(description: str | None, argv: Sequence[str] | None, known: Collection[str]) -> list[str]:
-    """The numbers on the command line, all patterns by default. Another number: usage and exit code 2."""
-    chosen: list[str] = parsed(parser_of_patterns(description, known), argv, known).patterns
-    return chosen
 
 
 def parser_of_patterns(description: str | None, known: Collection[str]) -> argparse.ArgumentParser:

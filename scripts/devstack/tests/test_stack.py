@@ -1,14 +1,16 @@
 """The stack inside a program, and the table of patterns."""
 
 import asyncio
+import signal
+from dataclasses import replace
 
 import httpx
 import pytest
 
 from scripts.devstack import stack as stack_module
 from scripts.devstack.patterns import PATTERNS
-from scripts.devstack.stack import DevStack, StackError, free_ports
-from scripts.devstack.table import Pattern, ProcessDefinition, by_number
+from scripts.devstack.stack import DevStack, StackError, free_ports, private_stack
+from scripts.devstack.table import ROOT, Pattern, ProcessDefinition, by_number
 from scripts.devstack.tests.conftest import is_alive
 from scripts.devstack.tests.dummies import DUMMIES, dummy
 
@@ -50,6 +52,12 @@ def test_every_entry_of_the_table_can_be_prepared(number, run_dir):
     for managed in stack.processes:
         assert "{" not in " ".join([*managed.argv, *(managed.env[name] for name in managed.definition.env)])
         assert managed.cwd.is_dir()
+
+
+@pytest.mark.parametrize("number", PATTERNS)
+def test_modules_are_named_after_the_patterns_folder(number):
+    assert (ROOT / "scripts/devstack/patterns" / f"{PATTERNS[number].name}.py").is_file()
+    assert PATTERNS[number].folder.startswith(f"{number}_")
 
 
 def test_default_ports_are_unique():
@@ -123,6 +131,41 @@ async def test_keeps_trying_when_a_restart_does_not_become_ready(run_dir, monkey
     failure = "did not become ready: it exited with code 4"
     async with DevStack(**one(once), run_dir=run_dir, on_event=events.add):
         await events.until(lambda all_: sum(failure in text for text in all_) == 2)
+
+
+async def test_a_program_starts_and_stops_more_processes(run_dir):
+    async with private_stack(["90"], run_dir, table=DUMMIES) as stack, httpx.AsyncClient(trust_env=False) as client:
+        more = await stack.start("90", dummy("more", "serves", "90"))
+        assert (await client.get(more.url)).status_code == 200
+        assert stack.urls["PORT_90_MORE"] == more.url
+        pid = more.pid
+        assert await stack.stop(more) == -signal.SIGTERM
+        assert not is_alive(pid)
+        with pytest.raises(StackError, match="90 more is not running"):
+            _ = more.pid
+        once = await stack.start("90", dummy("once", "dies-at-start", "90", with_port=False, restart=False))
+        assert await stack.wait(once) == 3
+        assert "the disk is on fire" in once.log.read_text()
+
+
+async def test_a_changed_source_file_restarts_the_process_without_back_off(run_dir, tmp_path, monkeypatch):
+    monkeypatch.setattr(stack_module, "WATCH_S", 0.05)
+    monkeypatch.setattr(stack_module, "SHARED", tmp_path / "common")
+    monkeypatch.setattr(stack_module, "BACKOFF_FIRST_S", 600)
+    source = tmp_path / "src/module.py"
+    source.parent.mkdir()
+    source.touch()
+    events = Events()
+    env = {"PYTHONPATH": str(ROOT)}
+    definition = one(dummy("good", "serves", "70", env=env), ProcessDefinition(name="other", argv=("python", "-c", "")))
+    definition["table"]["70"] = replace(definition["table"]["70"], folder=str(tmp_path))
+    ports = free_ports(["70"], definition["table"])
+    async with DevStack(**definition, ports=ports, run_dir=run_dir, reload=True, on_event=events.add) as stack:
+        first = stack.process("70-good").pid
+        source.write_text("changed = True")
+        await events.until(lambda all_: sum("ready after" in text for text in all_) == 3)
+        assert stack.process("70-good").pid != first
+    assert [text for text in events if "has changed" in text] == [f"{source} has changed: restarting"]
 
 
 @pytest.mark.parametrize(
