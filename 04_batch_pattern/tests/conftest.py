@@ -191,7 +191,7 @@ def database(open_tables: Database) -> Database:
     return open_tables
 
 
-def register(database: Database, rows: Sequence[list[float]] = (ROW,)) -> list[int]:
+def register_rows(database: Database, rows: Sequence[list[float]] = (ROW,)) -> list[int]:
     with database.transaction(write=True) as db:
         return [item.id for item in cruds.register_items(db, rows)]
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from itertools import chain
 
-from src.constants import READ_PAGE_ROWS
+from src.constants import MAX_ID, READ_PAGE_ROWS
 from src.db import cruds
 from src.db.database import Database
 from src.db.schemas import StoredItem, to_json
@@ -26,14 +26,13 @@ def _pages(
     database: Database, row_filter: cruds.Filter, after_id: int, limit: int | None
 ) -> Iterator[list[StoredItem]]:
     """Yields at least one page, which may be empty."""
-    remaining = limit
+    remaining = limit or MAX_ID
     while True:
-        size = READ_PAGE_ROWS if remaining is None else min(remaining, READ_PAGE_ROWS)
+        size = min(remaining, READ_PAGE_ROWS)
         with database.transaction() as db:
             page = cruds.select_items(db, row_filter, after_id, size)
         yield page
-        if remaining is not None:
-            remaining -= len(page)
+        remaining -= len(page)
         if len(page) < size or remaining == 0:
             return
         after_id = page[-1].id

@@ -53,8 +53,9 @@ async def metadata(request: Request) -> ModelMetadata:
     return cast(ModelMetadata, request.app.state.metadata)
 
 
-@router.post("/data", response_model=Item, responses=problem_responses(400, 413, 429, 503))
-def register(item: Annotated[ItemBase, Body()], database: DatabaseDep) -> Response:
+# The name keeps the operationId of the OpenAPI document.
+@router.post("/data", name="register", response_model=Item, responses=problem_responses(400, 413, 429, 503))
+def register_item(item: Annotated[ItemBase, Body()], database: DatabaseDep) -> Response:
     """Store one flower; the next batch predicts it."""
     with database.transaction(write=True) as db:
         [stored] = cruds.register_items(db, [item["values"]])

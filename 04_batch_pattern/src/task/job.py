@@ -49,15 +49,7 @@ class Batch:
     settings: JobSettings
 
 
-@dataclass(frozen=True, slots=True)
-class Chunk:
-    """A committed chunk: its last id, and its predictions and errors."""
-
-    last_id: int
-    outcome: Outcome
-
-
-def predict_chunk(batch: Batch, after_id: int) -> Chunk | None:
+def predict_chunk(batch: Batch, after_id: int) -> Outcome | None:
     """Predict the next chunk after this id in one transaction: all of it is stored, or nothing. None: no rows left."""
     with batch.database.transaction(write=True) as db:
         rows = cruds.claim_items(db, batch.row_filter, after_id, batch.rows.last_id, batch.settings.batch_chunk_size)
@@ -68,10 +60,10 @@ def predict_chunk(batch: Batch, after_id: int) -> Chunk | None:
         if not batch.is_repredicting:  # which keeps the older prediction
             cruds.register_errors(db, outcome.errors)
         cruds.count_in_run(db, batch.run_id, len(outcome.predictions), len(outcome.errors))
-    return Chunk(rows[-1].id, outcome)
+    return outcome
 
 
-def predict_next_chunk(batch: Batch, after_id: int) -> Chunk | None:
+def predict_next_chunk(batch: Batch, after_id: int) -> Outcome | None:
     """Like predict_chunk, but retries after a conflict with another transaction.
 
     Raises:
@@ -120,11 +112,11 @@ def run_batch(
             settings=settings,
         )
         after_id = rows.first_id - 1
-        while not stopping.is_set() and (chunk := predict_next_chunk(batch, after_id)):
-            after_id = chunk.last_id
-            for item_id, reason in chunk.outcome.errors.items():
+        while not stopping.is_set() and (outcome := predict_next_chunk(batch, after_id)):
+            after_id = outcome.last_id
+            for item_id, reason in outcome.errors.items():
                 log.warning("item cannot be predicted", item_id=item_id, reason=reason)
-            progress.advance(len(chunk.outcome.predictions), len(chunk.outcome.errors), after_id)
+            progress.advance(len(outcome.predictions), len(outcome.errors), after_id)
     with database.transaction(write=True) as db:
         cruds.end_run(db, run_id)
     duration_s = time.perf_counter() - started

@@ -18,6 +18,10 @@ class Outcome:
     predictions: dict[int, str] = field(default_factory=dict)  # JSON
     errors: dict[int, str] = field(default_factory=dict)  # why the row cannot be predicted
 
+    @property
+    def last_id(self) -> int:
+        return max([*self.predictions, *self.errors])
+
 
 def predict_all(
     executor: Executor, classifier: IrisClassifier, rows: Sequence[ClaimedItem], slice_size: int

@@ -8,7 +8,7 @@ from src.constants import INSERT_PAGE_ROWS, READ_PAGE_ROWS
 from src.db import cruds
 from src.db.database import open_database
 
-from tests.conftest import ROW, register, serving, write
+from tests.conftest import ROW, register_rows, serving, write
 from tests.processes import peak_memory_mb
 
 OUT_OF_RANGE = "must be a number greater than 0.0 and less than 10.0"
@@ -128,7 +128,7 @@ def test_invalid_id_or_page_returns_400(api, path):
 
 
 def test_lists_are_complete_across_pages(api, database):
-    ids = register(database, [ROW] * (2 * READ_PAGE_ROWS + 1))
+    ids = register_rows(database, [ROW] * (2 * READ_PAGE_ROWS + 1))
     assert [item["id"] for item in api.get("/data/all").json()] == ids
     exactly_two_pages = api.get("/data/all", params={"limit": 2 * READ_PAGE_ROWS}).json()
     assert [item["id"] for item in exactly_two_pages] == ids[:-1]

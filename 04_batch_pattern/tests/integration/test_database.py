@@ -3,6 +3,7 @@
 import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 from sqlalchemy import event, text
@@ -12,7 +13,7 @@ from src.db import cruds
 from src.db.database import TransactionConflict, open_database
 
 from serving_common.errors import StartupError
-from tests.conftest import ROW, read, register, write
+from tests.conftest import ROW, read, register_rows, write
 
 PREDICTION = '{"0": 0.9, "1": 0.06, "2": 0.04}'
 
@@ -32,7 +33,7 @@ def scalar(database, statement, **parameters):
 
 
 def test_unpredicted_is_sql_null(database):
-    [item_id] = register(database)
+    [item_id] = register_rows(database)
     assert scalar(database, "SELECT COUNT(*) FROM items WHERE prediction IS NULL") == 1
     assert scalar(database, "SELECT is_predicted FROM items WHERE id = :id", id=item_id) == 0
     predict(database, [item_id])
@@ -43,7 +44,7 @@ def test_unpredicted_is_sql_null(database):
 
 
 def test_every_row_is_in_exactly_one_list(database):
-    first, second, third, fourth = register(database, [ROW] * 4)
+    first, second, third, fourth = register_rows(database, [ROW] * 4)
     with database.transaction() as db:
         cruds.register_errors(db, {third: "x" * 1000, fourth: "until a prediction is stored by hand"})
     predict(database, [second, fourth])
@@ -55,7 +56,7 @@ def test_every_row_is_in_exactly_one_list(database):
 
 @pytest.mark.parametrize("row_filter", [cruds.UNPREDICTED, cruds.PREDICTED, cruds.FAILED])
 def test_lists_use_the_index_without_sorting(database, settings, row_filter):
-    predict(database, register(database, [ROW] * 2000)[:1000])
+    predict(database, register_rows(database, [ROW] * 2000)[:1000])
     is_sqlite = settings.url.get_backend_name() == "sqlite"
     with database.transaction() as db:
         explain = "EXPLAIN QUERY PLAN" if is_sqlite else "EXPLAIN FORMAT=JSON"
@@ -88,7 +89,8 @@ def test_ids_ascend_in_the_order_of_the_rows(database):
 
 def test_ids_match_their_rows_under_concurrent_registration(database):
     with ThreadPoolExecutor(4) as executor:
-        returned = list(executor.map(lambda number: register(database, [[number, 1.0, 1.0, 1.0]] * 1500), range(1, 9)))
+        rows = [[[number, 1.0, 1.0, 1.0]] * 1500 for number in range(1, 9)]
+        returned = list(executor.map(partial(register_rows, database), rows))
     stored = {item.id: json.loads(item.values)[0] for item in read(database)}
     assert len(stored) == 8 * 1500
     for number, ids in enumerate(returned, start=1):
@@ -106,7 +108,7 @@ def test_failed_transaction_stores_nothing(database):
 
 
 def test_predictions_are_stored_with_their_model_version(database):
-    first, second, third = register(database, [ROW] * 3)
+    first, second, third = register_rows(database, [ROW] * 3)
     predict(database, [first], "v1")
     predict(database, [third], "v2")
     assert ids_of(database, cruds.UNPREDICTED) == [second]
@@ -119,7 +121,7 @@ def test_predictions_are_stored_with_their_model_version(database):
 
 def test_claimed_rows_are_skipped_by_other_transactions(mysql_url):
     with open_database(ApiSettings(database_url=mysql_url)) as database:
-        ids = register(database, [ROW] * 10)
+        ids = register_rows(database, [ROW] * 10)
         with database.transaction() as one, database.transaction() as other:
             claimed = [cruds.claim_items(db, cruds.UNPREDICTED, 0, ids[-1], 4) for db in (one, other, other)]
             with database.transaction() as third:
@@ -129,7 +131,7 @@ def test_claimed_rows_are_skipped_by_other_transactions(mysql_url):
 
 def test_sqlite_allows_one_writer_and_raises_a_conflict_after_the_timeout(tmp_path):
     with open_database(ApiSettings(database_url=f"sqlite:///{tmp_path}/items.db", database_timeout_s=1)) as database:
-        register(database)
+        register_rows(database)
         with database.transaction(write=True):
             assert len(ids_of(database, cruds.ALL)) == 1  # readers are not blocked
             with pytest.raises(TransactionConflict), database.transaction(write=True):
@@ -138,7 +140,7 @@ def test_sqlite_allows_one_writer_and_raises_a_conflict_after_the_timeout(tmp_pa
 
 def test_deadlock_raises_a_conflict_in_one_transaction(mysql_url):
     with open_database(ApiSettings(database_url=mysql_url)) as database, ThreadPoolExecutor(2) as executor:
-        ids = register(database, [ROW] * 2)
+        ids = register_rows(database, [ROW] * 2)
         has_one_lock = threading.Barrier(2)
 
         def lock_both(first, second):
@@ -160,7 +162,7 @@ def test_concurrent_starts_create_the_tables_once(fresh_settings):
     def start(_):
         barrier.wait()
         with open_database(fresh_settings) as database:
-            return register(database)
+            return register_rows(database)
 
     with ThreadPoolExecutor(4) as executor:
         assert sorted(executor.map(start, range(4))) == [[1], [2], [3], [4]]
@@ -168,7 +170,7 @@ def test_concurrent_starts_create_the_tables_once(fresh_settings):
 
 def test_default_timestamp_is_utc(database):
     write(database, "[1, 2, 3, 4]")
-    register(database)
+    register_rows(database)
     default, ours = read(database)
     assert abs((default.created_datetime - ours.created_datetime).total_seconds()) <= 1
 

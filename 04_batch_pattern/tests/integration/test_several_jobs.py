@@ -10,7 +10,7 @@ from src.db import cruds
 from src.db.database import SCHEMA_LOCK, Database, open_database
 
 from serving_testing.processes import wait_until
-from tests.conftest import ROW, count, empty_database, environment_of, private_url, register
+from tests.conftest import ROW, count, empty_database, environment_of, private_url, register_rows
 from tests.processes import BatchSystem
 
 
@@ -44,7 +44,7 @@ def test_three_jobs_predict_each_row_once(database, system):
         db.execute(text("CREATE TABLE updates (item_id INT)"))
         trigger = "AFTER UPDATE ON items FOR EACH ROW INSERT INTO updates VALUES (NEW.id)"
         db.execute(text(f"CREATE TRIGGER count_updates {trigger}"))
-    ids = register(database, [ROW] * 20_000)
+    ids = register_rows(database, [ROW] * 20_000)
     jobs = start_together(database, system, 3, BATCH_CHUNK_SIZE="500")
     assert [job.wait() for job in jobs] == [0, 0, 0]
     with database.transaction() as db:
@@ -59,7 +59,7 @@ def test_killed_server_loses_nothing_and_api_and_job_recover(models, killable_se
     with empty_database(private_url(killable_server)) as url:
         system = BatchSystem(environment_of(models, url) | {"DATABASE_TIMEOUT_S": "5"})
         with open_database(ApiSettings(database_url=url)) as database, system.api() as (api, _):
-            register(database, [ROW] * 10_000)
+            register_rows(database, [ROW] * 10_000)
             job = system.job("--no-wait", BATCH_CHUNK_SIZE="100")
             wait_until(lambda: count(database, cruds.PREDICTED) >= 1000)
             killable_server.stop()
@@ -93,7 +93,7 @@ def test_registering_in_sqlite_does_not_wait_for_the_end_of_a_batch(models, tmp_
     url = f"sqlite:///{tmp_path}/items.db"
     system = BatchSystem(environment_of(models, url))
     with open_database(ApiSettings(database_url=url)) as database, system.api() as (api, _):
-        register(database, [ROW] * 10_000)
+        register_rows(database, [ROW] * 10_000)
         with database.transaction(write=True) as db:
             for _ in range(5):  # 320,000 rows
                 db.execute(text("INSERT INTO items (`values`) SELECT `values` FROM items"))
@@ -108,7 +108,7 @@ def test_registering_in_sqlite_does_not_wait_for_the_end_of_a_batch(models, tmp_
 
 def test_registering_succeeds_while_jobs_run(database, system):
     with system.api() as (api, _):
-        register(database, [ROW] * 10_000)
+        register_rows(database, [ROW] * 10_000)
         jobs = start_together(database, system, 2, BATCH_CHUNK_SIZE="500")
         registered = 0
         while count(database, cruds.PREDICTED) < 10_000:
