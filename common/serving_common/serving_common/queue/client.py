@@ -14,7 +14,7 @@ from redis.asyncio import Redis
 from serving_common.errors import Conflict, InvalidInput, Overloaded
 from serving_common.queue.commands import Commands
 from serving_common.queue.listener import PubSubListener
-from serving_common.queue.types import JobEntry, JobId, JobKeys, JobNotFound, JobState, JobStatus, Priority, QueueStats
+from serving_common.queue.types import JobId, JobKeys, JobNotFound, JobState, JobStatus, ListedJob, Priority, QueueStats
 from serving_common.redis import RedisInfo, translate_redis_errors
 
 
@@ -118,7 +118,7 @@ class JobQueue:
 
     async def page(
         self, limit: int, cursor: int | None = None, status: JobStatus | None = None
-    ) -> tuple[list[JobEntry], int | None]:
+    ) -> tuple[list[ListedJob], int | None]:
         """Up to `limit` jobs, newest first, and the cursor of the next page, or None on the last page.
 
         Filtered by status, a page may be short or empty although more follow.
@@ -133,14 +133,14 @@ class JobQueue:
         statuses = await translate_redis_errors(
             self._redis.mget([self._keys.status.replace("{}", job_id.decode()) for job_id, _ in found])
         )
-        entries: list[JobEntry] = []
+        entries: list[ListedJob] = []
         last = None
         for (job_id, created), value in zip(found, statuses, strict=True):
             if len(entries) == limit:
                 return entries, last
             last = int(created)
             if value is not None and (status is None or value.decode() == status):
-                entries.append(JobEntry(JobId(job_id.decode()), JobStatus(value.decode()), created / 1e6))
+                entries.append(ListedJob(JobId(job_id.decode()), JobStatus(value.decode()), created / 1e6))
         return entries, last if len(found) == scan else None
 
     async def stats(self) -> QueueStats:

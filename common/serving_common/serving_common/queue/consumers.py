@@ -90,7 +90,7 @@ async def _consume(
             failures = 0
         except Unavailable as exc:
             if not stopping.is_set():
-                log.warning("neighbour_unavailable", neighbour=type(exc).__name__)
+                log.warning("dependency_unavailable", dependency=type(exc).__name__)
             await sleep_or_stop(stopping, backoff_s(failures))
             failures += 1
 

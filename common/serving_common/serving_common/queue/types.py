@@ -63,7 +63,7 @@ class JobState:
 
 
 @dataclass(frozen=True, slots=True)
-class JobEntry:
+class ListedJob:
     """A job in the listing; `created` in seconds since 1970."""
 
     id: JobId

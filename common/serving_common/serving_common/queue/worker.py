@@ -118,8 +118,8 @@ class Worker:
     async def retry(self, jobs: Sequence[Job], error: str) -> set[JobId]:
         """Requeue jobs whose inference failed.
 
-        A single job has used up a try and goes to the back, so that it holds up no other. Of several, nobody knows
-        which one caused the failure: they go to the front, each to be run alone.
+        A single job has used up a try and goes to the back, so that it holds up no other. Of several, any
+        may have caused the failure: they go to the front, each to be run alone.
 
         Returns: the job, if that was its last try and it has failed; otherwise nothing.
         """

@@ -10,7 +10,7 @@ import structlog
 from serving_common.errors import Unavailable
 from serving_common.queue.client import JobQueue
 from serving_common.queue.consumers import run_consumers
-from serving_common.queue.types import JobKeys, JobStatus
+from serving_common.queue.types import Job, JobKeys, JobStatus
 from serving_common.queue.worker import Worker
 from serving_testing.fixtures import redis as redis
 from serving_testing.fixtures import redis_server as redis_server
@@ -36,10 +36,8 @@ def consumers(queue, worker) -> RunConsumers:
     async def ready() -> None:
         pass
 
-    def run(process, before_claim=ready) -> AbstractAsyncContextManager[None]:
-        return run_consumers(
-            worker, queue, process, concurrency=1, batch_size=32, grace_s=0.1, before_claim=before_claim
-        )
+    def run(process) -> AbstractAsyncContextManager[None]:
+        return run_consumers(worker, queue, process, concurrency=1, batch_size=32, grace_s=0.1, before_claim=ready)
 
     return run
 
@@ -86,13 +84,13 @@ async def test_unavailable_requeues_only_jobs_still_in_flight_and_uses_up_no_try
             assert [await ended(queue, job_id) for job_id in ids] == [JobStatus.COMPLETED] * 3
 
     assert claims == [[b"1", b"2", b"3"], [b"2", b"3"], [b"3"]]
-    assert [line["neighbour"] for line in logs if line["event"] == "neighbour_unavailable"] == ["Unavailable"] * 2
+    assert [line["dependency"] for line in logs if line["event"] == "dependency_unavailable"] == ["Unavailable"] * 2
     assert not await redis.exists(*(f"queue:predict:meta:{job_id}" for job_id in ids))
 
 
 async def test_a_later_claim_of_the_same_job_is_not_requeued(queue, worker, consumers):
     job_id = await queue.enqueue(b"1")
-    later = []
+    later: list[Job] = []
 
     async def process(jobs) -> None:
         if later:
@@ -126,26 +124,3 @@ async def test_a_crash_in_process_retries_the_job_and_keeps_the_consumer(queue, 
 
     assert (await queue.get(bad)).error == "Internal error"
     assert await queue.dead_letters() == [bad]
-
-
-async def test_jobs_stay_pending_while_before_claim_raises_unavailable(queue, worker, consumers):
-    job_id = await queue.enqueue(b"1")
-    is_available = False
-    attempts = 0
-
-    async def before_claim() -> None:
-        nonlocal attempts
-        attempts += 1
-        if not is_available:
-            raise Unavailable("the model server")
-
-    async def process(jobs) -> None:
-        await worker.complete([(job.id, b"r") for job in jobs])
-
-    async with consumers(process, before_claim):
-        async with asyncio.timeout(20):
-            while attempts < 3:
-                assert (await queue.get(job_id)).status is JobStatus.PENDING
-                await asyncio.sleep(0.01)
-        is_available = True
-        assert await ended(queue, job_id) is JobStatus.COMPLETED

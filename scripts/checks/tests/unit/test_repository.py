@@ -70,7 +70,6 @@ SHARED_CLASS_NAMES = {
     "PredictResponse": "the response to a pattern's POST /predict",
     "Health": "the response to GET /health",
     "Metadata": "the response to GET /metadata",
-    "JobEntry": "a job in a listing: in the queue package, and as 03's JSON",
     "Tensor": "one input or output of a model in manifest.json: for its builder, and for its readers",
 }
 
