@@ -53,7 +53,7 @@ def create_app(settings: WorkerSettings) -> FastAPI:
 
     @app.get("/health")
     async def health(response: Response) -> dict[str, str]:
-        """Whether Redis has this worker's heartbeat, and there is a process with a model."""
+        """Whether Redis has this worker's heartbeat and at least one model process is up."""
         is_well = app.state.worker.is_alive and app.state.processes.is_up
         response.status_code = 200 if is_well else 503
         return {"status": "healthy" if is_well else "unhealthy"}

@@ -185,14 +185,14 @@ def connections(listening: socket.socket) -> int:
 
 async def test_circuit_breaker_lets_one_request_wait_for_silent_redis(settings, photo):
     """Redis accepts connections and never replies, as a hung host does."""
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        silent.setblocking(False)
-        async with proxy(settings(redis_port=silent.getsockname()[1], job_timeout_s=0.1)) as client:
-            connections(silent)  # those of the start-up
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.setblocking(False)
+        async with proxy(settings(redis_port=server.getsockname()[1], job_timeout_s=0.1)) as client:
+            connections(server)  # those of the start-up
             answers = [(await client.post("/predict", json=body_of(photo))).json() for _ in range(3)]
 
         assert [answer["job_id"] for answer in answers] == [None] * 3
-        assert connections(silent) == 1  # only the first request tried; then the breaker was open
+        assert connections(server) == 1  # only the first request tried; then the breaker was open
 
 
 async def test_circuit_breaker_closes_when_redis_recovers(redis, redis_server, settings, photo):
