@@ -1,25 +1,21 @@
 """What `make bench` and `make prove` share: profiles, one module for each pattern, and what happens when one fails."""
 
-from __future__ import annotations
-
 import asyncio
 import logging
 import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, TypeVar
+from pathlib import Path
+from typing import ClassVar, TypeVar
+
+from rich.console import Console
 
 from scripts.devstack.patterns import PATTERNS
-from scripts.devstack.stack import StackError
+from scripts.devstack.stack import DevStack, StackError, private_stack
+from scripts.devstack.table import ROOT, Pattern
 from serving_testing.redis_server import redis_binary
-
-if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping, Sequence
-
-    from rich.console import Console
-
-    from scripts.devstack.table import Pattern
 
 T = TypeVar("T")
 
@@ -36,21 +32,17 @@ class SkippedError(Exception):
     """A pattern, or a part of one, cannot run on this machine; the text says why."""
 
 
-def require(found: T | None, missing: str) -> T:
-    """What was found on this machine. Raises SkippedError if it is None."""
-    if found is None:
-        raise SkippedError(missing)
-    return found
-
-
-def require_redis() -> str:
-    """Path of redis-server. Raises SkippedError without one."""
-    return require(redis_binary(), "no redis-server found")
+def require_redis() -> None:
+    """Raises SkippedError without a redis-server."""
+    if redis_binary() is None:
+        raise SkippedError("no redis-server found")
 
 
 @dataclass(kw_only=True)
 class PatternRun:
     """One pattern's part of a long command."""
+
+    run_dir: ClassVar[Path] = ROOT / ".run"
 
     pattern: Pattern
     profile: Profile = Profile.SHORT
@@ -76,13 +68,18 @@ class PatternRun:
         self.skipped.append(reason)
         self.say(f"skipped: {reason}")
 
+    def stack(self, pattern: Pattern, ports: Mapping[str, int] | None = None, **environ: str) -> DevStack:
+        """A variant of the pattern and what it depends on, on free ports or these, with empty state."""
+        table = PATTERNS | {pattern.number: pattern}
+        return private_stack([pattern.number], self.run_dir, table=table, ports=ports, environ=environ)
+
 
 R = TypeVar("R", bound=PatternRun)
 
 
-def modules(package: str, table: Mapping[str, Pattern] = PATTERNS) -> dict[str, str]:
+def modules(package: str) -> dict[str, str]:
     """Names of the modules of this package that are about a pattern (`<package>.<Pattern.name>`), by its number."""
-    named = {number: f"{package}.{pattern.name}" for number, pattern in table.items()}
+    named = {number: f"{package}.{pattern.name}" for number, pattern in PATTERNS.items()}
     return {number: name for number, name in named.items() if find_spec(name)}
 
 

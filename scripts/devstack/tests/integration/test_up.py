@@ -21,7 +21,7 @@ def get(port, path="/health"):
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-def test_runs_until_a_signal_and_leaves_nothing(start, signum):
+def test_a_signal_stops_all_processes(start, signum):
     up = start("up", "90")
     up.wait_for("All ready")
     assert get(up.ports["PORT_90_GOOD"]).status_code == 200
@@ -33,7 +33,7 @@ def test_runs_until_a_signal_and_leaves_nothing(start, signum):
     assert "child" in (ROOT / ".run/logs/90-parent.log").read_text()
 
 
-def test_kills_what_ignores_sigterm_within_ten_seconds(start):
+def test_a_process_that_ignores_sigterm_is_killed_within_ten_seconds(start):
     up = start("up", "92")
     up.wait_for("All ready")
     asked = time.monotonic()
@@ -44,7 +44,7 @@ def test_kills_what_ignores_sigterm_within_ten_seconds(start):
     assert "did not stop within 8 s of SIGTERM" in up.text()
 
 
-def test_a_killed_process_is_started_again(start):
+def test_a_killed_process_is_restarted(start):
     up = start("up", "90")
     up.wait_for("All ready")
     (killed,) = up.pids("90 good")
@@ -57,7 +57,7 @@ def test_a_killed_process_is_started_again(start):
     assert up.ends() == 0
 
 
-def test_the_children_of_a_killed_process_are_killed_before_it_starts_again(start):
+def test_children_of_a_killed_process_are_killed_before_its_restart(start):
     up = start("up", "90")
     up.wait_for("All ready")
     (orphan,) = up.pids("90 parent", "child")
@@ -66,7 +66,7 @@ def test_the_children_of_a_killed_process_are_killed_before_it_starts_again(star
     assert not is_alive(orphan)
 
 
-def test_a_process_that_dies_at_start_stops_everything(start):
+def test_a_process_that_exits_at_start_stops_everything(start):
     up = start("up", "91")
     assert up.ends() == 1
     assert "make up: 91 bad did not become ready: it exited with code 3" in up.text()
@@ -79,7 +79,7 @@ def test_a_process_that_is_never_ready_stops_everything(start):
     assert "make up: 93 slow did not become ready within 0.3 s" in up.text()
 
 
-def test_can_be_stopped_while_it_starts(start):
+def test_sigint_during_the_start_stops_everything(start):
     up = start("up", "94")
     wait_until(lambda: up.pids("94 patient"))
     up.process.send_signal(signal.SIGINT)
@@ -87,7 +87,7 @@ def test_can_be_stopped_while_it_starts(start):
     assert "All ready" not in up.text()
 
 
-def test_a_taken_port_is_said_before_anything_starts(start):
+def test_a_port_in_use_is_reported_before_anything_starts(start):
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
@@ -98,26 +98,26 @@ def test_a_taken_port_is_said_before_anything_starts(start):
     assert up.all_pids() == set()
 
 
-def test_the_same_port_twice_is_refused(start):
+def test_the_same_port_twice_is_rejected(start):
     up = start("up", "90", PORT_90_GOOD="23456", PORT_90_PARENT="23456")
     assert up.ends() == 1
     assert "Port 23456, which 90 parent wants, is wanted by 90 good too" in up.text()
 
 
 @pytest.mark.parametrize("port", ["many", "0", "65536", "-1"])
-def test_a_bad_port_is_refused(start, port):
+def test_an_invalid_port_is_rejected(start, port):
     up = start("up", "90", PORT_90_GOOD=port)
     assert up.ends() == 1
     assert f"PORT_90_GOOD={port}: a port is a number from 1 to 65535" in up.text()
 
 
-def test_an_unknown_pattern_is_refused(start):
+def test_an_unknown_pattern_is_rejected(start):
     up = start("up", "05")
     assert up.ends() == 2
     assert "no pattern 05; there are 90, 91" in up.text()
 
 
-def test_the_callers_environment_wins_over_defaults_but_not_over_what_makes_the_process(start):
+def test_the_environment_overrides_defaults_but_not_fixed_settings(start):
     up = start("up", "90", LEVEL="", KIND="mine")
     up.wait_for("All ready")
     environ = json.loads(get(up.ports["PORT_90_GOOD"], "/env").text)
@@ -126,7 +126,7 @@ def test_the_callers_environment_wins_over_defaults_but_not_over_what_makes_the_
     assert up.ends() == 0
 
 
-def test_what_a_pattern_needs_starts_before_it_and_stops_after_it(start):
+def test_dependencies_start_first_and_stop_last(start):
     up = start("up", "95")
     up.wait_for("All ready")
     assert re.findall("(..) .* \\| -- ready", up.text()) == ["96", "95"]
@@ -135,7 +135,7 @@ def test_what_a_pattern_needs_starts_before_it_and_stops_after_it(start):
     assert re.findall("(..) .* \\| stopped", up.text()) == ["95", "96"]
 
 
-def test_nothing_survives_a_killed_supervisor(start):
+def test_no_process_survives_a_killed_supervisor(start):
     up = start("up", "90")
     up.wait_for("All ready")
     os.kill(up.process.pid, signal.SIGKILL)
@@ -143,7 +143,7 @@ def test_nothing_survives_a_killed_supervisor(start):
     assert len(up.all_pids()) == 3
 
 
-def test_on_a_terminal_every_process_has_its_colour(start):
+def test_each_process_has_its_color_on_a_terminal(start):
     ours, theirs = pty.openpty()
     with os.fdopen(ours, "rb", buffering=0) as terminal:
         up = start("up", "90", stdout=theirs, TERM="xterm-256color", NO_COLOR="", COLUMNS="120")

@@ -8,7 +8,6 @@ import httpx
 import pytest
 
 from scripts.devstack import stack as stack_module
-from scripts.devstack.patterns import PATTERNS
 from scripts.devstack.stack import DevStack, StackError, free_ports, private_stack
 from scripts.devstack.table import ROOT, Pattern, ProcessDefinition, by_number
 from scripts.devstack.tests.conftest import is_alive
@@ -45,34 +44,6 @@ class Events(list[str]):
                 self.changed.clear()
 
 
-@pytest.mark.parametrize("number", PATTERNS)
-def test_every_entry_of_the_table_can_be_prepared(number, run_dir):
-    stack = DevStack([number], run_dir=run_dir)
-    assert PATTERNS[number].processes
-    for managed in stack.processes:
-        assert "{" not in " ".join([*managed.argv, *(managed.env[name] for name in managed.definition.env)])
-        assert managed.cwd.is_dir()
-
-
-@pytest.mark.parametrize("number", PATTERNS)
-def test_modules_are_named_after_the_patterns_folder(number):
-    assert (ROOT / "scripts/devstack/patterns" / f"{PATTERNS[number].name}.py").is_file()
-    assert PATTERNS[number].folder.startswith(f"{number}_")
-
-
-def test_default_ports_are_unique():
-    ports = [port for pattern in PATTERNS.values() for process in pattern.processes for port in process.ports.values()]
-    assert len(ports) == len(set(ports))
-
-
-def test_the_proxy_of_06_asks_the_services_where_they_are():
-    stack = DevStack(["06"], environ={"PORT_06_SERVICE_VIRGINICA": "8102"}, ports={"PORT_06_PROXY": 9100})
-    proxy = stack.processes[-1]
-    assert proxy.env["SERVICES"].endswith("virginica=http://127.0.0.1:8102")
-    assert proxy.env["PORT"] == "9100"
-    assert stack.urls["PORT_06_PROXY"] == "http://127.0.0.1:9100"
-
-
 async def test_runs_inside_a_program(run_dir):
     lines = []
     stack = DevStack(
@@ -90,7 +61,7 @@ async def test_runs_inside_a_program(run_dir):
     assert (run_dir / "logs/90-good.log").read_text().startswith("pid ")
 
 
-async def test_backs_off_from_a_process_that_keeps_failing(run_dir, monkeypatch):
+async def test_backoff_doubles_for_a_process_that_keeps_failing(run_dir, monkeypatch):
     monkeypatch.setattr(stack_module, "BACKOFF_FIRST_S", 0.01)
     monkeypatch.setattr(stack_module, "BACKOFF_MAX_S", 0.03)
     events = Events()
@@ -177,7 +148,7 @@ async def test_a_changed_source_file_restarts_the_process_without_back_off(run_d
         ),
     ],
 )
-async def test_what_cannot_start_is_named(process, run_dir):
+async def test_the_error_names_the_process_that_cannot_start(process, run_dir):
     definition = one(process)
     with pytest.raises(StackError, match=f"70 {process.name} (cannot be started|did not become ready within 0.3 s)"):
         async with DevStack(**definition, ports=free_ports(["70"], definition["table"]), run_dir=run_dir):
@@ -192,7 +163,7 @@ async def test_a_failed_model_build_starts_nothing(run_dir):
     assert not run_dir.exists()
 
 
-async def test_endless_lines_are_cut(run_dir):
+async def test_long_lines_are_split(run_dir):
     lines, events = [], Events()
     program = ProcessDefinition(name="endless", argv=("python", "-c", "print('x' * 1_000_000)"))
     async with DevStack(
