@@ -23,28 +23,28 @@ EPOCHS = 60
 
 
 @dataclass(frozen=True, slots=True)
-class Metrics:
-    """How the exported model does on the rows that it was not trained on."""
+class Evaluation:
+    """Accuracy of the exported model on the rows that it was not trained on."""
 
     accuracy: float
     test_rows: int
 
 
-def build(output: Path, version: int) -> Metrics:
-    """Train, check and export to `output`/`version`, which appears complete or not at all.
+def build(output: Path, version: int) -> Evaluation:
+    """Train, check and export to the folder `output`/`version`, which appears complete or not at all.
 
     Raises:
         RuntimeError: the hold-out accuracy is not above 95 %; nothing is exported then.
     """
-    model, metrics = train()
-    if metrics.accuracy <= 0.95:
-        raise RuntimeError(f"hold-out accuracy {metrics.accuracy:.1%} is not above 95 %")
+    model, evaluation = train()
+    if evaluation.accuracy <= 0.95:
+        raise RuntimeError(f"hold-out accuracy {evaluation.accuracy:.1%} is not above 95 %")
     publish(model, output, version)
-    return metrics
+    return evaluation
 
 
-def train() -> tuple[keras.Model, Metrics]:
-    """A seeded training run on a stratified 70:30 split."""
+def train() -> tuple[keras.Model, Evaluation]:
+    """Train with a fixed seed on a stratified 70:30 split; returns the model and its evaluation."""
     keras.utils.set_random_seed(SEED)
     iris = load_iris()
     x_train, x_test, y_train, y_test = train_test_split(
@@ -64,11 +64,11 @@ def train() -> tuple[keras.Model, Metrics]:
     model.compile(optimizer=keras.optimizers.Adam(0.01), loss="sparse_categorical_crossentropy", metrics=["accuracy"])
     model.fit(x_train, y_train, epochs=EPOCHS, batch_size=16, verbose=0)
     _, accuracy = model.evaluate(x_test, y_test, verbose=0)
-    return model, Metrics(accuracy=float(accuracy), test_rows=len(x_test))
+    return model, Evaluation(accuracy=float(accuracy), test_rows=len(x_test))
 
 
 def publish(model: keras.Model, output: Path, version: int) -> None:
-    """Export with the signature that the specification wants, and rename into place."""
+    """Export with the specified signature, then rename into place."""
     output.mkdir(parents=True, exist_ok=True)
     # 監視中のサーバーが書きかけのモデルを読まないように、数字でない名前のフォルダに書き、最後に改名する。
     with tempfile.TemporaryDirectory(prefix=".building-", dir=output) as scratch:
@@ -91,12 +91,12 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, default=DEFAULT_OUTPUT, help="base path (default: saved_model/iris)")
-    parser.add_argument("--version", type=int, default=1, help="number of the version to write (default: 1)")
+    parser.add_argument("--version", type=int, default=1, help="version number to write (default: 1)")
     arguments = parser.parse_args()
     if arguments.version < 0:
         parser.error("--version must not be negative: no server would see it")
-    metrics = build(arguments.output, arguments.version)
-    print(f"accuracy on {metrics.test_rows} held-out rows: {metrics.accuracy:.1%}")  # noqa: T201 結果は標準出力に示す
+    result = build(arguments.output, arguments.version)
+    print(f"accuracy on {result.test_rows} held-out rows: {result.accuracy:.1%}")  # noqa: T201 結果は標準出力に示す
     print(f"wrote {arguments.output / str(arguments.version)}")  # noqa: T201
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Self
 
 import grpc
 
-from client.iris import CLASSES, FEATURES, Prediction, PredictionError, backoff_s, run
+from client.iris import CLASSES, FEATURES, IrisPrediction, PredictionError, backoff_s, run
 from tfserving_protos import messages
 from tfserving_protos.services import PredictionServiceStub
 
@@ -52,11 +52,11 @@ class GrpcClient:
         """Close the channel."""
         self._channel.close()
 
-    def predict(self, rows: Sequence[Sequence[float]]) -> list[Prediction]:
+    def predict(self, rows: Sequence[Sequence[float]]) -> list[IrisPrediction]:
         """The prediction for each row of sepal length, sepal width, petal length and petal width, in cm.
 
         Raises:
-            PredictionError: the server answered with an error, or did not answer in time.
+            PredictionError: the server returned an error, or no response within the timeout.
         """
         request = messages.PredictRequest(model_spec=messages.ModelSpec(name=self._model))
         tensor = request.inputs["input"]
@@ -67,7 +67,7 @@ class GrpcClient:
             tensor.float_val.extend(row)
         output = self._call(request).outputs["output"].float_val
         width = len(CLASSES)
-        return [Prediction.of(output[start : start + width]) for start in range(0, len(output), width)]
+        return [IrisPrediction.of(output[start : start + width]) for start in range(0, len(output), width)]
 
     def _call(self, request: messages.PredictRequest) -> messages.PredictResponse:
         # 期限は再試行も含めた全体にかける。呼び出し側が待つ時間は timeout_s を超えない。

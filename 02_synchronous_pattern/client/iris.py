@@ -1,4 +1,4 @@
-"""What both clients share: the classes, a prediction, and the command line."""
+"""Shared by both clients: the classes, a prediction, and the command line."""
 
 from __future__ import annotations
 
@@ -21,48 +21,50 @@ FLOAT32_MAX = 3.4028234663852886e38
 
 
 @dataclass(frozen=True, slots=True)
-class Prediction:
+class IrisPrediction:
     """The most probable class of one flower, and the probability of each class in the order of CLASSES."""
 
     label: str
     probabilities: tuple[float, ...]
 
     @classmethod
-    def of(cls, probabilities: Sequence[float]) -> Prediction:
-        """Choose the label."""
+    def of(cls, probabilities: Sequence[float]) -> IrisPrediction:
+        """From the probabilities of one row, in the order of CLASSES."""
         return cls(CLASSES[max(range(len(CLASSES)), key=probabilities.__getitem__)], tuple(probabilities))
 
 
 class PredictionError(Exception):
-    """The server could not be reached, or refused the request; str() says why in one line."""
+    """The server is unreachable or rejected the request; str() is the reason in one line."""
 
 
-class Client(Protocol):
-    """What the command line needs of a client."""
+class IrisClient(Protocol):
+    """Either client, as the command line uses it."""
 
-    def predict(self, rows: Sequence[Sequence[float]]) -> list[Prediction]: ...
+    def predict(self, rows: Sequence[Sequence[float]]) -> list[IrisPrediction]: ...
 
 
 def backoff_s(attempt: int) -> float:
-    """How long to wait before the next try: 0.1 s, doubled each time, at most 2 s."""
+    """Seconds to wait before the next attempt: 0.1, doubled each time, at most 2."""
     return min(0.1 * 2.0**attempt, 2.0)
 
 
 def run(
     description: str,
     default_address: str,
-    connect: Callable[[argparse.Namespace], AbstractContextManager[Client]],
+    connect: Callable[[argparse.Namespace], AbstractContextManager[IrisClient]],
     arguments: Sequence[str] | None = None,
 ) -> None:
     """The command line of both clients. Errors are one line on standard error and exit code 1."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("values", nargs="*", type=float, help="four numbers (cm) for each flower")
     parser.add_argument("--file", type=Path, help="CSV file with four numbers in each line; a header is skipped")
-    parser.add_argument("--address", default=default_address, help="of the server (default: %(default)s)")
+    parser.add_argument("--address", default=default_address, help="address of the server (default: %(default)s)")
     parser.add_argument("--model", default="iris", help="name of the model (default: %(default)s)")
     parser.add_argument("--timeout", type=float, default=10.0, help="seconds for the whole call (default: %(default)s)")
-    parser.add_argument("--retries", type=int, default=3, help="if the server is not available (default: %(default)s)")
-    parser.add_argument("--ca", type=Path, help="PEM file of a certificate authority: use TLS")
+    parser.add_argument(
+        "--retries", type=int, default=3, help="retries if the server is unavailable (default: %(default)s)"
+    )
+    parser.add_argument("--ca", type=Path, help="PEM file of a certificate authority; turns on TLS")
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args(arguments)
     try:

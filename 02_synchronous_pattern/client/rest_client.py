@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 import requests
 
-from client.iris import Prediction, PredictionError, backoff_s, run
+from client.iris import IrisPrediction, PredictionError, backoff_s, run
 
 if TYPE_CHECKING:
     import argparse
@@ -53,14 +53,14 @@ class RestClient:
         """Close the connections."""
         self._session.close()
 
-    def predict(self, rows: Sequence[Sequence[float]]) -> list[Prediction]:
+    def predict(self, rows: Sequence[Sequence[float]]) -> list[IrisPrediction]:
         """The prediction for each row of sepal length, sepal width, petal length and petal width, in cm.
 
         Raises:
-            PredictionError: the server answered with an error, or did not answer in time.
+            PredictionError: the server returned an error, or no response within the timeout.
         """
         document = self._post({"instances": [list(row) for row in rows]})
-        return [Prediction.of(probabilities) for probabilities in document["predictions"]]
+        return [IrisPrediction.of(probabilities) for probabilities in document["predictions"]]
 
     def _post(self, body: dict[str, Any]) -> dict[str, Any]:
         # 期限は再試行も含めた全体にかける。呼び出し側が待つ時間は timeout_s を超えない。
@@ -106,7 +106,7 @@ def _message(response: requests.Response) -> str:
 
 
 def _reason(error: requests.ConnectionError) -> str:
-    """The innermost cause: the outer ones repeat each other over several lines."""
+    """The innermost cause. The outer ones repeat it over several lines."""
     cause: BaseException = error
     while isinstance(inner := getattr(cause, "reason", None) or cause.__context__, BaseException):
         cause = inner

@@ -1,16 +1,18 @@
-"""tf_serving_entrypoint.sh: what it makes of the environment, and that the server takes its place."""
+"""tf_serving_entrypoint.sh: from the environment to flags, and to a server in its place."""
 
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from typing import TYPE_CHECKING
 
 import pytest
+from client.grpc_client import GrpcClient
 
-from tests.conftest import PATTERN, Server, free_port, wait_until
-from tests.test_grpc_protocol import predict_request
+from serving_testing.processes import free_port
+from tests.conftest import IRIS_LABELS, IRIS_ROWS, PATTERN, wait_until_served
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -48,33 +50,31 @@ def installed(folder: Path, script: str) -> dict[str, str]:
         ),
     ],
 )
-def test_flags(tmp_path: Path, variables: dict[str, str], arguments: list[str], flags: list[str]) -> None:
+def test_environment_and_arguments_become_flags(
+    tmp_path: Path, variables: dict[str, str], arguments: list[str], flags: list[str]
+) -> None:
     environment = installed(tmp_path, """printf '%s\\n' "$@" """) | variables
     done = subprocess.run([ENTRYPOINT, *arguments], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == flags
 
 
-def test_the_server_takes_its_place_and_gets_its_signals(models: Path, tmp_path: Path) -> None:
+def test_server_replaces_the_script_and_receives_its_signals(iris_model: Path, tmp_path: Path) -> None:
     port, rest_port = free_port(), free_port()
     environment = installed(tmp_path, f'exec {sys.executable} -m model_server "$@"') | {
         "PORT": str(port),
         "REST_API_PORT": str(rest_port),
-        "MODEL_NAME": "half",
-        "MODEL_BASE_PATH": str(models / "half_plus_two"),
+        "MODEL_NAME": "flowers",
+        "MODEL_BASE_PATH": str(iris_model),
     }
-    log = tmp_path / "log"
-    with log.open("w") as output:
-        # 0 は「起動時に一度だけ調べる」という意味で、それでも最初のバージョンは読み込まれる。
-        command = [str(ENTRYPOINT), "--file_system_poll_wait_seconds=0"]
-        process = subprocess.Popen(command, cwd=PATTERN, env=environment, stderr=output)
-    server = Server(f"127.0.0.1:{port}", f"http://127.0.0.1:{rest_port}", process, log)
+    # 0 は「起動時に一度だけ調べる」という意味で、それでも最初のバージョンは読み込まれる。
+    command = [str(ENTRYPOINT), "--file_system_poll_wait_seconds=0"]
+    process = subprocess.Popen(command, cwd=PATTERN, env=environment, stderr=subprocess.DEVNULL)
     try:
-        wait_until(server.is_up)
-        assert server.states("half") == {"123": "AVAILABLE"}
-        answer = server.predictions.Predict(predict_request("half", x=[2.0]), timeout=30)
-        assert list(answer.outputs["y"].float_val) == [3.0]
-        assert server.terminate() == 0
+        wait_until_served(process, f"http://127.0.0.1:{rest_port}/v1/models/flowers")
+        with GrpcClient(f"127.0.0.1:{port}", model="flowers") as client:
+            assert [prediction.label for prediction in client.predict(IRIS_ROWS)] == IRIS_LABELS
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
     finally:
         process.kill()
-        server.channel.close()
-        server.session.close()
+        process.wait()

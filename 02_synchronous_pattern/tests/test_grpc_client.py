@@ -15,34 +15,35 @@ from client import grpc_client
 from client.grpc_client import GrpcClient
 from client.iris import CLASSES, PredictionError
 
-from tests.conftest import IRIS_LABELS, IRIS_ROWS, PATTERN, Server, free_port
+from serving_testing.processes import free_port
+from tests.conftest import IRIS_LABELS, IRIS_ROWS, PATTERN, IrisServer
 from tfserving_protos import messages, services
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 
-def test_rows_get_labels_and_probabilities(iris_server: Server) -> None:
+def test_rows_return_labels_and_probabilities(iris_server: IrisServer) -> None:
     with GrpcClient(iris_server.grpc_address) as client:
         predictions = client.predict(IRIS_ROWS)
     assert [prediction.label for prediction in predictions] == IRIS_LABELS
     assert all(sum(prediction.probabilities) == pytest.approx(1, abs=1e-5) for prediction in predictions)
 
 
-def test_one_client_serves_many_threads(iris_server: Server) -> None:
+def test_one_client_works_in_many_threads(iris_server: IrisServer) -> None:
     with GrpcClient(iris_server.grpc_address) as client, futures.ThreadPoolExecutor(20) as pool:
         answers = list(pool.map(lambda _: client.predict(IRIS_ROWS), range(200)))
     assert all([prediction.label for prediction in answer] == IRIS_LABELS for answer in answers)
 
 
-def test_an_error_of_the_server_is_not_retried_and_says_why(iris_server: Server) -> None:
+def test_server_error_is_raised_with_its_reason(iris_server: IrisServer) -> None:
     with GrpcClient(iris_server.grpc_address, model="nothing") as client, pytest.raises(PredictionError) as caught:
         client.predict(IRIS_ROWS)
     assert str(caught.value) == "NOT_FOUND: Servable not found for request: Latest(nothing)"
 
 
-class Unreliable:
-    """A PredictionService that is unavailable a few times before it answers."""
+class UnreliableService:
+    """A PredictionService that returns UNAVAILABLE a few times, then a prediction."""
 
     def __init__(self, failures: int) -> None:
         self.failures = failures
@@ -59,7 +60,7 @@ class Unreliable:
 
 @pytest.fixture
 def unreliable():
-    service = Unreliable(failures=2)
+    service = UnreliableService(failures=2)
     server = grpc.server(futures.ThreadPoolExecutor(2))
     behaviors = dict.fromkeys(services.METHODS[services.PREDICTION_SERVICE], service.predict)
     server.add_generic_rpc_handlers((services.generic_handler(services.PREDICTION_SERVICE, behaviors),))
@@ -69,21 +70,21 @@ def unreliable():
     server.stop(None)
 
 
-def test_unavailable_is_retried(unreliable: tuple[Unreliable, str]) -> None:
+def test_unavailable_is_retried(unreliable: tuple[UnreliableService, str]) -> None:
     service, address = unreliable
     with GrpcClient(address) as client:
         assert [prediction.label for prediction in client.predict(IRIS_ROWS[:1])] == ["virginica"]
     assert service.calls == 3
 
 
-def test_retries_are_limited(unreliable: tuple[Unreliable, str]) -> None:
+def test_retries_end_after_the_limit(unreliable: tuple[UnreliableService, str]) -> None:
     service, address = unreliable
     with GrpcClient(address, retries=1) as client, pytest.raises(PredictionError, match="UNAVAILABLE: try again"):
         client.predict(IRIS_ROWS[:1])
     assert service.calls == 2
 
 
-def test_the_deadline_covers_the_whole_call() -> None:
+def test_deadline_covers_the_whole_call() -> None:
     release = threading.Event()
 
     def hang(request: messages.PredictRequest, context: grpc.ServicerContext) -> messages.PredictResponse:
@@ -103,23 +104,23 @@ def test_the_deadline_covers_the_whole_call() -> None:
         server.stop(None)
 
 
-def test_it_imports_no_tensorflow() -> None:
+def test_client_does_not_import_tensorflow() -> None:
     code = "import sys, client.grpc_client; print({'tensorflow', 'numpy', 'tensorflow_serving'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=PATTERN, check=True, capture_output=True, text=True)
     assert done.stdout.strip() == "set()"
 
 
-# ---- コマンドライン ----
+# ---- command line ----
 
 
-def test_command_line(iris_server: Server, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_line_prints_one_row_per_flower(iris_server: IrisServer, capsys: pytest.CaptureFixture[str]) -> None:
     grpc_client.main([*map(str, IRIS_ROWS[0] + IRIS_ROWS[2]), "--address", iris_server.grpc_address])
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == ["setosa", "virginica"]
 
 
 def test_command_line_reads_csv_and_prints_json(
-    iris_server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    iris_server: IrisServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "iris.csv"
     file.write_text("sepal_length,sepal_width,petal_length,petal_width,species\n5.9,3.0,4.2,1.5,versicolor\n\n")
@@ -141,7 +142,7 @@ def test_command_line_reads_csv_and_prints_json(
         pytest.param(["1", "2", "3", "4", "--ca", "/nowhere.pem"], "error: [Errno 2] No such file", id="no CA"),
     ],
 )
-def test_command_line_errors_are_one_line(arguments: list[str], message: str) -> None:
+def test_command_line_error_is_one_line(arguments: list[str], message: str) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "client.grpc_client", "--address", f"127.0.0.1:{free_port()}", *arguments],
         cwd=PATTERN,
@@ -155,15 +156,15 @@ def test_command_line_errors_are_one_line(arguments: list[str], message: str) ->
 
 
 @pytest.mark.parametrize(("content", "number"), [("1,2,3,4\n1,2,x,4\n", 2), ("1,2,x,4\n1,2,3,4\n", 1)])
-def test_a_malformed_csv_line_is_named(tmp_path: Path, content: str, number: int) -> None:
+def test_malformed_csv_line_is_reported_by_number(tmp_path: Path, content: str, number: int) -> None:
     file = tmp_path / "rows.csv"
     file.write_text(content)
     with pytest.raises(SystemExit, match=rf"line {number} does not start with 4 numbers"):
         grpc_client.main(["--file", str(file)])
 
 
-def test_a_byte_order_mark_does_not_cost_the_first_row(
-    iris_server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_byte_order_mark_is_skipped(
+    iris_server: IrisServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "rows.csv"
     file.write_text("5.1,3.5,1.4,0.2\n6.3,3.3,6.0,2.5\n", encoding="utf-8-sig")

@@ -1,4 +1,4 @@
-"""What the README shows is what happens: its curl lines and its client commands are run."""
+"""The README's curl lines and client commands print what it shows."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import PATTERN, Server
+from tests.conftest import PATTERN, IrisServer
 
 CLIENT_EXAMPLE = re.compile(r"```bash\npython (-m client\.(\w+)_client [^\n]*)\n```\n\n```text\n(.*?)```", re.DOTALL)
 
 
 # The root's READMEs have examples of the other patterns as well.
 @pytest.mark.parametrize("arguments", [[PATTERN], [PATTERN.parent, "--skip-others"]], ids=["pattern", "root"])
-def test_the_curl_lines_answer_as_shown(iris_server: Server, arguments: list[str | Path]) -> None:
+def test_curl_lines_print_what_is_shown(iris_server: IrisServer, arguments: list[str | Path]) -> None:
     base = f"http://localhost:8501={iris_server.rest_url}"
     done = subprocess.run(
         [sys.executable, "-m", "scripts.checks.readme", *arguments, "--base", base],
@@ -30,7 +30,7 @@ def test_the_curl_lines_answer_as_shown(iris_server: Server, arguments: list[str
 
 
 @pytest.mark.parametrize("protocol", ["grpc", "rest"])
-def test_the_clients_answer_as_shown(iris_server: Server, protocol: str) -> None:
+def test_client_commands_print_what_is_shown(iris_server: IrisServer, protocol: str) -> None:
     address = iris_server.grpc_address if protocol == "grpc" else iris_server.rest_url
     [(arguments, shown)] = [
         (arguments, shown)

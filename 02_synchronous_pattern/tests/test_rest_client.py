@@ -11,10 +11,11 @@ from client import rest_client
 from client.iris import PredictionError
 from client.rest_client import RestClient
 
-from tests.conftest import IRIS_LABELS, IRIS_ROWS, Server, free_port
+from serving_testing.processes import free_port
+from tests.conftest import IRIS_LABELS, IRIS_ROWS, IrisServer
 
 
-def test_rows_get_labels_and_probabilities(iris_server: Server) -> None:
+def test_rows_return_labels_and_probabilities(iris_server: IrisServer) -> None:
     with RestClient(iris_server.rest_url) as client:
         for _ in range(3):
             predictions = client.predict(IRIS_ROWS)
@@ -22,25 +23,25 @@ def test_rows_get_labels_and_probabilities(iris_server: Server) -> None:
             assert all(sum(p.probabilities) == pytest.approx(1, abs=1e-5) for p in predictions)
 
 
-def test_an_error_of_the_server_says_why(iris_server: Server) -> None:
+def test_server_error_is_raised_with_its_reason(iris_server: IrisServer) -> None:
     with RestClient(iris_server.rest_url, model="nothing") as client, pytest.raises(PredictionError) as caught:
         client.predict(IRIS_ROWS)
     assert str(caught.value) == "HTTP 404: Servable not found for request: Latest(nothing)"
 
 
 class ScriptedServer(http.server.ThreadingHTTPServer):
-    """What is to be answered, and how often it was asked."""
+    """The statuses to return, and the number of requests so far."""
 
     def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Scripted)
+        super().__init__(("127.0.0.1", 0), ScriptedHandler)
         self.calls = 0
         self.statuses: list[int] = []
         self.release = threading.Event()
         self.address = f"127.0.0.1:{self.server_port}"
 
 
-class Scripted(http.server.BaseHTTPRequestHandler):
-    """Answers with the statuses that the test lists, then with a prediction."""
+class ScriptedHandler(http.server.BaseHTTPRequestHandler):
+    """Returns the statuses that the test lists, then a prediction."""
 
     protocol_version = "HTTP/1.1"
     server: ScriptedServer
@@ -74,13 +75,13 @@ def scripted():
 @pytest.mark.parametrize(
     ("statuses", "calls", "error"),
     [
-        pytest.param([503, 503], 3, None, id="unavailable is retried"),
-        pytest.param([503] * 9, 4, "HTTP 503: status 503", id="but not for ever"),
-        pytest.param([400], 1, "HTTP 400: status 400", id="a bad request is not"),
-        pytest.param([500], 1, "HTTP 500: status 500", id="nor is an internal error"),
+        pytest.param([503, 503], 3, None, id="retried"),
+        pytest.param([503] * 9, 4, "HTTP 503: status 503", id="retried up to the limit"),
+        pytest.param([400], 1, "HTTP 400: status 400", id="bad request"),
+        pytest.param([500], 1, "HTTP 500: status 500", id="internal error"),
     ],
 )
-def test_retries(scripted: ScriptedServer, statuses: list[int], calls: int, error: str | None) -> None:
+def test_only_503_is_retried(scripted: ScriptedServer, statuses: list[int], calls: int, error: str | None) -> None:
     scripted.statuses = statuses
     with RestClient(scripted.address) as client:
         if error:
@@ -91,18 +92,18 @@ def test_retries(scripted: ScriptedServer, statuses: list[int], calls: int, erro
     assert scripted.calls == calls
 
 
-def test_the_deadline_is_reported(scripted: ScriptedServer) -> None:
+def test_deadline_exceeded_is_reported(scripted: ScriptedServer) -> None:
     scripted.statuses = [0]
     with RestClient(scripted.address, timeout_s=0.2) as client, pytest.raises(PredictionError, match="DEADLINE_EXC"):
         client.predict(IRIS_ROWS[:1])
 
 
-def test_command_line(iris_server: Server, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_line_prints_json(iris_server: IrisServer, capsys: pytest.CaptureFixture[str]) -> None:
     rest_client.main(["--json", *map(str, IRIS_ROWS[2]), "--address", iris_server.rest_url])
     assert json.loads(capsys.readouterr().out)["label"] == "virginica"
 
 
-def test_no_server_is_one_line() -> None:
+def test_unreachable_server_is_one_line() -> None:
     with pytest.raises(SystemExit) as caught:
         rest_client.main(["1", "2", "3", "4", "--retries", "0", "--address", f"127.0.0.1:{free_port()}"])
     assert str(caught.value).startswith("error: UNAVAILABLE: cannot connect to http://127.0.0.1:")
