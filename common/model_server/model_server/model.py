@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from tfserving_protos import messages
 
 from .runtime import LoadedModel, OpError
@@ -88,7 +90,9 @@ class Signature:
             values = self._function(wanted)(*arguments)
         except OpError as error:
             raise StatusError(Code(error.error_code), error.message) from None
-        return dict(zip(wanted, values, strict=True))
+        # TensorFlow returns a scalar string as bytes, which have neither dtype nor shape.
+        arrays = [np.array(value, object) if isinstance(value, bytes) else value for value in values]
+        return dict(zip(wanted, arrays, strict=True))
 
     def _function(self, outputs: tuple[str, ...]) -> Function:
         found = self._functions.get(outputs)

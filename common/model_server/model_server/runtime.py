@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
     from .tensors import Array
 
-    # Takes the inputs in the order of their aliases and returns the outputs in the order asked for.
-    Function = Callable[..., list[Array]]
+    # Takes the inputs in the order of their aliases; returns the requested outputs, a scalar string as bytes.
+    Function = Callable[..., list[Array | bytes]]
 
 SERVING_TAG = "serve"
 
@@ -125,7 +125,7 @@ def _private_api() -> TensorFlowApi:
         [doubled] = make_callable(session, ["x:0"], ["y:0"])(np.array([1, 2], np.float32))
     finally:
         session.close()
-    if doubled.tolist() != [2, 4]:
+    if not np.array_equal(doubled, [2, 4]):
         raise RuntimeError("a session callable computes something else")
     return TensorFlowApi(ConfigProto, Graph, Session, OpError, load, tf_record_iterator, make_function)
 
@@ -170,11 +170,11 @@ def _public_api() -> TensorFlowApi:
         def eager() -> Any:
             return tf.saved_model.load(str(model.path), [SERVING_TAG]).signatures[signature]
 
-        def run(*arrays: Array) -> list[Array]:
+        def run(*arrays: Array) -> list[Array | bytes]:
             if all(
                 tensor.shape.is_compatible_with(np.shape(array)) for tensor, array in zip(tensors, arrays, strict=True)
             ):
-                values: list[Array] = model.session.run(fetches, dict(zip(tensors, arrays, strict=True)))
+                values: list[Array | bytes] = model.session.run(fetches, dict(zip(tensors, arrays, strict=True)))
                 return values
             # Session.run checks the shapes of the graph, which a session callable and TensorFlow Serving leave to the
             # operations. An eager signature does, too, but has the variables in memory a second time.

@@ -25,6 +25,8 @@ from tfserving_protos.services import ModelServiceStub, PredictionServiceStub
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+# Importing TensorFlow can take a minute on a busy machine.
+UP_WITHIN_S = 180
 PACKAGE = Path(__file__).parents[1]
 ROOT = PACKAGE.parents[1]
 
@@ -97,7 +99,7 @@ def starting(folder: Path, *flags: str, **environment: str) -> Iterator[ServerUn
 def running(folder: Path, *flags: str) -> Iterator[ServerUnderTest]:
     """A server with `flags` and open ports."""
     with starting(folder, *flags) as server:
-        wait_until(server.is_up)
+        wait_until(server.is_up, UP_WITHIN_S)
         yield server
 
 
@@ -187,7 +189,7 @@ def server(
 ) -> ServerUnderTest:
     """A server of all tests, with every test model, metrics and CORS. Its parameter: on which APIs it runs."""
     server = starting_servers[getattr(request, "param", "private APIs")]
-    wait_until(server.is_up)
+    wait_until(server.is_up, UP_WITHIN_S)
     return server
 
 

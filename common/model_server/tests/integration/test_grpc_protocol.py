@@ -76,8 +76,12 @@ def test_last_value_repeats_for_missing_elements(server: ServerUnderTest) -> Non
 
 
 def test_scalar_and_empty_tensor_round_trip(server: ServerUnderTest) -> None:
-    for value in (np.float32(3), np.zeros((0, 4), np.float32)):
-        answer = server.predictions.Predict(predict_request("types", "float32", x=value), timeout=30).outputs["y"]
+    for signature, value in [
+        ("float32", np.float32(3)),
+        ("float32", np.zeros((0, 4), np.float32)),
+        ("string", np.array(b"text", object)),
+    ]:
+        answer = server.predictions.Predict(predict_request("types", signature, x=value), timeout=30).outputs["y"]
         np.testing.assert_array_equal(to_numpy(answer), value)
         assert answer.HasField("tensor_shape")
 

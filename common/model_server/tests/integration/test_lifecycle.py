@@ -220,7 +220,7 @@ def test_damaged_model_exits_with_the_reason(tmp_path: Path) -> None:
         cwd=PACKAGE,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=180,
         check=False,
     )
     assert done.returncode == 1

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tfserving_protos import messages
@@ -39,6 +39,7 @@ def test_build_step_reproduces_the_installed_files(tmp_path: Path) -> None:
         assert (package / name).read_bytes() == (Path(messages.__file__).parent / name).read_bytes()
 
 
+@settings(deadline=None)
 @given(st.text(), st.integers(-(2**63), 2**63 - 1), st.binary())
 def test_predict_request_round_trips(name: str, version: int, content: bytes) -> None:
     request = messages.PredictRequest(model_spec=messages.ModelSpec(name=name))
