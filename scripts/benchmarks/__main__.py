@@ -4,13 +4,11 @@ Writes bench.md, bench.json and plots into bench-results/. `make bench SAMPLE=do
 and from them the figures in all READMEs.
 """
 
-from __future__ import annotations
-
 import sys
 import time
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from rich.console import Console
 
@@ -20,12 +18,9 @@ from scripts.benchmarks.report import markdown, write
 from scripts.devstack.machine import described
 from scripts.devstack.patterns import PATTERNS
 from scripts.devstack.runs import Profile, modules, run_each
-from scripts.devstack.stack import build_models, run
+from scripts.devstack.stack import run
 from scripts.devstack.table import ROOT, Pattern
 from scripts.devstack.terminal import INTERRUPTED, parsed, parser_of_patterns
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 ALL = Pattern(number="All", title="side by side", folder="", processes=())
 
@@ -45,30 +40,27 @@ async def bench(chosen: dict[str, str], profile: Profile, output: Path) -> int:
     """Measure these modules by number of their patterns, and write what was measured, whatever failed."""
     console = Console(highlight=False)
     started = time.monotonic()
-    console.print(described())
 
     def say(line: str) -> None:
         console.print(line, markup=False, soft_wrap=True)
 
-    together = side_by_side.SideBySide(pattern=ALL, profile=profile, say=say)
-    benchmarks = [Benchmark(pattern=PATTERNS[number], profile=profile, say=say) for number in chosen]
-
-    async def one(benchmark: Benchmark) -> None:
+    async def measure(benchmark: Benchmark) -> None:
         module = import_module(chosen[benchmark.pattern.number])
         getattr(module, "check", lambda: None)()
-        await build_models(benchmark.pattern.artifacts)
         try:
             await module.measure(benchmark)
         finally:
             say(markdown(benchmark.measurements))
 
+    say(described())
+    together = side_by_side.SideBySide(pattern=ALL, profile=profile, say=say)
+    benchmarks = [Benchmark(pattern=PATTERNS[number], profile=profile, say=say) for number in chosen]
     finished = await run_each([together], console, lambda run: side_by_side.measure(run, chosen))
-    finished = finished and await run_each(benchmarks, console, one)
+    finished = finished and await run_each(benchmarks, console, measure)
     for path in write(together, benchmarks, profile, time.monotonic() - started, output):
         say(str(path))
-    if not finished:
-        return INTERRUPTED
-    return 1 if any(run.error for run in (together, *benchmarks)) else 0
+    failed = any(run.error for run in (together, *benchmarks))
+    return (1 if failed else 0) if finished else INTERRUPTED
 
 
 if __name__ == "__main__":

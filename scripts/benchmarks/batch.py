@@ -8,40 +8,32 @@
 They take turns, each on a freshly filled table; the ratios are what to compare.
 """
 
-from __future__ import annotations
-
 import asyncio
 import json
-import sqlite3
 import statistics
 import tempfile
 import time
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import closing
 from dataclasses import replace
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import httpx
 import numpy as np
 import orjson
-import pymysql
-from sqlalchemy import JSON, URL, create_engine, make_url, select
+from sqlalchemy import JSON, create_engine, select
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
-from scripts.benchmarks.harness import ARTIFACTS, ROW, RUN_DIR, Benchmark, Endpoint
+from scripts.benchmarks.harness import ARTIFACTS, ROW, Benchmark, Endpoint
 from scripts.devstack.machine import resident_mb
-from scripts.devstack.patterns import PATTERNS
-from scripts.devstack.table import HOST, mysql_process
+from scripts.devstack.stack import DevStack
+from scripts.devstack.table import HOST, Pattern, mysql_process
 from serving_common.onnx import OnnxModel
 from serving_testing.mysql_server import mysql_binary
 
-if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
-
-    from scripts.devstack.stack import DevStack
-
-    StoredRow = tuple[int, str]
-    Write = Callable[[Any, Sequence[StoredRow]], None]
+StoredRow = tuple[int, str]
+Write = Callable[[Any, str, Sequence[StoredRow]], None]
 
 ENDPOINTS = [Endpoint("04 registration", "PORT_04_API", "/data", lambda: {"values": ROW})]
 CHUNK_ROWS = 10_000
@@ -64,29 +56,25 @@ class BookItem(BookBase):
 
 async def measure(benchmark: Benchmark) -> None:
     """First on SQLite, then on a server, if one is installed."""
-    await measure_on(benchmark, SQLITE)
+    api = benchmark.pattern.without("job")
+    await measure_on(benchmark, api, SQLITE, f"sqlite:///{benchmark.run_dir}/04/items.db")
     if mysql_binary() is None:
         benchmark.skip(f"{SERVER}: neither mariadbd nor mysqld is installed")
-    else:
-        await measure_on(benchmark, SERVER)
+        return
+    api = api.with_changes("api", depends_on=("04-database",)).with_processes(mysql_process("PORT_04_DATABASE"))
+    await measure_on(benchmark, api, SERVER, f"mysql+pymysql://root@{HOST}:{{PORT_04_DATABASE}}/items")
 
 
-async def measure_on(benchmark: Benchmark, group: str) -> None:
+async def measure_on(benchmark: Benchmark, pattern: Pattern, group: str, url: str) -> None:
     """All ways to store predictions on one kind of database."""
     rows, book_rows, large, rounds = benchmark.choose(
         quick=(400, 20, 800, 1), short=(20_000, 500, 100_000, 3), long=(100_000, BOOK_ROWS, 1_000_000, 3)
     )
-    pattern, url = PATTERNS["04"].without("job"), f"sqlite:///{RUN_DIR}/04/items.db"
-    if group == SERVER:
-        pattern = pattern.with_changes("api", depends_on=("04-database",)).with_processes(
-            mysql_process("PORT_04_DATABASE")
-        )
-        url = f"mysql+pymysql://root@{HOST}:{{PORT_04_DATABASE}}/items"
     pattern = pattern.with_changes("api", env={**pattern.process("api").env, "DATABASE_URL": url})
     async with benchmark.stack(pattern) as stack:
-        store = ItemStore(benchmark, stack, group, make_url(url.format_map(stack.ports)))
+        store = ItemStore(benchmark, stack, group, url.format_map(stack.ports))
         await measure_ways(store, rows, book_rows, rounds)
-        for count in (10_000 if large > 10_000 else rows, large):
+        for count in (min(10_000, rows), large):
             await store.fill(count)
             rate, peak = await store.run_job()
             store.add(f"job, {count:,} rows in one run", "rate", rate, "rows/s")
@@ -96,9 +84,10 @@ async def measure_on(benchmark: Benchmark, group: str) -> None:
         await store.fill(0)
         seconds = await post_list(stack.urls["PORT_04_API"])
         store.add("POST /data/list of 10,000 items", "time", seconds, "s", at_most=0.5)
+        store.close()
 
 
-async def measure_ways(store: ItemStore, rows: int, book_rows: int, rounds: int) -> None:
+async def measure_ways(store: "ItemStore", rows: int, book_rows: int, rounds: int) -> None:
     """Rows per second of each way, and the job's rate divided by it."""
 
     async def job() -> float:
@@ -107,7 +96,7 @@ async def measure_ways(store: ItemStore, rows: int, book_rows: int, rounds: int)
     def in_thread(function: Callable[..., float], *arguments: object) -> Callable[[], Awaitable[float]]:
         return lambda: asyncio.to_thread(function, *arguments)
 
-    ways = {
+    ways: dict[str, tuple[int, Callable[[], Awaitable[float]]]] = {
         "job": (rows, job),
         "executemany": (rows, in_thread(store.predict_raw, executemany)),
         "book": (book_rows, in_thread(store.predict_as_the_book)),
@@ -130,7 +119,7 @@ async def measure_ways(store: ItemStore, rows: int, book_rows: int, rounds: int)
         store.add(f"{name}, {count:,} rows", "the job's to it", ratio, "x", at_least=target)
 
 
-async def measure_concurrency(store: ItemStore, rows: int, rounds: int) -> None:
+async def measure_concurrency(store: "ItemStore", rows: int, rounds: int) -> None:
     """Three jobs at once against one."""
     rates: dict[int, list[float]] = {1: [], 3: []}
     for _ in range(rounds):
@@ -158,8 +147,11 @@ async def post_list(api: str) -> float:
 class ItemStore:
     """One database of items, and the ways to fill it with predictions."""
 
-    def __init__(self, benchmark: Benchmark, stack: DevStack, group: str, url: URL) -> None:
+    def __init__(self, benchmark: Benchmark, stack: DevStack, group: str, url: str) -> None:
         self.group, self._benchmark, self._stack, self._url = group, benchmark, stack, url
+        self._mark, options = ("?", {}) if group == SQLITE else ("%s", {"local_infile": True})
+        self._engine = create_engine(url, connect_args=options)
+        self.close = self._engine.dispose
         self._model = OnnxModel.load(ARTIFACTS / "iris_svc.onnx", input_shape=(None, 4), output_shape=(None, 3))
 
     def add(self, what: str, measure: str, value: float, unit: str, **target: float | None) -> None:
@@ -172,25 +164,13 @@ class ItemStore:
 
     def _fill(self, count: int) -> None:
         rows = np.random.default_rng(0).uniform(0.1, 8, (count, 4)).round(1).tolist()
-        with self._connect() as connection:
+        with closing(self._engine.raw_connection()) as connection:
             cursor = connection.cursor()
             cursor.execute("DELETE FROM items" if self.group == SQLITE else "TRUNCATE items")
             for start in range(0, count, CHUNK_ROWS):
                 page = [(orjson.dumps(row).decode(),) for row in rows[start : start + CHUNK_ROWS]]
                 cursor.executemany(f"INSERT INTO items (`values`) VALUES ({self._mark})", page)  # noqa: S608 - no input
             connection.commit()
-
-    @property
-    def _mark(self) -> str:
-        return "?" if self.group == SQLITE else "%s"
-
-    def _connect(self) -> Any:
-        if self.group == SQLITE:
-            return closing(sqlite3.connect(str(self._url.database)))
-        url = self._url
-        return pymysql.connect(
-            host=url.host or HOST, port=url.port or 3306, user=url.username, database=url.database, local_infile=True
-        )
 
     async def run_job(self) -> tuple[float, float]:
         """Rows per second, by the job's own log, and its peak memory in MB."""
@@ -206,8 +186,8 @@ class ItemStore:
 
     async def _run_jobs(self, count: int) -> list[tuple[list[dict[str, Any]], float]]:
         """The log lines of each job, and its peak memory. Raises RuntimeError if one fails."""
-        job = PATTERNS["04"].process("job")
-        env = {**job.env, "DATABASE_URL": self._url.render_as_string(hide_password=False), "LOG_FORMAT": "json"}
+        job = self._benchmark.pattern.process("job")
+        env = {**job.env, "DATABASE_URL": self._url, "LOG_FORMAT": "json"}
         job = replace(job, argv=(*job.argv, "--once", "--no-wait"), env=env, restart=False)
         started = [await self._stack.start("04", replace(job, name=f"job_{number}")) for number in range(count)]
         peaks = await asyncio.gather(*(_peak_memory_mb(each.pid) for each in started))
@@ -224,10 +204,12 @@ class ItemStore:
     def predict_raw(self, write: Write) -> float:
         """Rows per second of reading and predicting as fast as it goes, and this way to write."""
         started, count, last_id = time.perf_counter(), 0, 0
-        with self._connect() as connection:
+        with closing(self._engine.raw_connection()) as connection:
             cursor = connection.cursor()
             if self.group == SERVER:
-                cursor.execute("CREATE TEMPORARY TABLE new_predictions (id INT PRIMARY KEY, prediction TEXT)")
+                cursor.execute(
+                    "CREATE TEMPORARY TABLE IF NOT EXISTS new_predictions (id INT PRIMARY KEY, prediction TEXT)"
+                )
             lock = "FOR UPDATE SKIP LOCKED" if self.group == SERVER else ""
             while True:
                 cursor.execute(
@@ -241,21 +223,19 @@ class ItemStore:
                 values = orjson.loads(f"[{','.join(values for _, values in rows)}]")
                 scores = self._model.run(np.array(values, np.float32)).astype(float).round(8).tolist()
                 texts = [orjson.dumps(dict(zip("012", score, strict=True))).decode() for score in scores]
-                write(cursor, [(row[0], text) for row, text in zip(rows, texts, strict=True)])
+                write(cursor, self._mark, [(row[0], text) for row, text in zip(rows, texts, strict=True)])
                 connection.commit()
                 count, last_id = count + len(rows), rows[-1][0]
 
     def predict_as_the_book(self) -> float:
         """Rows per second of the book's way."""
-        engine = create_engine(self._url)
         started = time.perf_counter()
-        with Session(engine) as session:
+        with Session(self._engine) as session:
             items = session.scalars(select(BookItem).where(BookItem.prediction.is_(None))).all()
             for item in items:
                 [score] = self._model.run(np.array([item.values], np.float32)).tolist()
                 item.prediction = dict(zip("012", score, strict=True))
                 session.commit()
-        engine.dispose()
         return len(items) / (time.perf_counter() - started)
 
 
@@ -272,7 +252,7 @@ async def _peak_memory_mb(pid: int) -> float:
     return peak
 
 
-def load_data(cursor: Any, rows: Sequence[StoredRow]) -> None:
+def load_data(cursor: Any, _mark: str, rows: Sequence[StoredRow]) -> None:
     """LOAD DATA into a temporary table, and an UPDATE with a join."""
     with tempfile.NamedTemporaryFile("w", suffix=".tsv") as file:
         file.write("".join(f"{item_id}\t{text}\n" for item_id, text in rows))
@@ -282,8 +262,7 @@ def load_data(cursor: Any, rows: Sequence[StoredRow]) -> None:
     cursor.execute("DELETE FROM new_predictions")
 
 
-def executemany(cursor: Any, rows: Sequence[StoredRow]) -> None:
+def executemany(cursor: Any, mark: str, rows: Sequence[StoredRow]) -> None:
     """The driver's executemany of UPDATE."""
-    mark = "?" if isinstance(cursor, sqlite3.Cursor) else "%s"
     statement = f"UPDATE items SET prediction = {mark} WHERE id = {mark}"  # noqa: S608 - no input
     cursor.executemany(statement, [(text, item_id) for item_id, text in rows])

@@ -1,47 +1,23 @@
-"""A gRPC load generator for Predict: `python -m scripts.benchmarks.grpc_load HOST:PORT CONCURRENCY ROWS SECONDS`.
+"""A gRPC load generator for Predict: `python -m scripts.benchmarks.grpc_load` reads the arguments of `run` as JSON.
 
-Prints a Load as JSON. Closed loop over one connection: CONCURRENCY calls are always in flight. It uses grpc's private
-completion queue, because its public Python client takes longer for a call than the server measured here; where the
-private one is missing or different, it falls back to the public one, and the rates are then the client's.
+It uses grpc's private completion queue, because its public Python client takes longer for a call than the server
+measured here; where the private one is missing or different, it falls back to the public one, and the rates are then
+the client's.
 """
-
-from __future__ import annotations
 
 import json
 import queue
 import sys
 import time
 from dataclasses import asdict
-from typing import Any, Protocol
+from typing import Any
 
 import grpc
 
-from scripts.benchmarks.harness import ROW
 from scripts.benchmarks.load import Load
 from tfserving_protos import messages
 
 PREDICT = "/tensorflow.serving.PredictionService/Predict"
-
-
-def predict_request(rows: int) -> Any:
-    """A PredictRequest of `rows` rows in typed fields."""
-    request = messages.PredictRequest(model_spec=messages.ModelSpec(name="iris"))
-    tensor = request.inputs["input"]
-    tensor.dtype = messages.DT_FLOAT
-    for size in (rows, len(ROW)):
-        tensor.tensor_shape.dim.add().size = size
-    tensor.float_val.extend(ROW * rows)
-    return request
-
-
-class PredictClient(Protocol):
-    """Sends the same request again and again."""
-
-    def send(self) -> None:
-        """Start a call."""
-
-    def receive(self) -> float:
-        """Wait for the next call that ends; its latency in seconds. Raises RuntimeError if it failed."""
 
 
 class CompletionQueueClient:
@@ -56,19 +32,20 @@ class CompletionQueueClient:
         self.receive()
 
     def send(self) -> None:
-        cygrpc = self._cygrpc
+        """Start a call."""
         operations = (
-            cygrpc.SendInitialMetadataOperation(None, 0),
-            cygrpc.SendMessageOperation(self._payload, 0),
-            cygrpc.SendCloseFromClientOperation(0),
-            cygrpc.ReceiveInitialMetadataOperation(0),
-            cygrpc.ReceiveMessageOperation(0),
-            cygrpc.ReceiveStatusOnClientOperation(0),
+            self._cygrpc.SendInitialMetadataOperation(None, 0),
+            self._cygrpc.SendMessageOperation(self._payload, 0),
+            self._cygrpc.SendCloseFromClientOperation(0),
+            self._cygrpc.ReceiveInitialMetadataOperation(0),
+            self._cygrpc.ReceiveMessageOperation(0),
+            self._cygrpc.ReceiveStatusOnClientOperation(0),
         )
         tagged = ((operations, time.perf_counter()),)
         self._channel.integrated_call(0, PREDICT.encode(), None, None, None, None, tagged, None, None)
 
     def receive(self) -> float:
+        """Wait for the next call that ends; its latency in seconds. Raises RuntimeError if it failed."""
         event = self._channel.next_call_event()
         status = event.batch_operations[-1]
         if status.code() != 0:
@@ -77,7 +54,7 @@ class CompletionQueueClient:
 
 
 class PublicClient:
-    """On grpc's public API."""
+    """The same on grpc's public API."""
 
     def __init__(self, target: str, payload: bytes) -> None:
         self._payload = payload
@@ -86,9 +63,8 @@ class PublicClient:
 
     def send(self) -> None:
         started = time.perf_counter()
-        self._call.future(self._payload).add_done_callback(
-            lambda call: self._ended.put((call, time.perf_counter() - started))
-        )
+        future = self._call.future(self._payload)
+        future.add_done_callback(lambda call: self._ended.put((call, time.perf_counter() - started)))
 
     def receive(self) -> float:
         call, latency = self._ended.get()
@@ -97,7 +73,7 @@ class PublicClient:
         return latency
 
 
-def connect(target: str, payload: bytes) -> PredictClient:
+def connect(target: str, payload: bytes) -> CompletionQueueClient | PublicClient:
     """A client on the private API, or on the public one where that does not work."""
     try:
         return CompletionQueueClient(target, payload)
@@ -105,28 +81,29 @@ def connect(target: str, payload: bytes) -> PredictClient:
         return PublicClient(target, payload)
 
 
-def run(target: str, concurrency: int, rows: int, seconds: float) -> Load:
-    """Latencies of Predict with `rows` rows."""
-    client = connect(target, predict_request(rows).SerializeToString())
-
-    def send_all() -> None:
-        for _ in range(concurrency):
-            client.send()
-
-    def receive_all() -> list[float]:
-        return [client.receive() for _ in range(concurrency)]
-
-    send_all()
-    receive_all()  # the first calls wait for the connection
+def run(target: str, concurrency: int, rows: list[list[float]], seconds: float) -> Load:
+    """Latencies of Predict in a closed loop over one connection, with this many calls always in flight."""
+    request = messages.PredictRequest(model_spec=messages.ModelSpec(name="iris"))
+    tensor = request.inputs["input"]
+    tensor.dtype = messages.DT_FLOAT
+    for size in (len(rows), len(rows[0])):
+        tensor.tensor_shape.dim.add().size = size
+    tensor.float_val.extend(value for row in rows for value in row)
+    client = connect(target, request.SerializeToString())
     latencies = []
+    for _ in range(concurrency):
+        client.send()
+    for _ in range(concurrency):
+        client.receive()  # the first calls wait for the connection
     started = time.perf_counter()
-    send_all()
+    for _ in range(concurrency):
+        client.send()
     while time.perf_counter() < started + seconds:
         latencies.append(client.receive())
         client.send()
-    latencies += receive_all()
+    latencies += [client.receive() for _ in range(concurrency)]
     return Load(sorted(latencies), 0, time.perf_counter() - started)
 
 
 if __name__ == "__main__":
-    print(json.dumps(asdict(run(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4])))))
+    print(json.dumps(asdict(run(**json.load(sys.stdin)))))

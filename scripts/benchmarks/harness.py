@@ -1,34 +1,98 @@
-"""What every benchmark uses: its processes, the load it sends, and the measurements it collects.
+"""What every benchmark uses: the load it sends, and the measurements it collects.
 
 A benchmark module, found by the pattern's name, has `async def measure(benchmark)` and, for the comparison of all
-patterns, `ENDPOINTS` (and `VARIANT`, the pattern's processes for that comparison, where they differ from `make up`).
+patterns, `ENDPOINTS`, and `VARIANT` where its processes for that comparison differ from `make up`. `check`, if it has
+one, raises SkippedError for what is missing on this machine.
 """
-
-from __future__ import annotations
 
 import asyncio
 import json
 import statistics
+import time
+from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TypeVar
 
-from scripts.benchmarks.load import Load, measured
-from scripts.devstack.patterns import PATTERNS
+from redis.asyncio import Redis
+
+from scripts.benchmarks.load import Load, run_in_process
 from scripts.devstack.runs import PatternRun
-from scripts.devstack.stack import private_stack
+from scripts.devstack.stack import DevStack
+from scripts.devstack.steps import FLOWERS
 from scripts.devstack.table import ROOT
+from serving_common.queue.client import JobQueue
+from serving_common.queue.types import JobKeys
 
-if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
 
-    from scripts.devstack.stack import DevStack
-    from scripts.devstack.table import Pattern
-
-RUN_DIR = ROOT / ".run/bench"
 ARTIFACTS = ROOT / "models/artifacts"
-ROW = [5.1, 3.5, 1.4, 0.2]
+ROW = FLOWERS["setosa"]
 TYPICAL_CONNECTIONS = 16
 SAME_LOAD = "The same load"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """One number, its unit, and the target that it has to meet."""
+
+    group: str
+    """Title of the table it belongs to."""
+    what: str
+    """Row, as "the proxy, 16 connections"."""
+    measure: str
+    """Column, as "p99"."""
+    value: float
+    unit: str = ""
+    at_least: float | None = None
+    at_most: float | None = None
+
+    @property
+    def is_missed(self) -> bool:
+        """Whether there is a target that is not met."""
+        is_low = self.at_least is not None and self.value < self.at_least
+        return is_low or (self.at_most is not None and self.value > self.at_most)
+
+    @property
+    def text(self) -> str:
+        """Value, to three significant digits, and unit; MISSED if the target is not met."""
+        value = f"{self.value:,.0f}" if abs(self.value) >= 100 else f"{self.value:.3g}"
+        return f"{value} {self.unit}".strip() + " MISSED" * self.is_missed
+
+    @property
+    def target(self) -> str:
+        """As "at least 0.5"; empty without one."""
+        bounds = (("at least", self.at_least), ("at most", self.at_most))
+        return ", ".join(f"{word} {bound:g}" for word, bound in bounds if bound is not None)
+
+
+def plural(count: int, noun: str = "connection") -> str:
+    """As "1 connection" or "16 connections"."""
+    return f"{count} {noun}{'s' * (count > 1)}"
+
+
+def rate_of(loads: Sequence[Load]) -> float:
+    """Median over the rounds of the responses per second."""
+    return statistics.median(load.rate for load in loads)
+
+
+def latency_ms(loads: Sequence[Load], percent: float) -> float:
+    """Median over the rounds of this percentile of the latencies."""
+    return 1000 * statistics.median(load.percentile(percent) for load in loads)
+
+
+def measurements_of(
+    group: str, what: str, loads: Sequence[Load], p99_at_most: float | None = None
+) -> list[Measurement]:
+    """Rate and latencies; the number of failures, if there were any."""
+
+    def row(measure: str, value: float, unit: str = "", at_most: float | None = None) -> Measurement:
+        return Measurement(group=group, what=what, measure=measure, value=value, unit=unit, at_most=at_most)
+
+    found = [row("rate", rate_of(loads), "/s"), row("p50", latency_ms(loads, 50), "ms")]
+    found.append(row("p99", latency_ms(loads, 99), "ms", p99_at_most))
+    failed = sum(load.failed for load in loads)
+    return [*found, row("failed", failed, at_most=0)] if failed else found
 
 
 @dataclass(frozen=True)
@@ -53,124 +117,72 @@ class Endpoint:
 
     async def load(self, stack: DevStack, connections: int, seconds: float) -> Load:
         """One round of load."""
-        url = stack.urls[self.port] + self.path
-        return await asyncio.to_thread(measured, url, connections, seconds, json.dumps(self.body()), then=self.then)
+        return await send_load(stack.urls[self.port] + self.path, connections, seconds, self.body(), then=self.then)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Measurement:
-    """One number, its unit, and the target that it has to meet."""
-
-    group: str
-    """Title of the table it belongs to."""
-    what: str
-    """Row, as "the proxy, 16 connections"."""
-    measure: str
-    """Column, as "p99"."""
-    value: float
-    unit: str = ""
-    at_least: float | None = None
-    at_most: float | None = None
-
-    @property
-    def is_met(self) -> bool | None:
-        """Whether the target is met; None without one."""
-        if self.at_least is None and self.at_most is None:
-            return None
-        low = float("-inf") if self.at_least is None else self.at_least
-        return low <= self.value <= (float("inf") if self.at_most is None else self.at_most)
-
-    @property
-    def text(self) -> str:
-        """Value, to three significant digits, and unit; MISSED if the target is not met."""
-        return f"{digits(self.value)} {self.unit}".strip() + (" MISSED" if self.is_met is False else "")
-
-    @property
-    def target(self) -> str:
-        """As "at least 0.5"; empty without one."""
-        bounds = (("at least", self.at_least), ("at most", self.at_most))
-        return ", ".join(f"{word} {bound:g}" for word, bound in bounds if bound is not None)
+async def send_load(
+    url: str, connections: int, seconds: float, body: object = None, *, rate: float | None = None, then: str = ""
+) -> Load:
+    """One round of load from a process of its own."""
+    text = None if body is None else json.dumps(body)
+    arguments = {"url": url, "connections": connections, "seconds": seconds, "body": text, "rate": rate, "then": then}
+    return await asyncio.to_thread(run_in_process, "scripts.benchmarks.load", **arguments)
 
 
-def digits(value: float) -> str:
-    """A number to three significant digits, or without decimals from 100 up."""
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+async def take_turns(rounds: int, cases: Mapping[K, Callable[[], Awaitable[V]]]) -> dict[K, list[V]]:
+    """The results of each case, which take turns in every round."""
+    results: dict[K, list[V]] = {key: [] for key in cases}
+    for _ in range(rounds):
+        for key, run in cases.items():
+            results[key].append(await run())
+    return results
 
 
-def plural(count: int, noun: str = "connection") -> str:
-    """As "1 connection" or "16 connections"."""
-    return f"{count} {noun}{'s' * (count > 1)}"
+async def drain(
+    port: int, keys: JobKeys, data: bytes, jobs: int, start: Callable[[], Awaitable[object]], poll_s: float
+) -> float:
+    """Jobs per second out of a full queue, from the first claim to the last stored result; `start` starts workers."""
+    async with Redis(port=port) as redis:
+        await fill(redis, keys, data, jobs)
+        queue = JobQueue(redis, keys)
+        await start()
+        while (stats := await queue.stats()).normal == jobs:  # noqa: ASYNC110 - Redis has no event for it
+            await asyncio.sleep(0.002)
+        started, waiting = time.perf_counter(), stats.normal + stats.processing
+        while (stats := await queue.stats()).normal or stats.processing:  # noqa: ASYNC110 - the same
+            await asyncio.sleep(poll_s)
+        return waiting / (time.perf_counter() - started)
 
 
-def measurements_of(
-    group: str, what: str, loads: Sequence[Load], p99_at_most: float | None = None
-) -> list[Measurement]:
-    """Medians over the rounds: responses per second and latencies; the number of failures, if there were any."""
+async def fill(redis: Redis, keys: JobKeys, data: bytes, jobs: int) -> list[str]:
+    """Empty Redis and queue this many jobs; their ids."""
+    await redis.flushall()
+    queue = JobQueue(redis, keys, max_length=jobs + 1)
 
-    def row(measure: str, value: float, unit: str = "", at_most: float | None = None) -> Measurement:
-        return Measurement(group=group, what=what, measure=measure, value=value, unit=unit, at_most=at_most)
+    async def enqueue_some(count: int) -> list[str]:
+        return [await queue.enqueue(data) for _ in range(count)]
 
-    found = [
-        row("rate", statistics.median(load.rate for load in loads), "/s"),
-        row("p50", 1000 * statistics.median(load.percentile(50) for load in loads), "ms"),
-        row("p99", 1000 * statistics.median(load.percentile(99) for load in loads), "ms", p99_at_most),
-    ]
-    failed = sum(load.failed for load in loads)
-    return [*found, row("failed", failed, at_most=0)] if failed else found
+    counts = [jobs // 16] * 16 + [jobs % 16]
+    return [job_id for ids in await asyncio.gather(*map(enqueue_some, counts)) for job_id in ids]
 
 
 @dataclass(kw_only=True)
 class Benchmark(PatternRun):
-    """One pattern's benchmark, and what it has measured so far."""
+    """One pattern's benchmark, and what it has measured so far: that is reported even if a later part fails."""
+
+    run_dir = ROOT / ".run/bench"
 
     measurements: list[Measurement] = field(default_factory=list)
 
-    def add(
-        self,
-        group: str,
-        what: str,
-        measure: str,
-        value: float,
-        unit: str = "",
-        *,
-        at_least: float | None = None,
-        at_most: float | None = None,
-    ) -> None:
-        """Keep a measurement: it is reported even if a later part of the benchmark fails."""
-        self.measurements.append(
-            Measurement(
-                group=group, what=what, measure=measure, value=value, unit=unit, at_least=at_least, at_most=at_most
-            )
-        )
+    def add(self, group: str, what: str, measure: str, value: float, unit: str = "", **target: float | None) -> None:
+        """Keep a measurement; target is at_least or at_most."""
+        made = Measurement(group=group, what=what, measure=measure, value=value, unit=unit, **target)
+        self.measurements.append(made)
 
     def add_loads(self, group: str, what: str, loads: Sequence[Load], p99_at_most: float | None = None) -> None:
         """Keep rate and latencies of some rounds of load."""
         self.measurements += measurements_of(group, what, loads, p99_at_most)
 
-    def add_ratio(
-        self, what: str, value: float, *, at_least: float | None = None, at_most: float | None = None
-    ) -> None:
+    def add_ratio(self, what: str, value: float, **target: float | None) -> None:
         """Keep a ratio to a baseline."""
-        self.add("Ratios", what, "ratio", value, "x", at_least=at_least, at_most=at_most)
-
-    async def load(
-        self,
-        url: str,
-        connections: int,
-        seconds: float,
-        body: object = None,
-        *,
-        rate: float | None = None,
-        then: str = "",
-    ) -> Load:
-        """One round of load from a process of its own. Raises RuntimeError if a request fails."""
-        text = None if body is None else json.dumps(body)
-        load = await asyncio.to_thread(measured, url, connections, seconds, text, rate=rate, then=then)
-        if load.failed:
-            raise RuntimeError(f"{load.failed} requests to {url} failed")
-        return load
-
-    def stack(self, pattern: Pattern, **environ: str) -> DevStack:
-        """A variant of the pattern, with what it depends on, on free ports and with empty state."""
-        table = PATTERNS | {pattern.number: pattern}
-        return private_stack([pattern.number], RUN_DIR, table=table, environ=environ)
+        self.add("Ratios", what, "ratio", value, "x", **target)

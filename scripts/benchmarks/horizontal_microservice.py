@@ -1,33 +1,25 @@
 """06's services and proxy, beside a bare endpoint, a sequential proxy and fan-outs with other HTTP clients.
 
-Every target answers the same row with the same models. The targets take turns in every round, so that other load on the
-machine affects all of them alike.
+Every target answers the same row with the same models, and they take turns, so that other load on the machine affects
+all of them alike.
 """
 
-from __future__ import annotations
-
 import statistics
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from functools import partial
 
-from scripts.benchmarks.harness import ROW, TYPICAL_CONNECTIONS, Benchmark, Endpoint, plural
+from scripts.benchmarks import harness
+from scripts.benchmarks.harness import ROW, TYPICAL_CONNECTIONS, Benchmark, Endpoint, plural, rate_of, send_load
+from scripts.benchmarks.load import Load
 from scripts.devstack.machine import resident_mb
 from scripts.devstack.patterns import PATTERNS
 from scripts.devstack.steps import FLOWERS
 from scripts.devstack.table import HOST, ProcessDefinition, web_process
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from scripts.benchmarks.load import Load
-    from scripts.devstack.stack import DevStack
-
 BODY = {"data": [ROW]}
 PATTERN = PATTERNS["06"]
-MODEL = {"MODEL_FILEPATH": f"{{root}}/models/artifacts/{PATTERN.artifacts[0]}.onnx"}
-URLS = {label: f"http://{HOST}:{{PORT_06_SERVICE_{label.upper()}}}" for label in FLOWERS}
+SERVICE_NAMES = [f"service_{label}" for label in FLOWERS]
 DELAY_S = 0.02
-SEQUENTIAL_PROXY = "tests.sequential_proxy"  # the pattern's own proxy, which calls one service after the other
-
 SERVICE, BARE, PROXY = "a service of ours", "bare FastAPI endpoint", "the proxy"
 SEQUENTIAL = "the proxy, one after the other"
 BOOK, HTTPX, AIOHTTP = "client per request (book)", "shared httpx client", "shared aiohttp session"
@@ -36,117 +28,119 @@ SLOW_ONE = "one service of 20 ms"
 SLOW_PROXY = "the proxy before three of 20 ms"
 SLOW_SEQUENTIAL = "the same, one after the other"
 
-Rounds = dict[tuple[str, int], list["Load"]]
+Rounds = Mapping[tuple[str, int], Sequence[Load]]
 
 
-def proxy(name: str, urls: Mapping[str, str], module: str = "src.proxy.app") -> ProcessDefinition:
+def url_of(name: str) -> str:
+    """Base URL of a service, with a placeholder for its port."""
+    return f"http://{HOST}:{{PORT_06_{name.upper()}}}"
+
+
+def process(name: str, module: str, **env: str) -> ProcessDefinition:
+    """A server on a port of its own."""
+    return web_process(name, module, f"PORT_06_{name.upper()}", 1, env=env)
+
+
+def proxy(name: str, services: Sequence[str], module: str = "src.proxy.app") -> ProcessDefinition:
     """A proxy in front of these services."""
-    services = ",".join(f"{label}={url}" for label, url in urls.items())
-    return web_process(name, module, f"PORT_06_{name.upper()}", 1, env={"SERVICES": services})
+    listed = (f"{label}={url_of(service)}" for label, service in zip(FLOWERS, services, strict=False))
+    return process(name, module, SERVICES=",".join(listed))
 
 
-def app(name: str, module: str, **env: str) -> ProcessDefinition:
-    """A server of scripts/benchmarks/apps."""
-    return web_process(name, f"scripts.benchmarks.apps.{module}", f"PORT_06_{name.upper()}", 1, env=env, folder=".")
+def bare_service(name: str, **env: str) -> ProcessDefinition:
+    """The baseline of a service."""
+    model = f"{{root}}/models/artifacts/{PATTERN.artifacts[0]}.onnx"
+    return process(name, "tests.bare_service", MODEL_FILEPATH=model, **env)
 
 
-VARIANT = PATTERN.with_processes(*(proxy(f"proxy_{n}", dict([*URLS.items()][:n])) for n in range(1, len(URLS) + 1)))
-FANNING_OUT = f"What fanning out costs, {plural(TYPICAL_CONNECTIONS)}"
+COUNTS = range(1, len(SERVICE_NAMES) + 1)
+VARIANT = PATTERN.with_processes(*(proxy(f"proxy_{count}", SERVICE_NAMES[:count]) for count in COUNTS))
+SCALED = {"06, a service alone": "SERVICE_SETOSA"}
+SCALED |= {f"06, a proxy before {count} of them": f"PROXY_{count}" for count in COUNTS}
+scaled = partial(
+    Endpoint,
+    path="/predict",
+    body=lambda: BODY,
+    connections=(TYPICAL_CONNECTIONS,),
+    group=f"What fanning out costs, {plural(TYPICAL_CONNECTIONS)}",
+)
 ENDPOINTS = [
     Endpoint("06 prediction", "PORT_06_PROXY", "/predict/label", lambda: BODY),
-    *(
-        Endpoint(what, port, "/predict", lambda: BODY, connections=(TYPICAL_CONNECTIONS,), group=FANNING_OUT)
-        for what, port in {
-            "06, a service alone": "PORT_06_SERVICE_SETOSA",
-            **{f"06, a proxy before {n} of them": f"PORT_06_PROXY_{n}" for n in range(1, len(URLS) + 1)},
-        }.items()
-    ),
+    *(scaled(what, f"PORT_06_{name}") for what, name in SCALED.items()),
 ]
 
 
 async def measure(benchmark: Benchmark) -> None:
-    """Fast services with all targets, slow services with three; start and memory."""
-    rounds, seconds = benchmark.choose(quick=(1, 0.1), short=(3, 0.5), long=(5, 2.0))
-    urls = ",".join(f"{url}/predict" for url in URLS.values())
-    fan_outs = {what: f"fan_out_{number}" for number, what in enumerate(CLIENTS)}
-    fast_pattern = PATTERN.with_processes(
-        app("bare", "bare", **MODEL),
-        proxy("sequential", URLS, SEQUENTIAL_PROXY),
-        *(app(name, "fan_out", CLIENT=CLIENTS[what], URLS=urls) for what, name in fan_outs.items()),
-    )
-    fast_ports = {SERVICE: "SERVICE_SETOSA", BARE: "BARE", PROXY: "PROXY", SEQUENTIAL: "SEQUENTIAL"}
-    fast_ports |= {f"fan-out: {what}": name.upper() for what, name in fan_outs.items()}
-    alone = PATTERN.without(*(each.name for each in PATTERN.processes if each.name != "service_setosa"))
+    """Start of a service, fast services with all targets, slow services with three."""
     starts = []
-    for _ in range(rounds):
+    alone = PATTERN.without("proxy", *SERVICE_NAMES[1:])
+    for _ in range(benchmark.choose(quick=1, short=3, long=5)):
         async with benchmark.stack(alone) as stack:
             starts.append(stack.process("06-service_setosa").ready_after_s)
     benchmark.add("Process", "a service, to its first 200", "start", statistics.median(starts), "s", at_most=1.5)
-    async with benchmark.stack(fast_pattern) as stack:
-        fast = await take_turns(benchmark, stack, fast_ports, (1, 16, 32), rounds, seconds)
-        service, the_proxy = stack.process("06-service_setosa"), stack.process("06-proxy")
-        memory = {"a service": resident_mb(service.pid) or 0, "the proxy": resident_mb(the_proxy.pid) or 0}
-    add_group(benchmark, "Requests", fast)
-    add_ratios(benchmark, fast)
-    for name, megabytes in memory.items():
-        benchmark.add("Process", f"{name}, after the load", "memory", megabytes, "MB", at_most=130)
 
-    slow_urls = {label: f"http://{HOST}:{{PORT_06_SLOW_{label.upper()}}}" for label in URLS}
-    slow_pattern = PATTERN.without(*(each.name for each in PATTERN.processes)).with_processes(
-        *(app(f"slow_{label}", "bare", **MODEL, DELAY_S=str(DELAY_S)) for label in URLS),
-        proxy("proxy", slow_urls),
-        proxy("sequential", slow_urls, SEQUENTIAL_PROXY),
-    )
-    slow_ports = {SLOW_ONE: "SLOW_SETOSA", SLOW_PROXY: "PROXY", SLOW_SEQUENTIAL: "SEQUENTIAL"}
-    async with benchmark.stack(slow_pattern) as stack:
-        slow = await take_turns(benchmark, stack, slow_ports, (1, 16), rounds, seconds)
-    add_group(benchmark, f"Requests to services of {1000 * DELAY_S:.0f} ms", slow)
+    urls = ",".join(f"{url_of(name)}/predict" for name in SERVICE_NAMES)
+    targets = {
+        SERVICE: PATTERN.process("service_setosa"),
+        BARE: bare_service("bare"),
+        PROXY: PATTERN.process("proxy"),
+        SEQUENTIAL: proxy("sequential", SERVICE_NAMES, "tests.sequential_proxy"),
+    }
+    for number, (what, client) in enumerate(CLIENTS.items()):
+        targets[f"fan-out: {what}"] = process(f"fan_out_{number}", "tests.bare_fan_out", CLIENT=client, URLS=urls)
+    fast = await take_turns(benchmark, "Requests", targets, SERVICE_NAMES[1:], (1, 16, 32))
+    for what, (ours, others, count), bound in (
+        ("a service to a bare FastAPI endpoint", (SERVICE, BARE, 32), 0.5),
+        *(
+            (f"the proxy to {what}", (PROXY, f"fan-out: {what}", 16), bound)
+            for what, bound in ((AIOHTTP, 0.45), (HTTPX, 4.0), (BOOK, 15.0))
+        ),
+    ):
+        ratio = rate_of(fast[ours, count]) / rate_of(fast[others, count])
+        benchmark.add_ratio(f"{what}, {plural(count)}", ratio, at_least=bound)
+    ratio = p50(fast[PROXY, 1]) / p50(fast[f"fan-out: {AIOHTTP}", 1])
+    benchmark.add_ratio("p50 of the proxy to a shared aiohttp session's, 1 connection", ratio, at_most=2.5)
+
+    slow_services = [bare_service(f"slow_{number}", DELAY_S=str(DELAY_S)) for number in COUNTS]
+    names = [each.name for each in slow_services]
+    sequential = proxy("sequential", names, "tests.sequential_proxy")
+    targets = {SLOW_ONE: slow_services[0], SLOW_PROXY: proxy("proxy", names), SLOW_SEQUENTIAL: sequential}
+    group = f"Requests to services of {1000 * DELAY_S:.0f} ms"
+    slow = await take_turns(benchmark, group, targets, slow_services[1:], (1, 16))
     ratio = p50(slow[SLOW_SEQUENTIAL, 1]) / p50(slow[SLOW_PROXY, 1])
     benchmark.add_ratio("p50 one after the other to parallel, services of 20 ms", ratio, at_least=2)
 
 
+def p50(loads: Sequence[Load]) -> float:
+    """Median latency in ms."""
+    return harness.latency_ms(loads, 50)
+
+
 async def take_turns(
     benchmark: Benchmark,
-    stack: DevStack,
-    ports: Mapping[str, str],
+    group: str,
+    targets: Mapping[str, ProcessDefinition],
+    others: Sequence[ProcessDefinition | str],
     connections: Sequence[int],
-    rounds: int,
-    seconds: float,
 ) -> Rounds:
-    """The rounds by target and number of connections."""
-    urls = {name: f"{stack.urls[f'PORT_06_{port}']}/predict" for name, port in ports.items()}
-    loads: Rounds = {(name, count): [] for name in urls for count in connections}
-    for url in urls.values():
-        await benchmark.load(url, TYPICAL_CONNECTIONS, min(0.5, seconds), BODY)  # warm-up
-    for number in range(rounds):
-        benchmark.say(f"round {number + 1} of {rounds}")
-        for (name, count), each in loads.items():
-            each.append(await benchmark.load(urls[name], count, seconds, BODY))
+    """Load of all targets, which need these other processes, and the memory of service and proxy after it."""
+    rounds, seconds = benchmark.choose(quick=(1, 0.1), short=(3, 0.5), long=(5, 2.0))
+    needed = [PATTERN.process(each) if isinstance(each, str) else each for each in others]
+    empty = PATTERN.without("proxy", *SERVICE_NAMES)
+    async with benchmark.stack(empty.with_processes(*targets.values(), *needed)) as stack:
+        urls = {what: f"{stack.process(f'06-{each.name}').url}/predict" for what, each in targets.items()}
+        for url in urls.values():
+            await send_load(url, TYPICAL_CONNECTIONS, min(0.5, seconds), BODY)  # warm-up
+        cases = {
+            (what, count): partial(send_load, url, count, seconds, BODY)
+            for what, url in urls.items()
+            for count in connections
+        }
+        loads = await harness.take_turns(rounds, cases)
+        for what, name in ((SERVICE, "a service"), (PROXY, "the proxy")):
+            if what in targets:
+                megabytes = resident_mb(stack.process(f"06-{targets[what].name}").pid) or 0
+                benchmark.add("Process", f"{name}, after the load", "memory", megabytes, "MB", at_most=130)
+    for (what, count), each in loads.items():
+        benchmark.add_loads(group, f"{what}, {plural(count)}", each)
     return loads
-
-
-def add_group(benchmark: Benchmark, group: str, rounds: Rounds) -> None:
-    """All targets at all numbers of connections."""
-    for (name, count), loads in rounds.items():
-        benchmark.add_loads(group, f"{name}, {plural(count)}", loads)
-
-
-def add_ratios(benchmark: Benchmark, fast: Rounds) -> None:
-    """The pattern's targets: the service to its baseline, the proxy to the alternatives."""
-    bare = rate(fast[SERVICE, 32]) / rate(fast[BARE, 32])
-    benchmark.add_ratio("a service to a bare FastAPI endpoint, 32 connections", bare, at_least=0.5)
-    for alternative, target in ((AIOHTTP, 0.45), (HTTPX, 4), (BOOK, 15)):
-        value = rate(fast[PROXY, 16]) / rate(fast[f"fan-out: {alternative}", 16])
-        benchmark.add_ratio(f"the proxy to {alternative}, 16 connections", value, at_least=target)
-    value = p50(fast[PROXY, 1]) / p50(fast[f"fan-out: {AIOHTTP}", 1])
-    benchmark.add_ratio("p50 of the proxy to a shared aiohttp session's, 1 connection", value, at_most=2.5)
-
-
-def rate(loads: Sequence[Load]) -> float:
-    """Median of the requests per second."""
-    return statistics.median(load.rate for load in loads)
-
-
-def p50(loads: Sequence[Load]) -> float:
-    """Median of the median latencies, in seconds."""
-    return statistics.median(load.percentile(50) for load in loads)

@@ -1,9 +1,8 @@
 """The plots of `make bench`, as SVG: readable on light and dark pages, and the same bytes for the same measurements."""
 
-from __future__ import annotations
-
 import itertools
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from pathlib import Path
 
 import matplotlib as mpl
 
@@ -11,18 +10,11 @@ mpl.use("svg")
 mpl.rcParams.update({"svg.hashsalt": "bench", "svg.fonttype": "none", "font.family": "sans-serif", "font.size": 10})
 
 from matplotlib import pyplot as plt  # noqa: E402 - after the backend is chosen
+from matplotlib.axes import Axes  # noqa: E402
+from matplotlib.figure import Figure as Drawing  # noqa: E402
 
-from scripts.benchmarks.harness import TYPICAL_CONNECTIONS, plural  # noqa: E402
+from scripts.benchmarks.harness import TYPICAL_CONNECTIONS, Measurement, plural  # noqa: E402
 from scripts.benchmarks.side_by_side import PERCENTILES, SideBySide  # noqa: E402
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
-
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure as Drawing
-
-    from scripts.benchmarks.harness import Measurement
 
 COLOURS = ("#0072b2", "#d55e00", "#cc79a7", "#009e73", "#e69f00", "#56b4e9", "#7f7f7f")  # for all kinds of vision
 WIDTH, HEIGHT = 9, 4.2
@@ -82,7 +74,7 @@ def _throughput(found: SideBySide) -> Drawing:
 
 def _scale_out(found: SideBySide, alone: Sequence[Measurement]) -> Drawing:
     drawing, (left, right) = plt.subplots(1, 2, figsize=(WIDTH, HEIGHT))
-    fan_out = [each for each in found.measurements() if "fanning out" in each.group and each.measure == "rate"]
+    fan_out = [each for each in found.measurements if "fanning out" in each.group and each.measure == "rate"]
     names = ["none: a service\ncalled directly", "1", "2", "3"][: len(fan_out)]
     _bars(left, names, [each.value for each in fan_out], COLOURS[3])
     left.set_title(f"06, {plural(TYPICAL_CONNECTIONS)}")

@@ -4,22 +4,16 @@ The patterns answer different things: 02 and 06 a prediction, 03 a job's id, 04 
 model's label of a photograph. That is the choice that a reader has.
 """
 
-from __future__ import annotations
-
-import statistics
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
-from typing import TYPE_CHECKING
 
-from scripts.benchmarks.harness import RUN_DIR, SAME_LOAD, Endpoint, Measurement, measurements_of
+from scripts.benchmarks.harness import SAME_LOAD, Benchmark, Endpoint, Measurement, measurements_of, rate_of
 from scripts.benchmarks.load import Load
 from scripts.devstack.machine import resident_mb
 from scripts.devstack.patterns import PATTERNS
 from scripts.devstack.runs import PatternRun, SkippedError
 from scripts.devstack.stack import private_stack
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
 
 PERCENTILES = (*range(1, 100), 99.5, 99.9)
 # Only the pattern itself shall be measured: no full queue, and no batch that begins in the middle.
@@ -33,6 +27,7 @@ class SideBySide(PatternRun):
     loads: dict[tuple[Endpoint, int], list[Load]] = field(default_factory=dict)
     memory_mb: dict[str, float] = field(default_factory=dict)
 
+    @property
     def measurements(self) -> Iterator[Measurement]:
         """Rate and latencies of every endpoint, and the memory."""
         for (endpoint, connections), loads in self.loads.items():
@@ -55,15 +50,14 @@ class SideBySide(PatternRun):
         found: dict[str, list[tuple[int, float]]] = {}
         for (endpoint, count), loads in self.loads.items():
             if endpoint.group == SAME_LOAD:
-                rate = statistics.median(load.rate for load in loads)
-                found.setdefault(endpoint.what, []).append((count, rate))
+                found.setdefault(endpoint.what, []).append((count, rate_of(loads)))
         return found
 
 
 async def measure(run: SideBySide, modules: Mapping[str, str]) -> None:
     """Start the patterns of these benchmark modules, by number, and let their endpoints take turns."""
     rounds, seconds = run.choose(quick=(1, 0.2), short=(3, 1.0), long=(5, 4.0))
-    table, endpoints = dict(PATTERNS), []
+    table, endpoints = {}, []
     for number, name in modules.items():
         module = import_module(name)
         try:
@@ -74,9 +68,8 @@ async def measure(run: SideBySide, modules: Mapping[str, str]) -> None:
         table[number] = getattr(module, "VARIANT", PATTERNS[number])
         endpoints += module.ENDPOINTS
     endpoints.sort(key=lambda endpoint: (endpoint.group != SAME_LOAD, bool(endpoint.then)))
-    numbers = [number for number in modules if any(f"PORT_{number}_" in each.port for each in endpoints)]
     rounds_of: dict[tuple[Endpoint, int], list[Load]] = {(each, n): [] for each in endpoints for n in each.connections}
-    async with private_stack(numbers, RUN_DIR, table=table, environ=ENVIRON) as stack:
+    async with private_stack(table, Benchmark.run_dir, table=PATTERNS | table, environ=ENVIRON) as stack:
         for round_ in range(rounds):
             run.say(f"round {round_ + 1} of {rounds}")
             for endpoint in endpoints:
@@ -85,5 +78,5 @@ async def measure(run: SideBySide, modules: Mapping[str, str]) -> None:
                 for connections in endpoint.connections:
                     rounds_of[endpoint, connections].append(await endpoint.load(stack, connections, seconds))
             run.loads = rounds_of
-        found = {each.label: resident_mb(each.pid) for each in stack.processes}
+        found = {each.label: resident_mb(each.pid) for each in stack.processes if each.running}
         run.memory_mb = {label: megabytes for label, megabytes in found.items() if megabytes}

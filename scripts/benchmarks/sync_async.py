@@ -4,8 +4,6 @@
 - of the better one: nothing but ResNet50 on a finished tensor, in as many processes as the worker has, equally nice.
 """
 
-from __future__ import annotations
-
 import asyncio
 import base64
 import io
@@ -15,25 +13,23 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 from PIL import Image
 from redis.asyncio import Redis
 
-from scripts.benchmarks.harness import ARTIFACTS, Endpoint, plural
+from scripts.benchmarks.harness import ARTIFACTS, Benchmark, Endpoint, drain, fill, plural, send_load
+from scripts.benchmarks.load import Load
 from scripts.devstack.patterns import PATTERNS
 from scripts.devstack.runs import require_redis
+from scripts.devstack.stack import DevStack, ManagedProcess
 from scripts.devstack.table import ROOT
 from serving_common.onnx import available_cpus
 from serving_common.queue.client import JobQueue
 from serving_common.queue.types import JobKeys
-
-if TYPE_CHECKING:
-    from scripts.benchmarks.harness import Benchmark
-    from scripts.benchmarks.load import Load
-    from scripts.devstack.stack import DevStack, ManagedProcess
 
 KEYS = JobKeys("queue:jobs", data="image:{}", result="result:{}", status="status:{}")
 CONNECTIONS = (1, 4, 10, 32)
@@ -60,8 +56,8 @@ ENDPOINTS = [
 async def measure(benchmark: Benchmark) -> None:
     """The fast answer, the better one, and both at the same time."""
     env = {"MAX_QUEUE_LENGTH": "1000000", "NUM_WORKERS": str(WORKERS)}
-    async with benchmark.stack(VARIANT, **env) as stack:
-        system = PhotoSystem(benchmark, stack, photograph())
+    async with benchmark.stack(VARIANT, environ=env) as stack:
+        system = PhotoSystem(stack, photograph())
         stored = await system.fill(1)
         benchmark.add("Storage", "a JPEG in Redis, in Base64", "file", len(system.photo) / 1000, "kB")
         benchmark.add("Storage", "a JPEG in Redis, in Base64", "stored", stored / 1000, "kB")
@@ -70,11 +66,12 @@ async def measure(benchmark: Benchmark) -> None:
         await measure_both(benchmark, system)
 
 
-async def measure_fast(benchmark: Benchmark, system: PhotoSystem) -> None:
+async def measure_fast(benchmark: Benchmark, system: "PhotoSystem") -> None:
     """POST /predict without a worker, in turns with its baseline."""
     rounds, seconds = benchmark.choose(quick=(1, 0.3), short=(3, 1.0), long=(3, 5.0))
     baseline = FastBaseline(system.photo)
     baseline.per_second(0.3)  # warm-up
+
     baselines: list[float] = []
     loads: dict[int, list[Load]] = {connections: [] for connections in CONNECTIONS}
     for _ in range(rounds):
@@ -95,7 +92,7 @@ async def measure_fast(benchmark: Benchmark, system: PhotoSystem) -> None:
     benchmark.add_ratio(what, statistics.median(rates), at_least=0.65)
 
 
-async def measure_better(benchmark: Benchmark, system: PhotoSystem) -> None:
+async def measure_better(benchmark: Benchmark, system: "PhotoSystem") -> None:
     """A worker with a full queue, in turns with its baseline."""
     rounds, seconds, jobs = benchmark.choose(quick=(1, 0.5, 20), short=(3, 1.0, 200), long=(3, 5.0, 300))
     baselines, workers = [], []
@@ -108,7 +105,7 @@ async def measure_better(benchmark: Benchmark, system: PhotoSystem) -> None:
     benchmark.add_ratio("the worker to ResNet50 alone", statistics.median(ratios), at_least=0.85)
 
 
-async def measure_both(benchmark: Benchmark, system: PhotoSystem) -> None:
+async def measure_both(benchmark: Benchmark, system: "PhotoSystem") -> None:
     """10 requests per second, while a worker always has images waiting."""
     sustained = benchmark.choose(quick=1.0, short=15.0, long=60.0)
     for what, nice, seconds in (
@@ -126,8 +123,8 @@ async def measure_both(benchmark: Benchmark, system: PhotoSystem) -> None:
 class PhotoSystem:
     """Redis and the proxy, and workers that start when a measurement needs them."""
 
-    def __init__(self, benchmark: Benchmark, stack: DevStack, photo: bytes) -> None:
-        self.photo, self._benchmark, self._stack = photo, benchmark, stack
+    def __init__(self, stack: DevStack, photo: bytes) -> None:
+        self.photo, self._stack = photo, stack
 
     def _redis(self) -> Redis:
         return Redis(port=self._stack.ports["PORT_07_REDIS"])
@@ -140,31 +137,21 @@ class PhotoSystem:
     async def fill(self, jobs: int) -> int:
         """Empty Redis and queue this many images; the bytes that one of them takes."""
         async with self._redis() as redis:
-            await redis.flushall()
-            queue = JobQueue(redis, KEYS, max_length=jobs + 1)
-            data = base64.b64encode(self.photo)
-            ids = [await queue.enqueue(data) for _ in range(jobs)]
+            ids = await fill(redis, KEYS, base64.b64encode(self.photo), jobs)
             return int(await redis.memory_usage(f"image:{ids[-1]}") or 0) if ids else 0
 
     async def load(self, connections: int, seconds: float, rate: float | None = None) -> Load:
         """POST /predict, as fast as this many connections can, or at a rate."""
         url = f"{self._stack.urls['PORT_07_PROXY']}/predict"
-        return await self._benchmark.load(url, connections, seconds, encoded(self.photo), rate=rate)
+        return await send_load(url, connections, seconds, encoded(self.photo), rate=rate)
 
     async def drain(self, jobs: int) -> float:
-        """Jobs per second of a worker, from the first claim to the last stored result."""
-        await self.fill(jobs)
-        worker = await self._start_worker(NICE, wait=False)
-        async with self._redis() as redis:
-            queue = JobQueue(redis, KEYS)
-            while (stats := await queue.stats()).normal == jobs:  # noqa: ASYNC110 - Redis has no event for it
-                await asyncio.sleep(0.005)
-            started, waiting = time.perf_counter(), stats.normal + stats.processing
-            while (stats := await queue.stats()).normal or stats.processing:  # noqa: ASYNC110 - the same
-                await asyncio.sleep(0.1)  # polling takes time from the jobs
-            seconds = time.perf_counter() - started
-        await self._stack.stop(worker)
-        return waiting / seconds
+        """Jobs per second of a worker with a full queue."""
+        port, data = self._stack.ports["PORT_07_REDIS"], base64.b64encode(self.photo)
+        start = partial(self._start_worker, NICE, wait=False)
+        rate = await drain(port, KEYS, data, jobs, start, poll_s=0.1)  # polling takes time from the jobs
+        await self._stack.stop(self._stack.process("07-worker"))
+        return rate
 
     async def load_at_rate(self, rate: float, seconds: float, nice: int | None) -> tuple[Load, float]:
         """POST /predict at this rate, and the jobs done meanwhile, with more always waiting; nice=None: no worker."""
@@ -223,12 +210,12 @@ def resnet_per_second(seconds: float) -> float:
     """Images per second of ResNet50 alone, in WORKERS processes at the same time."""
     command = [sys.executable, "-m", "scripts.benchmarks.sync_async", str(seconds)]
     pipe = subprocess.PIPE
-    processes = [subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, text=True) for _ in range(WORKERS)]
+    processes: list[Any] = [
+        subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, text=True) for _ in range(WORKERS)
+    ]
     for process in processes:
-        assert process.stdout is not None  # noqa: S101 - they are pipes
-        process.stdout.readline()
+        process.stdout.readline()  # it is ready
     for process in processes:
-        assert process.stdin is not None  # noqa: S101
         process.stdin.write("go\n")
         process.stdin.flush()
     return sum(float(process.communicate()[0]) for process in processes)

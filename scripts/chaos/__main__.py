@@ -5,24 +5,18 @@ restarts when they die, as `restart: always` would. Exit code 0 if nothing was l
 failed that the faults do not explain; 1 otherwise.
 """
 
-from __future__ import annotations
-
 import sys
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from scripts.chaos.faults import RUN_DIR
 from scripts.chaos.harness import ChaosRun
-from scripts.chaos.loss_report import report_table, write
+from scripts.chaos.loss_report import rows, write
 from scripts.devstack.patterns import PATTERNS
 from scripts.devstack.runs import Profile, modules, run_each
 from scripts.devstack.stack import run
 from scripts.devstack.table import ROOT, Pattern
 from scripts.devstack.terminal import INTERRUPTED, make_console, parsed, parser_of_patterns
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
 
 
 def main(
@@ -56,11 +50,11 @@ async def prove_all(
     chaos_runs = [ChaosRun(pattern=table[number], profile=profile, say=say) for number in numbers]
     finished = await run_each(chaos_runs, console, inject)
     reported = [each for each in chaos_runs if each.incidents or each.error or not each.skipped]
-    console.print(report_table(reported))
+    say("\n".join(rows(reported)))
     for chaos in reported:
         for result in chaos.failed[:5]:
             say(f"FAILED: {chaos.pattern.number} {result.kind} {result.violation}")
-    say(f"Written: {', '.join(map(str, write(reported, output, profile)))}. Logs: {RUN_DIR / 'logs'}")
+    say(f"Written: {', '.join(map(str, write(reported, output, profile)))}. Logs: {ChaosRun.run_dir / 'logs'}")
     if not finished:
         return INTERRUPTED
     return 0 if all(each.is_passed for each in reported) else 1

@@ -5,30 +5,22 @@ id was given out must be completed, its result stored once: Redis's append-only 
 drawn at the end, 200,000 in the long profile; none may be given out twice.
 """
 
-from __future__ import annotations
-
 import asyncio
 import random
 import time
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import httpx
 from redis.asyncio import Redis
 
-from scripts.chaos.faults import RUN_DIR, hanging, kill, kill_and_wait, started_again, times_written, with_workers
-from scripts.chaos.harness import Violation
-from scripts.devstack.patterns import PATTERNS
+from scripts.chaos.faults import hanging, kill, kill_and_wait, started_again, times_written, with_workers
+from scripts.chaos.harness import ChaosRun, Violation
 from scripts.devstack.runs import require_redis
-from scripts.devstack.stack import private_stack
+from scripts.devstack.stack import DevStack, ManagedProcess
 from scripts.devstack.steps import FLOWERS
 from serving_common.queue.client import JobQueue
 from serving_common.queue.types import JobKeys
-
-if TYPE_CHECKING:
-    from scripts.chaos.harness import ChaosRun
-    from scripts.devstack.stack import DevStack, ManagedProcess
 
 CLIENTS = 6
 WORKERS = 4
@@ -98,9 +90,8 @@ async def inject(run: ChaosRun) -> None:
     """Kill busy workers, and in between the model server and Redis."""
     require_redis()
     run.unit, run.failure = "jobs", "anything but 200, or 503 with Retry-After while Redis is down"
-    table = PATTERNS | {"03": with_workers(PATTERNS["03"], WORKERS)}
     async with (
-        private_stack(["03"], RUN_DIR, table=table, environ={"HEARTBEAT_S": "1"}) as stack,
+        run.stack(with_workers(run.pattern, WORKERS), environ={"HEARTBEAT_S": "1"}) as stack,
         httpx.AsyncClient(base_url=stack.urls["PORT_03_PROXY"], timeout=30, trust_env=False) as client,
         Redis(port=stack.ports["PORT_03_REDIS"], decode_responses=True) as store,
     ):
@@ -126,7 +117,7 @@ async def inject(run: ChaosRun) -> None:
         states = await jobs.final_states()
         lists = [QUEUE, *[key async for key in store.scan_iter(f"{QUEUE}:processing:*")]]
         left = sum([await store.llen(name) for name in lists])
-        stored = times_written(RUN_DIR / "03", "job:{}:result", jobs.ids)
+        stored = times_written(run.run_dir / "03", "job:{}:result", jobs.ids)
         run.stuck += max(0, left - states["pending"] - states["processing"])
         run.account(states, stored, len(jobs.ids))
         await draw_ids(run, stack)

@@ -4,33 +4,22 @@ On SQLite one job works; on the server two share the rows. Clients register rows
 database is down may they see 503. At the end each row must be predicted by one UPDATE: a trigger has counted them.
 """
 
-from __future__ import annotations
-
 import asyncio
 import random
 import time
 from collections import Counter
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import httpx
-from sqlalchemy import create_engine, text
+from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.exc import DBAPIError
 
-from scripts.chaos.faults import RUN_DIR, kill, kill_and_wait, started_again
-from scripts.chaos.harness import Violation
-from scripts.devstack.patterns import PATTERNS
-from scripts.devstack.stack import free_ports, private_stack
+from scripts.chaos.faults import kill, kill_and_wait, started_again
+from scripts.chaos.harness import ChaosRun, Violation
+from scripts.devstack.stack import DevStack, free_ports
 from scripts.devstack.steps import FLOWERS
-from scripts.devstack.table import HOST, mysql_process
+from scripts.devstack.table import HOST, Pattern, mysql_process
 from serving_testing.mysql_server import mysql_binary
-
-if TYPE_CHECKING:
-    from sqlalchemy import Engine
-
-    from scripts.chaos.harness import ChaosRun
-    from scripts.devstack.stack import DevStack
-    from scripts.devstack.table import Pattern
 
 CLIENTS = 2
 ROWS_AT_ONCE = 100
@@ -71,8 +60,8 @@ async def inject(run: ChaosRun) -> None:
     """First on SQLite, then on a server, if one is installed."""
     run.unit, run.failure = "rows", "anything but 200, or 503 with Retry-After while the database is down"
     run.twice = 0
-    pattern = PATTERNS["04"]
-    await inject_on(run, pattern, "SQLite", f"sqlite:///{RUN_DIR}/04/items.db")
+    pattern = run.pattern
+    await inject_on(run, pattern, "SQLite", f"sqlite:///{run.run_dir}/04/items.db")
     if mysql_binary() is None:
         run.skip("MySQL or MariaDB: neither mariadbd nor mysqld is installed")
         return
@@ -84,8 +73,7 @@ async def inject(run: ChaosRun) -> None:
 
 async def inject_on(run: ChaosRun, pattern: Pattern, where: str, url: str) -> None:
     """Kill jobs and, on a server, the database."""
-    table = PATTERNS | {"04": pattern}
-    ports = free_ports(["04"], table)
+    ports = free_ports(["04"], {"04": pattern})
     url = url.format_map(ports)
     settings = {
         "DATABASE_URL": url,
@@ -96,7 +84,7 @@ async def inject_on(run: ChaosRun, pattern: Pattern, where: str, url: str) -> No
     }
     engine = create_engine(url, pool_pre_ping=True)
     async with (
-        private_stack(["04"], RUN_DIR, table=table, ports=ports, environ=settings) as stack,
+        run.stack(pattern, ports, settings) as stack,
         httpx.AsyncClient(base_url=stack.urls["PORT_04_API"], timeout=60, trust_env=False) as client,
     ):
         await asyncio.to_thread(_count_updates, engine)

@@ -1,27 +1,20 @@
 """Faults: processes that are killed or hang, ports that receive garbage, services that answer with garbage."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import random
 import re
 import signal
 from collections import Counter
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
-from scripts.devstack.table import HOST, ROOT
+from scripts.devstack.stack import ManagedProcess, RunningProcess
+from scripts.devstack.table import HOST, Pattern, ProcessDefinition
 
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
-
-    from scripts.devstack.stack import ManagedProcess, RunningProcess
-    from scripts.devstack.table import Pattern, ProcessDefinition
-
-RUN_DIR = ROOT / ".run/prove"
 STARTED_AGAIN_POLL_S = 0.02
 GARBAGE_BYTES = 4096
 HANG_UP_AFTER_S = 0.2

@@ -11,21 +11,18 @@ An incident ends when every client's responses are as before, or when that has t
 that should not have been) is expected only during an incident whose target it blames; any other fails the run.
 """
 
-from __future__ import annotations
-
 import asyncio
 import time
 from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import httpx
 
 from scripts.devstack.runs import PatternRun
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from scripts.devstack.table import ROOT
 
 RECOVERY_LIMIT_S = 60
 POLL_S = 0.01
@@ -84,6 +81,8 @@ class Incident:
 @dataclass(kw_only=True)
 class ChaosRun(PatternRun):
     """One pattern's chaos run, and its line of the loss report."""
+
+    run_dir = ROOT / ".run/prove"
 
     unit: str = "requests"
     """What `accepted` counts."""

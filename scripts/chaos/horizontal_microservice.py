@@ -4,24 +4,17 @@ Clients send POST /predict; every response must be 200 with three right predicti
 its own entry be an error instead.
 """
 
-from __future__ import annotations
-
 import asyncio
 import time
 from itertools import cycle, islice
-from typing import TYPE_CHECKING
 
 import httpx
 
-from scripts.chaos.faults import RUN_DIR, Relay, garbage, hanging, kill_and_wait
-from scripts.chaos.harness import Violation
-from scripts.devstack.patterns import PATTERNS
-from scripts.devstack.stack import free_ports, private_stack
+from scripts.chaos.faults import Relay, garbage, hanging, kill_and_wait
+from scripts.chaos.harness import ChaosRun, Violation
+from scripts.devstack.stack import free_ports
 from scripts.devstack.steps import FLOWERS
 from scripts.devstack.table import HOST
-
-if TYPE_CHECKING:
-    from scripts.chaos.harness import ChaosRun
 
 CLIENTS = 6
 DEADLINE_S = 5
@@ -55,7 +48,7 @@ async def inject(run: ChaosRun) -> None:
     services = ",".join(f"{name}=http://{HOST}:{port}" for name, port in service_ports.items())
     async with (
         Relay(relayed, ports["PORT_06_SERVICE_VIRGINICA"]) as relay,
-        private_stack(["06"], RUN_DIR, table=PATTERNS, ports=ports, environ={"SERVICES": services}) as stack,
+        run.stack(run.pattern, ports, {"SERVICES": services}) as stack,
         httpx.AsyncClient(base_url=stack.urls["PORT_06_PROXY"], timeout=DEADLINE_S, trust_env=False) as client,
     ):
 

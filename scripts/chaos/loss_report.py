@@ -1,24 +1,18 @@
-"""The loss report ("ledger") of a chaos run: a table for the terminal, Markdown for readers, JSON for machines."""
-
-from __future__ import annotations
+"""The loss report ("ledger") of a chaos run: Markdown for readers, JSON for machines."""
 
 import json
-from typing import TYPE_CHECKING
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
-from rich import box
-from rich.table import Column, Table
-
+from scripts.chaos.harness import ChaosRun
 from scripts.devstack.machine import described
 from scripts.devstack.runs import Profile
 
-if TYPE_CHECKING:
-    from collections import Counter
-    from collections.abc import Iterator, Sequence
-    from pathlib import Path
-
-    from scripts.chaos.harness import ChaosRun, Incident
-
-COLUMNS = ("pattern", "faults injected", "accepted", "lost", "done twice", "stuck", "failed answers", "worst recovery")
+HEADER = """\
+| pattern | faults injected | accepted | lost | done twice | stuck | failed answers | worst recovery |
+| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |"""
 EXPLAINED = """\
 - **accepted**: requests sent (02, 06), jobs whose id was given out (03, 07), rows whose registration was confirmed
   (04).
@@ -30,114 +24,75 @@ EXPLAINED = """\
   the process included."""
 
 
-def row(run: ChaosRun, *, names_targets: bool) -> tuple[str, ...]:
-    """The cells of one pattern; on a terminal, the timeline above has named the targets."""
-    faults = ", ".join(
-        f"{targets.total()} {fault}" + (f" ({_listed(targets)})" if names_targets else "")
-        for fault, targets in run.faults.items()
-    )
-    recovery = run.worst_recovery_s
-    return (
-        run.title,
-        faults or "none",
-        f"{run.accepted:,} {run.unit}",
-        str(run.lost),
-        "-" if run.twice is None else str(run.twice),
-        str(run.stuck),
-        str(len(run.failed)) + (", ENDED EARLY" if run.error else ""),
-        "NEVER" if recovery is None else f"{recovery:.1f} s",
-    )
-
-
 def _listed(targets: Counter[str]) -> str:
     return ", ".join(f"{count} {target}" if len(targets) > 1 else target for target, count in targets.items())
 
 
-def report_table(runs: Sequence[ChaosRun]) -> Table:
-    """For the terminal; a line that does not pass is red."""
-    table = Table(*(Column(name, overflow="fold") for name in COLUMNS), title="The ledger", box=box.ASCII2)
+def rows(runs: Sequence[ChaosRun]) -> Iterator[str]:
+    """The table: a line for each pattern."""
+    yield HEADER
     for run in runs:
-        table.add_row(*row(run, names_targets=False), style="green" if run.is_passed else "bold red")
-    return table
+        faults = [f"{targets.total()} {fault} ({_listed(targets)})" for fault, targets in run.faults.items()]
+        zeros = (run.lost, run.twice, run.stuck, len(run.failed))
+        cells = [run.title, ", ".join(faults) or "none", f"{run.accepted:,} {run.unit}"]
+        cells += ["-" if zero is None else f"**{zero}**" for zero in zeros]
+        yield f"| {' | '.join(cells)}{', ENDED EARLY' if run.error else ''} | {_seconds(run.worst_recovery_s)} |"
+
+
+def _seconds(recovery_s: float | None) -> str:
+    return "never" if recovery_s is None else f"{recovery_s:.1f} s"
 
 
 def markdown(runs: Sequence[ChaosRun], profile: Profile) -> Iterator[str]:
     """Lines: the table, what its columns mean, and a timeline of each pattern."""
     seconds = sum(run.seconds for run in runs)
     command = f"make prove{f' PROVE={profile}' if profile is not Profile.SHORT else ''}"
-    yield from ("# The ledger of a fault run", "")
-    yield from (f"`{command}` on {described()}; {seconds:.0f} s in all.", "")
-    yield f"| {' | '.join(COLUMNS)} |"
-    yield "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |"
-    for run in runs:
-        cells = row(run, names_targets=True)
-        bold = (f"**{cell}**" if cell != "-" else cell for cell in cells[3:7])
-        yield f"| {' | '.join((*cells[:3], *bold, cells[7]))} |"
-    yield from ("", EXPLAINED)
+    yield f"# The ledger of a fault run\n\n`{command}` on {described()}; {seconds:.0f} s in all.\n"
+    yield from (*rows(runs), "", EXPLAINED)
     for run in runs:
         skipped = [f"Skipped: {reason}." for reason in run.skipped]
-        yield from ("", f"## {run.title}", "")
-        yield from (" ".join([f"A failed answer here: {run.failure}.", *run.remarks, *skipped]), "")
-        yield f"| at | fault | process | recovery | good answers meanwhile | {run.expected_label} | |"
+        yield f"\n## {run.title}\n"
+        yield " ".join([f"A failed answer here: {run.failure}.", *run.remarks, *skipped])
+        yield f"\n| at | fault | process | recovery | good answers meanwhile | {run.expected_label} | |"
         yield "| ---: | --- | --- | ---: | ---: | ---: | --- |"
         for incident in run.incidents:
-            yield f"| {' | '.join(_timeline_cells(run, incident))} |"
+            good, violations = run.during(incident)
+            cells = [f"{incident.started - run.started:.1f} s", incident.fault, incident.target]
+            cells += [_seconds(incident.recovery_s), f"{good:,}", f"{violations:,}", incident.note]
+            yield f"| {' | '.join(cells)} |"
 
 
-def _timeline_cells(run: ChaosRun, incident: Incident) -> tuple[str, ...]:
-    good, violations = run.during(incident)
-    return (
-        f"{incident.started - run.started:.1f} s",
-        incident.fault,
-        incident.target,
-        "never" if incident.recovery_s is None else f"{incident.recovery_s:.1f} s",
-        f"{good:,}",
-        f"{violations:,}",
-        incident.note,
-    )
-
-
-def as_json(runs: Sequence[ChaosRun], profile: Profile) -> str:
+def as_dict(run: ChaosRun) -> dict[str, Any]:
     """Every number of the Markdown, and the failed responses."""
-    patterns = [
+    incidents = [
         {
-            "pattern": run.pattern.number,
-            "title": run.pattern.title,
-            "passed": run.is_passed,
-            "faults": run.faults,
-            "unit": run.unit,
-            "accepted": run.accepted,
-            "lost": run.lost,
-            "done_twice": run.twice,
-            "stuck": run.stuck,
-            "failed_answers": len(run.failed),
-            "refused_answers": run.expected,
-            "worst_recovery_s": run.worst_recovery_s,
-            "seconds": run.seconds,
-            "error": run.error,
-            "skipped": run.skipped,
-            "remarks": run.remarks,
-            "failures": [result.violation.text for result in run.failed[:100] if result.violation],
-            "incidents": [
-                {
-                    "at_s": incident.started - run.started,
-                    "fault": incident.fault,
-                    "process": incident.target,
-                    "recovery_s": incident.recovery_s,
-                    "note": incident.note,
-                }
-                for incident in run.incidents
-            ],
+            "at_s": incident.started - run.started,
+            "fault": incident.fault,
+            "process": incident.target,
+            "recovery_s": incident.recovery_s,
+            "note": incident.note,
         }
-        for run in runs
+        for incident in run.incidents
     ]
-    return json.dumps({"machine": described(), "profile": profile, "patterns": patterns}, indent=2)
+    same = ("faults", "unit", "accepted", "lost", "stuck", "worst_recovery_s", "seconds", "error", "skipped", "remarks")
+    return {
+        "pattern": run.pattern.number,
+        "title": run.pattern.title,
+        "passed": run.is_passed,
+        **{name: getattr(run, name) for name in same},
+        "done_twice": run.twice,
+        "failed_answers": len(run.failed),
+        "refused_answers": run.expected,
+        "failures": [result.violation.text for result in run.failed[:100] if result.violation],
+        "incidents": incidents,
+    }
 
 
 def write(runs: Sequence[ChaosRun], folder: Path, profile: Profile) -> list[Path]:
     """Write ledger.md and ledger.json; their paths."""
     folder.mkdir(parents=True, exist_ok=True)
-    texts = {"ledger.md": "\n".join(markdown(runs, profile)), "ledger.json": as_json(runs, profile)}
+    content = {"machine": described(), "profile": profile, "patterns": [as_dict(run) for run in runs]}
+    texts = {"ledger.md": "\n".join(markdown(runs, profile)), "ledger.json": json.dumps(content, indent=2)}
     for name, text in texts.items():
         (folder / name).write_text(text + "\n", encoding="utf-8")
     return [folder / name for name in texts]

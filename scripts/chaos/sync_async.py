@@ -4,8 +4,6 @@ Every client posts a photograph at intervals and gets the fast answer, whatever 
 down may the id be null. At the end every id that was given out must have its better answer, stored once.
 """
 
-from __future__ import annotations
-
 import asyncio
 import base64
 import os
@@ -14,20 +12,14 @@ import time
 from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import httpx
 
-from scripts.chaos.faults import RUN_DIR, children, kill_and_wait, times_written, with_workers
-from scripts.chaos.harness import Violation
-from scripts.devstack.patterns import PATTERNS
+from scripts.chaos.faults import children, kill_and_wait, times_written, with_workers
+from scripts.chaos.harness import ChaosRun, Violation
 from scripts.devstack.runs import require_redis
-from scripts.devstack.stack import private_stack
+from scripts.devstack.stack import DevStack
 from scripts.devstack.table import ROOT
-
-if TYPE_CHECKING:
-    from scripts.chaos.harness import ChaosRun
-    from scripts.devstack.stack import DevStack
 
 CLIENTS = 4
 PACE_S = 0.5  # of each client: one worker can keep up while the other starts again
@@ -95,9 +87,9 @@ async def inject(run: ChaosRun) -> None:
     run.expected_label = "without id"
     run.grace_s = 1.5  # the circuit breaker's cool-down after a Redis failure, and a request
     rounds, images_at_least = run.choose(quick=(1, 0), short=(2, 0), long=(20, 2_000))
-    table = PATTERNS | {"07": with_workers(PATTERNS["07"], WORKERS, NUM_WORKERS="1")}
+    pattern = with_workers(run.pattern, WORKERS, NUM_WORKERS="1")
     async with (
-        private_stack(["07"], RUN_DIR, table=table, environ={"HEARTBEAT_S": "1"}) as stack,
+        run.stack(pattern, environ={"HEARTBEAT_S": "1"}) as stack,
         httpx.AsyncClient(base_url=stack.urls["PORT_07_PROXY"], timeout=40, trust_env=False) as client,
     ):
         photo = (ROOT / "models/artifacts/sample.jpg").read_bytes()
@@ -119,7 +111,7 @@ async def inject(run: ChaosRun) -> None:
             while len(photos.ids) < images_at_least:
                 await asyncio.sleep(1)
         states = await photos.final_states()
-    run.account(states, times_written(RUN_DIR / "07", "result:{}", photos.ids), len(photos.ids))
+    run.account(states, times_written(run.run_dir / "07", "result:{}", photos.ids), len(photos.ids))
 
 
 async def kill_busy_model(run: ChaosRun, photos: PhotoClients, stack: DevStack, number: int) -> None:

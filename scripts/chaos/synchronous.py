@@ -3,31 +3,24 @@
 Clients use gRPC and REST. Only while a killed server is down may they see UNAVAILABLE, or a broken connection.
 """
 
-from __future__ import annotations
-
 import asyncio
 import shutil
 import time
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import grpc
 import httpx
 
-from scripts.chaos.faults import RUN_DIR, garbage, kill_and_wait
-from scripts.chaos.harness import Violation
-from scripts.devstack.patterns import PATTERNS
-from scripts.devstack.stack import build_models, private_stack
+from scripts.chaos.faults import garbage, kill_and_wait
+from scripts.chaos.harness import ChaosRun, Violation
+from scripts.devstack.stack import build_models
 from scripts.devstack.steps import FLOWERS
 from scripts.devstack.table import HOST, ROOT
 from tfserving_protos import messages
 from tfserving_protos.services import PredictionServiceStub
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
-
-    from scripts.chaos.harness import ChaosRun
 
 CLIENTS = 6  # half of them over gRPC
 DEADLINE_S = 10
@@ -51,15 +44,14 @@ async def inject(run: ChaosRun) -> None:
     """New versions, a broken one, garbage, kill -9."""
     run.failure = "any error but UNAVAILABLE or a broken connection while the server is down, or a wrong prediction"
     run.grace_s = 1.0
-    pattern = PATTERNS["02"]
-    await build_models(pattern.artifacts)
-    versions, built = RUN_DIR / "02-versions", ROOT / "models/artifacts/saved_model/iris/1"
+    await build_models(run.pattern.artifacts)
+    versions, built = run.run_dir / "02-versions", ROOT / "models/artifacts/saved_model/iris/1"
     shutil.rmtree(versions, ignore_errors=True)
     shutil.copytree(built, versions / "1")
-    argv = [word for word in pattern.process(SERVER).argv if "model_base_path" not in word]
-    table = PATTERNS | {"02": pattern.with_changes(SERVER, argv=(*argv, f"--model_base_path={versions}"))}
+    argv = [word for word in run.pattern.process(SERVER).argv if "model_base_path" not in word]
+    pattern = run.pattern.with_changes(SERVER, argv=(*argv, f"--model_base_path={versions}"))
     async with (
-        private_stack(["02"], RUN_DIR, table=table) as stack,
+        run.stack(pattern) as stack,
         httpx.AsyncClient(base_url=stack.urls["PORT_02_REST"], timeout=DEADLINE_S, trust_env=False) as rest,
         AsyncExitStack() as channels,
     ):

@@ -68,7 +68,9 @@ class PatternRun:
         self.skipped.append(reason)
         self.say(f"skipped: {reason}")
 
-    def stack(self, pattern: Pattern, ports: Mapping[str, int] | None = None, **environ: str) -> DevStack:
+    def stack(
+        self, pattern: Pattern, ports: Mapping[str, int] | None = None, environ: Mapping[str, str] | None = None
+    ) -> DevStack:
         """A variant of the pattern and what it depends on, on free ports or these, with empty state."""
         table = PATTERNS | {pattern.number: pattern}
         return private_stack([pattern.number], self.run_dir, table=table, ports=ports, environ=environ)

@@ -4,7 +4,7 @@ import asyncio
 
 import httpx
 
-from scripts.chaos.faults import RUN_DIR, hanging, kill_and_wait
+from scripts.chaos.faults import hanging, kill_and_wait
 from scripts.devstack.runs import SkippedError
 from scripts.devstack.stack import private_stack
 from scripts.devstack.tests.dummies import DUMMIES
@@ -14,7 +14,7 @@ async def inject(run):
     if run.pattern.title == "skipped":
         raise SkippedError("no dummies here")
     async with (
-        private_stack(["91" if run.pattern.title == "Pattern 91" else "90"], RUN_DIR, table=DUMMIES) as stack,
+        private_stack(["91" if run.pattern.title == "Pattern 91" else "90"], run.run_dir, table=DUMMIES) as stack,
         httpx.AsyncClient(base_url=stack.urls["PORT_90_GOOD"], timeout=10, trust_env=False) as client,
     ):
         good = stack.process("90-good")

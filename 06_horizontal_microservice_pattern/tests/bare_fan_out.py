@@ -1,4 +1,4 @@
-"""Alternatives to 06's proxy: a bare fan-out with CLIENT=book|httpx|httpx-aiohttp|aiohttp."""
+"""Alternatives to the proxy, for `make bench`: a bare fan-out with CLIENT=book|httpx|httpx-aiohttp|aiohttp."""
 
 import asyncio
 import os

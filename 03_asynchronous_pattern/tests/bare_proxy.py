@@ -1,4 +1,4 @@
-"""Baseline of 03's POST /predict: a bare FastAPI endpoint that parses, sends one Redis pipeline and answers."""
+"""Baseline of POST /predict, for `make bench`: a bare FastAPI endpoint that parses and sends one Redis pipeline."""
 
 import json
 import os

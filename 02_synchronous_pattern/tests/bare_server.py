@@ -1,4 +1,4 @@
-"""Baseline of 02: a grpc.aio server that parses a PredictRequest and answers a constant: `bare_grpc.py PORT`."""
+"""Baseline for `make bench`: a grpc.aio server that parses a PredictRequest and answers a constant."""
 
 import asyncio
 import sys

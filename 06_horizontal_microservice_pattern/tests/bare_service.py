@@ -1,4 +1,4 @@
-"""Baseline of a service of 06: one FastAPI endpoint around the same model. DELAY_S: seconds that each answer takes."""
+"""Baseline of a service, for `make bench`: one FastAPI endpoint around the same model; DELAY_S slows it down."""
 
 import asyncio
 import os
@@ -33,4 +33,5 @@ async def predict(body: BareBody) -> dict[str, list[float]]:
     return {"prediction": probabilities[0].tolist()}
 
 
-uvicorn.run(app, port=int(os.environ["PORT"]), access_log=False, log_level="warning")
+if __name__ == "__main__":
+    uvicorn.run(app, port=int(os.environ["PORT"]), access_log=False, log_level="warning")
