@@ -106,7 +106,9 @@ def test_no_job_is_lost_or_stuck_when_processes_die(local, capsys):
     while len(local.workers) < WORKERS:
         local.start_worker()
     faults = FaultInjector(local)
-    with httpx.Client(base_url=local.proxy, timeout=60, trust_env=False) as client:
+    # httpx keeps idle connections for 5 s, as long as uvicorn: on a busy machine it would reuse one being closed.
+    limits = httpx.Limits(keepalive_expiry=2)
+    with httpx.Client(base_url=local.proxy, timeout=60, trust_env=False, limits=limits) as client:
         faults.start()
         ids: list[str] = []
         while faults.is_alive() or len(ids) < JOBS:
