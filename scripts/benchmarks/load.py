@@ -144,7 +144,7 @@ def run_in_process(module: str, **arguments: Any) -> Load:
     # Unbuffered, Python drops the rest of a line that a pipe takes only a part of.
     env = {**os.environ, "PYTHONUNBUFFERED": ""}
     command, text = [sys.executable, "-m", module], json.dumps(arguments)
-    done = subprocess.run(command, cwd=ROOT, env=env, input=text, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, cwd=ROOT, env=env, input=text, stdout=subprocess.PIPE, text=True, check=True)
     return Load(**json.loads(done.stdout))
 
 

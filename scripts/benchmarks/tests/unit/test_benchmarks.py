@@ -1,28 +1,21 @@
-"""The part of `make bench` that does not measure: measurements, tables, plots; and load against a real server."""
+"""The part of `make bench` that does not measure: measurements, tables, plots."""
 
-import asyncio
-import http.server
 import json
-import threading
 import xml.etree.ElementTree as ET
-from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from types import SimpleNamespace
-from typing import Any, ClassVar
 
-import grpc
 import pytest
 
 from scripts.benchmarks import __main__ as program
-from scripts.benchmarks import grpc_load, side_by_side
-from scripts.benchmarks.harness import Benchmark, Endpoint, Measurement, measurements_of
-from scripts.benchmarks.load import Load, run_in_process
+from scripts.benchmarks import side_by_side
+from scripts.benchmarks.harness import Benchmark, Measurement, measurements_of
+from scripts.benchmarks.load import Load
 from scripts.benchmarks.report import markdown, write
 from scripts.benchmarks.side_by_side import SideBySide
 from scripts.devstack.machine import described, libraries
 from scripts.devstack.patterns import PATTERNS
 from scripts.devstack.runs import Profile, SkippedError, modules
-from tfserving_protos import messages, services
 
 KNOWN = modules("scripts.benchmarks")
 
@@ -151,82 +144,3 @@ def test_what_was_measured_is_kept_when_a_later_part_fails_or_cannot_run(fake_pa
     assert content["skipped"] == {"03 Asynchronous": ["no redis-server found"]}
     assert "skipped: no redis-server found" in capsys.readouterr().out
     assert fake_patterns({"03": cannot_run, "06": works})[0] == 0
-
-
-class Jobs(http.server.BaseHTTPRequestHandler):
-    """POST gives out an id; GET of another path is 404."""
-
-    protocol_version = "HTTP/1.1"
-    paths: ClassVar[set[str]] = set()
-
-    def do_POST(self):
-        self.rfile.read(int(self.headers["Content-Length"]))
-        self.respond(200)
-
-    def do_GET(self):
-        self.paths.add(self.path)
-        self.respond(200 if self.path == "/job/a1b2c3" else 404)
-
-    def respond(self, status):
-        body = b'{"job_id": "a1b2c3"}'
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *args):
-        pass
-
-
-@pytest.fixture(scope="module")
-def server():
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Jobs) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
-
-
-def test_load_is_measured_in_a_closed_and_in_an_open_loop(server):
-    def measured(path, connections, seconds, **more):
-        url = f"{server}{path}"
-        return run_in_process("scripts.benchmarks.load", url=url, connections=connections, seconds=seconds, **more)
-
-    closed = measured("/predict", 2, 0.2, body="{}", then="/job/{}")
-    assert closed.latencies
-    assert closed.failed == 0
-    assert Jobs.paths == {"/job/a1b2c3"}
-    opened = measured("/predict", 2, 0.5, body="{}", rate=20)
-    assert len(opened.latencies) == 10
-    assert measured("/nothing", 1, 0.1).failed > 0
-
-
-def test_an_endpoint_sends_its_body(server):
-    stack: Any = SimpleNamespace(urls={"PORT_90": server})
-    endpoint = Endpoint("a job", "PORT_90", "/predict", lambda: {"data": []})
-    assert asyncio.run(endpoint.load(stack, 1, 0.1)).latencies
-
-
-@pytest.mark.parametrize("client", [grpc_load.CompletionQueueClient, grpc_load.PublicClient])
-def test_calls_are_measured_over_the_private_and_over_the_public_grpc_api(client, monkeypatch):
-    executor = ThreadPoolExecutor(2)
-    server = grpc.server(executor)
-    response = messages.PredictResponse(model_spec=messages.ModelSpec(name="iris"))
-    behaviors = dict.fromkeys(services.METHODS[services.PREDICTION_SERVICE], lambda request, context: response)
-    server.add_generic_rpc_handlers((services.generic_handler(services.PREDICTION_SERVICE, behaviors),))
-    port = server.add_insecure_port("127.0.0.1:0")
-    server.start()
-    monkeypatch.setattr(grpc_load, "connect", client)
-    load = grpc_load.run(f"127.0.0.1:{port}", 2, [[1, 2, 3, 4]] * 3, 0.2)
-    assert len(load.latencies) > 2
-    server.stop(None).wait()
-    executor.shutdown()
-
-
-def test_grpc_load_falls_back_to_the_public_api(monkeypatch):
-    def missing(*_):
-        raise ImportError
-
-    monkeypatch.setattr(grpc_load, "CompletionQueueClient", missing)
-    assert isinstance(grpc_load.connect("127.0.0.1:1", b""), grpc_load.PublicClient)
