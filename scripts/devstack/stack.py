@@ -23,19 +23,15 @@ import socket
 import sys
 import time
 from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Self
+from typing import IO, Any, Self
 from urllib.parse import urlsplit
 
 from scripts.devstack.patterns import PATTERNS
 from scripts.devstack.table import HOST, ROOT, Pattern, ProcessDefinition
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
-
-    from scripts.devstack.table import ReadyCheck
 
 STOP_GRACE_S = 8.0
 LAST_CALL_S = 0.5  # for a dependency, when the processes that depend on it took the whole grace to stop
@@ -211,7 +207,7 @@ class DevStack:
             argv=[sys.executable, *argv[1:]] if argv[0] == "python" else argv,
             cwd=ROOT / (definition.folder or pattern.folder),
             env=env,
-            is_ready=_readiness(ready, env),
+            is_ready=partial(ready, env) if callable(ready) else partial(is_answering, ready),
             addresses=[f"http://{at}" if str(ready).startswith(f"http://{at}/") else at for at in addresses],
             log=self._run_dir / "logs" / f"{_id(pattern, definition)}.log",
         )
@@ -510,18 +506,10 @@ def _why_unusable(port: int) -> str | None:
     return None
 
 
-def _readiness(ready: str | ReadyCheck | None, env: Mapping[str, str]) -> Callable[[], Awaitable[bool]]:
-    if callable(ready):
-        return partial(ready, env)
-    return partial(answers, ready) if ready else _at_once
-
-
-async def _at_once() -> bool:
-    return True
-
-
-async def answers(url: str) -> bool:
-    """Whether a tcp:// address accepts, or an http:// URL answers 200."""
+async def is_answering(url: str | None) -> bool:
+    """Whether a tcp:// address accepts, or an http:// URL answers 200. None: there is nothing to wait for."""
+    if url is None:
+        return True
     at = urlsplit(url)
     try:
         async with asyncio.timeout(PROBE_TIMEOUT_S):

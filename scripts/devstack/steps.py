@@ -26,7 +26,9 @@ class Step:
     is_highlight: bool
 
 
-Demo = Callable[[httpx.AsyncClient, Mapping[str, str]], AsyncGenerator[Step, None]]
+Urls = Mapping[str, str]
+Steps = AsyncGenerator[Step, None]
+Demo = Callable[[httpx.AsyncClient, Urls], Steps]
 
 
 async def send(

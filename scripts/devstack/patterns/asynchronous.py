@@ -1,16 +1,9 @@
 """03: Redis, a proxy that queues jobs, and a worker that calls 02's model server."""
 
-from __future__ import annotations
+import httpx
 
-from typing import TYPE_CHECKING
-
-from scripts.devstack.steps import FLOWERS, Step, send
+from scripts.devstack.steps import FLOWERS, Steps, Urls, send
 from scripts.devstack.table import Pattern, redis_process, web_process
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Mapping
-
-    import httpx
 
 _QUEUE = {
     "REDIS_HOST": "127.0.0.1",
@@ -34,7 +27,7 @@ PATTERN = Pattern(
 )
 
 
-async def demo(client: httpx.AsyncClient, urls: Mapping[str, str]) -> AsyncGenerator[Step, None]:
+async def demo(client: httpx.AsyncClient, urls: Urls) -> Steps:
     """A job's id at once, its result once a worker has called the model server."""
     proxy = urls["PORT_03_PROXY"]
     well = {"status": "healthy", "components": {"redis": "ok", "tensorflow_serving": "ok"}}

@@ -1,18 +1,12 @@
 """04: an API that registers rows, and a job that predicts them in batches, both on SQLite."""
 
-from __future__ import annotations
-
 import asyncio
 import time
-from typing import TYPE_CHECKING
 
-from scripts.devstack.steps import FLOWERS, Step, send
+import httpx
+
+from scripts.devstack.steps import FLOWERS, Steps, Urls, send
 from scripts.devstack.table import Pattern, ProcessDefinition, web_process
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Mapping
-
-    import httpx
 
 BATCH_WITHIN_S = 60
 
@@ -42,7 +36,7 @@ PATTERN = Pattern(
 )
 
 
-async def demo(client: httpx.AsyncClient, urls: Mapping[str, str]) -> AsyncGenerator[Step, None]:
+async def demo(client: httpx.AsyncClient, urls: Urls) -> Steps:
     """Flowers are registered at once and predicted by the next run of the job."""
     api = urls["PORT_04_API"]
     items = [{"values": row} for row in FLOWERS.values()]

@@ -1,16 +1,9 @@
 """06: three services of one class each, and a proxy that calls them in parallel."""
 
-from __future__ import annotations
+import httpx
 
-from typing import TYPE_CHECKING
-
-from scripts.devstack.steps import FLOWERS, Step, send
+from scripts.devstack.steps import FLOWERS, Steps, Urls, send
 from scripts.devstack.table import Pattern, ProcessDefinition, web_process
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Mapping
-
-    import httpx
 
 _PORTS = {"PORT_06_SERVICE_SETOSA": 8000, "PORT_06_SERVICE_VERSICOLOR": 8001, "PORT_06_SERVICE_VIRGINICA": 8002}
 
@@ -45,7 +38,7 @@ PATTERN = Pattern(
 )
 
 
-async def demo(client: httpx.AsyncClient, urls: Mapping[str, str]) -> AsyncGenerator[Step, None]:
+async def demo(client: httpx.AsyncClient, urls: Urls) -> Steps:
     """The proxy calls three services that know one class each; then each service is called on its own."""
     proxy = urls["PORT_06_PROXY"]
     one_flower = {"data": [FLOWERS["setosa"]]}

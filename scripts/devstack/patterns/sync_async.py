@@ -1,17 +1,11 @@
 """07: a proxy that answers with a fast model and queues the image, Redis, and a worker with the better model."""
 
-from __future__ import annotations
-
 import base64
-from typing import TYPE_CHECKING
 
-from scripts.devstack.steps import Step, send
+import httpx
+
+from scripts.devstack.steps import Steps, Urls, send
 from scripts.devstack.table import ROOT, Pattern, redis_process, web_process
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Mapping
-
-    import httpx
 
 _ENV = {
     "REDIS_HOST": "127.0.0.1",
@@ -43,7 +37,7 @@ PATTERN = Pattern(
 )
 
 
-async def demo(client: httpx.AsyncClient, urls: Mapping[str, str]) -> AsyncGenerator[Step, None]:
+async def demo(client: httpx.AsyncClient, urls: Urls) -> Steps:
     """The fast model's answer about a photograph at once, the better model's a moment later."""
     proxy = urls["PORT_07_PROXY"]
     photograph = (ROOT / "models/artifacts/sample.jpg").read_bytes()

@@ -1,21 +1,15 @@
 """02: the portable model server."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import subprocess
 import sys
 import time
-from typing import TYPE_CHECKING
 
 import httpx
 
-from scripts.devstack.steps import FLOWERS, Step, mismatch, send
+from scripts.devstack.steps import FLOWERS, Step, Steps, Urls, mismatch, send
 from scripts.devstack.table import ROOT, Pattern, ProcessDefinition
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Mapping
 
 PORTS = {"PORT_02_GRPC": 8500, "PORT_02_REST": 8501}
 
@@ -40,7 +34,7 @@ PATTERN = Pattern(
 )
 
 
-async def demo(client: httpx.AsyncClient, urls: Mapping[str, str]) -> AsyncGenerator[Step, None]:
+async def demo(client: httpx.AsyncClient, urls: Urls) -> Steps:
     """The model server answers at once, over REST and over gRPC; then through its two clients."""
     model = f"{urls['PORT_02_REST']}/v1/models/iris"
     rows = list(FLOWERS.values())
