@@ -20,7 +20,7 @@ CLIENT_EXAMPLE = re.compile(r"```bash\npython (-m client\.(\w+)_client [^\n]*)\n
 def test_curl_lines_print_what_is_shown(iris_server: IrisServer, arguments: list[str | Path]) -> None:
     base = f"http://localhost:8501={iris_server.rest_url}"
     done = subprocess.run(
-        [sys.executable, "-m", "scripts.checks.readme", *arguments, "--base", base],
+        [sys.executable, "-m", "serving_testing.readme", *arguments, "--base", base],
         cwd=PATTERN.parent,
         capture_output=True,
         text=True,

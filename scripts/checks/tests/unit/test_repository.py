@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from scripts.checks.version import differing
+from serving_testing.readme import SETTINGS, examples
 
 ROOT = Path(__file__).parents[4]
 
@@ -46,7 +47,7 @@ MAY_IMPORT = {
     "scripts/devstack": {"serving_common", "serving_testing"},
     "scripts/benchmarks": {"scripts.devstack", "serving_common", "serving_testing", "tfserving_protos"},
     "scripts/chaos": {"scripts.devstack", "serving_common", "serving_testing", "tfserving_protos"},
-    "scripts/checks": {"scripts.devstack", "serving_common"},
+    "scripts/checks": {"scripts.devstack", "serving_common", "serving_testing"},
 }
 OWN_TOPS = {
     "src",
@@ -130,7 +131,7 @@ def test_coined_words_are_not_defined():
 
 def room(path: Path) -> str | None:
     first, second, *_ = (*path.relative_to(ROOT).parts, "")
-    if re.fullmatch(r"0\d_\w+_pattern", first):
+    if re.fullmatch(r"\d\d_\w+_pattern", first):
         return "patterns"
     return first if first == "models" else f"{first}/{second}"
 
@@ -237,7 +238,7 @@ def test_the_top_of_scripts_holds_only_shell():
 
 def test_the_root_holds_the_patterns_and_few_folders():
     folders = {path.relative_to(ROOT).parts[0] for path in tracked() if path.parent != ROOT}
-    visible = {name for name in folders if not name.startswith(".") and not re.fullmatch(r"0\d_\w+_pattern", name)}
+    visible = {name for name in folders if not name.startswith(".") and not re.fullmatch(r"\d\d_\w+_pattern", name)}
     assert visible <= {"common", "deploy", "docs", "models", "scripts"}
 
 
@@ -317,3 +318,19 @@ def test_links_lead_somewhere(path):
         if not there.exists() or (anchor and anchor not in anchors(there)):
             broken.append(target)
     assert broken == []
+
+
+TRANSLATIONS = sorted([*ROOT.glob("README.ja.md"), *ROOT.glob("[0-9][0-9]_*_pattern/README.ja.md")])
+
+
+@pytest.mark.parametrize("path", TRANSLATIONS, ids=lambda path: path.parent.name)
+def test_translation_has_the_same_examples_and_tables(path):
+    def shown(readme_path):
+        text = readme_path.read_text(encoding="utf-8")
+        return list(examples(text)), [table[0] for table in SETTINGS.finditer(text)]
+
+    translated, original = shown(path), shown(path.with_name("README.md"))
+    assert [(each.commands, each.shown) for each in translated[0]] == [
+        (each.commands, each.shown) for each in original[0]
+    ]
+    assert translated[1] == original[1]

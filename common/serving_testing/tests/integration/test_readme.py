@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scripts.checks import readme
-from scripts.checks.readme import check_examples, compare, count_unchecked, examples, has_current_tables
+from serving_testing.readme import check_examples, compare, count_unchecked, examples, has_current_tables
 
 SHOWN_BASE = "http://localhost:9000"
 
@@ -365,22 +365,6 @@ def pattern(tmp_path):
         return folder
 
     return make
-
-
-TRANSLATIONS = sorted([*readme.ROOT.glob("README.ja.md"), *readme.ROOT.glob("[0-9][0-9]_*_pattern/README.ja.md")])
-
-
-@pytest.mark.parametrize("path", TRANSLATIONS, ids=lambda path: path.parent.name)
-def test_translation_has_the_same_examples_and_tables(path):
-    def shown(readme_path):
-        text = readme_path.read_text(encoding="utf-8")
-        return list(examples(text)), [table[0] for table in readme.SETTINGS.finditer(text)]
-
-    translated, original = shown(path), shown(path.with_name("README.md"))
-    assert [(each.commands, each.shown) for each in translated[0]] == [
-        (each.commands, each.shown) for each in original[0]
-    ]
-    assert translated[1] == original[1]
 
 
 def test_write_updates_settings_tables(pattern, capsys):

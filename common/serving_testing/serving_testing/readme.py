@@ -1,7 +1,7 @@
 """Runs the curl lines of READMEs and compares the responses with those shown; generates their settings tables.
 
-    python -m scripts.checks.readme 06_horizontal_microservice_pattern --base http://localhost:9000=http://127.0.0.1:9123
-    python -m scripts.checks.readme --write 06_horizontal_microservice_pattern
+    python -m serving_testing.readme 06_horizontal_microservice_pattern --base http://localhost:9000=http://127.0.0.1:9123
+    python -m serving_testing.readme --write 06_horizontal_microservice_pattern
 
 An example is a ```bash block of curl lines, or one pipe into curl, followed by a ```json (or ```text) block with the
 responses; or, in a ```console block, a line `$ curl …` and the JSON below it. `<!-- within 90 s -->` above an example
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence, Set
     from re import Match
 
-ROOT = Path(__file__).parents[2]
 TIMEOUT_S = 60
 RETRY_INTERVAL_S = 0.5
 TOLERANCE = 1e-3
@@ -316,7 +315,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             problems += check_examples(readme, bases, skip_others=options.skip_others)
             if not has_current_tables(readme):
                 problems.append(
-                    f"{readme}: a settings table is out of date: python -m scripts.checks.readme --write ..."
+                    f"{readme}: a settings table is out of date: python -m serving_testing.readme --write ..."
                 )
     print("\n".join(problems) or "All READMEs are correct.")
     return 1 if problems else 0
