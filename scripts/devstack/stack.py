@@ -177,7 +177,7 @@ class DevStack:
         self.ports |= _free_ports(name for name in definition.ports if name not in self.ports)
         managed = self._prepare(self._table[number], definition)
         self.processes.append(managed)
-        await self._launch_and_supervise(managed)
+        await self._start(managed)
         return managed
 
     async def stop(self, managed: ManagedProcess) -> int | None:
@@ -230,19 +230,16 @@ class DevStack:
     # Start
 
     async def _start_all(self) -> None:
-        async def start(managed: ManagedProcess) -> None:
-            for id_ in managed.definition.depends_on:
-                await self.process(id_).ready.wait()
-            await self._launch_and_supervise(managed)
-
         try:
             async with asyncio.TaskGroup() as group:
                 for managed in self.processes:
-                    group.create_task(start(managed))
+                    group.create_task(self._start(managed))
         except BaseExceptionGroup as failures:
             raise failures.exceptions[0] from None  # the others were cancelled because of it
 
-    async def _launch_and_supervise(self, managed: ManagedProcess) -> None:
+    async def _start(self, managed: ManagedProcess) -> None:
+        for id_ in managed.definition.depends_on:
+            await self.process(id_).ready.wait()
         (self._run_dir / managed.id.partition("-")[0]).mkdir(parents=True, exist_ok=True)
         managed.log.parent.mkdir(exist_ok=True)
         managed.log.unlink(missing_ok=True)
@@ -349,8 +346,11 @@ class DevStack:
 
     async def _watch_sources(self) -> None:
         """Restart every Python module whose pattern's src/, or common/, has a changed file."""
-        modules = [managed for managed in self.processes if managed.definition.argv[:2] == ("python", "-m")]
-        roots = {managed: (managed.cwd / "src", SHARED) for managed in modules}
+        # serving_testing starts the database servers, which have no sources here.
+        modules = [each for each in self.processes if each.definition.argv[:2] == ("python", "-m")]
+        roots = {
+            each: (each.cwd / "src", SHARED) for each in modules if "serving_testing" not in each.definition.argv[2]
+        }
         before = {root: _modified(root) for root in {root for pair in roots.values() for root in pair}}
         while True:
             await asyncio.sleep(WATCH_S)

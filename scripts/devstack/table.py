@@ -108,7 +108,7 @@ def redis_process(port: str, default: int) -> ProcessDefinition:
     """A private redis-server whose append-only file is in the pattern's state folder."""
     return ProcessDefinition(
         name="redis",
-        argv=("python", "{root}/scripts/devstack/redis_server.py", f"{{{port}}}", "{state}"),
+        argv=("python", "-m", "serving_testing.redis_server", f"{{{port}}}", "{state}"),
         ports={port: default},
         ready=f"tcp://{HOST}:{{{port}}}",
     )
@@ -118,7 +118,7 @@ def mysql_process(port: str) -> ProcessDefinition:
     """A private mariadbd or mysqld with an empty database `items`, in the pattern's state folder."""
     return ProcessDefinition(
         name="database",
-        argv=("python", "{root}/scripts/devstack/mysql_server.py", f"{{{port}}}", "{state}"),
+        argv=("python", "-m", "serving_testing.mysql_server", f"{{{port}}}", "{state}"),
         ports={port: 1},
         ready=f"tcp://{HOST}:{{{port}}}",
         ready_within_s=60,

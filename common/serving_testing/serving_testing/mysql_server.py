@@ -86,7 +86,7 @@ class MySqlServer:
         return ["--user=root"] if os.geteuid() == 0 else []
 
 
-def main() -> None:
+def main() -> None:  # pragma: no cover - exec ends the measurement
     """Replace this process by the server. Exits with one line if there is none."""
     port, folder = sys.argv[1:]
     if (binary := mysql_binary()) is None:

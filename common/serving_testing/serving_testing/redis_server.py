@@ -66,7 +66,7 @@ class RedisServer:
             return [key for key in without if not (key.startswith("queue:") and client.type(key) == "list")]
 
 
-def main() -> None:
+def main() -> None:  # pragma: no cover - exec ends the measurement
     """Replace this process by the server. Exits with one line if there is none."""
     port, folder, *more = sys.argv[1:]
     if (binary := redis_binary()) is None:
