@@ -17,15 +17,15 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import closing
 from dataclasses import replace
 from datetime import datetime
+from functools import partial
 from typing import Any
 
-import httpx
 import numpy as np
 import orjson
 from sqlalchemy import JSON, create_engine, select
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
-from scripts.benchmarks.harness import ARTIFACTS, ROW, Benchmark, Endpoint
+from scripts.benchmarks.harness import ARTIFACTS, ROW, Benchmark, Endpoint, send_load, take_turns
 from scripts.devstack.machine import resident_mb
 from scripts.devstack.stack import DevStack
 from scripts.devstack.table import HOST, Pattern, mysql_process
@@ -82,8 +82,9 @@ async def measure_on(benchmark: Benchmark, pattern: Pattern, group: str, url: st
         if group == SERVER:  # SQLite lets one write at a time
             await measure_concurrency(store, rows, rounds)
         await store.fill(0)
-        seconds = await post_list(stack.urls["PORT_04_API"])
-        store.add("POST /data/list of 10,000 items", "time", seconds, "s", at_most=0.5)
+        body = {"items": [{"values": ROW}] * 10_000}
+        post = await send_load(f"{stack.urls['PORT_04_API']}/data/list", 1, 2.0, body)
+        store.add("POST /data/list of 10,000 items", "time", post.percentile(50), "s", at_most=0.5)
         store.close()
 
 
@@ -93,55 +94,33 @@ async def measure_ways(store: "ItemStore", rows: int, book_rows: int, rounds: in
     async def job() -> float:
         return (await store.run_job())[0]
 
-    def in_thread(function: Callable[..., float], *arguments: object) -> Callable[[], Awaitable[float]]:
-        return lambda: asyncio.to_thread(function, *arguments)
+    def way(count: int, function: Callable[..., float], *arguments: object) -> Callable[[], Awaitable[float]]:
+        return partial(store.fill_and, count, partial(asyncio.to_thread, function, *arguments))
 
-    ways: dict[str, tuple[int, Callable[[], Awaitable[float]]]] = {
-        "job": (rows, job),
-        "executemany": (rows, in_thread(store.predict_raw, executemany)),
-        "book": (book_rows, in_thread(store.predict_as_the_book)),
+    ways: dict[str, Callable[[], Awaitable[float]]] = {
+        "job": partial(store.fill_and, rows, job),
+        "executemany": way(rows, store.predict_raw, executemany),
     }
     if store.group == SERVER:
-        ways["load data"] = (rows, in_thread(store.predict_raw, load_data))
-    rates: dict[str, list[float]] = {name: [] for name in ways}
-    for number in range(rounds):
-        for name, (count, run) in ways.items():
-            if name == "book" and number:
-                continue  # minutes each, and orders of magnitude slower
-            await store.fill(count)
-            rates[name].append(await run())
-    for name, (count, _) in ways.items():
-        rate = statistics.median(rates[name])
-        store.add(f"{name}, {count:,} rows", "rate", rate, "rows/s")
+        ways["load data"] = way(rows, store.predict_raw, load_data)
+    rates = await take_turns(rounds, ways)
+    # Once only: it takes minutes, and is orders of magnitude slower.
+    rates |= await take_turns(1, {"book": way(book_rows, store.predict_as_the_book)})
+    for name, found in rates.items():
+        what = f"{name}, {book_rows if name == 'book' else rows:,} rows"
+        rate = statistics.median(found)
+        store.add(what, "rate", rate, "rows/s")
         # The book's way slows down as its rows grow; the target is for this many.
-        target = None if name == "book" and count < BOOK_ROWS else TARGETS.get((store.group, name))
-        ratio = statistics.median(rates["job"]) / rate
-        store.add(f"{name}, {count:,} rows", "the job's to it", ratio, "x", at_least=target)
+        target = None if name == "book" and book_rows < BOOK_ROWS else TARGETS.get((store.group, name))
+        store.add(what, "the job's to it", statistics.median(rates["job"]) / rate, "x", at_least=target)
 
 
 async def measure_concurrency(store: "ItemStore", rows: int, rounds: int) -> None:
     """Three jobs at once against one."""
-    rates: dict[int, list[float]] = {1: [], 3: []}
-    for _ in range(rounds):
-        for count, each in rates.items():
-            await store.fill(rows)
-            each.append(await store.run_jobs_together(count))
-    one, three = (statistics.median(each) for each in rates.values())
+    cases = {count: partial(store.fill_and, rows, partial(store.run_jobs_together, count)) for count in (1, 3)}
+    one, three = (statistics.median(rates) for rates in (await take_turns(rounds, cases)).values())
     store.add(f"3 jobs at once, {rows:,} rows", "rate", three, "rows/s")
     store.add(f"3 jobs at once, {rows:,} rows", "to one", three / one, "x", at_least=1)
-
-
-async def post_list(api: str) -> float:
-    """Seconds for POST /data/list of 10,000 items: the median of seven."""
-    body = orjson.dumps({"items": [{"values": ROW}] * 10_000})
-    seconds = []
-    async with httpx.AsyncClient(base_url=api, timeout=60, trust_env=False) as client:
-        for _ in range(7):
-            started = time.perf_counter()
-            response = await client.post("/data/list", content=body, headers={"Content-Type": "application/json"})
-            response.raise_for_status()
-            seconds.append(time.perf_counter() - started)
-    return statistics.median(seconds)
 
 
 class ItemStore:
@@ -161,6 +140,11 @@ class ItemStore:
     async def fill(self, count: int) -> None:
         """Exactly this many rows, all of them waiting."""
         await asyncio.to_thread(self._fill, count)
+
+    async def fill_and(self, count: int, run: Callable[[], Awaitable[float]]) -> float:
+        """The result of `run` on this many waiting rows."""
+        await self.fill(count)
+        return await run()
 
     def _fill(self, count: int) -> None:
         rows = np.random.default_rng(0).uniform(0.1, 8, (count, 4)).round(1).tolist()

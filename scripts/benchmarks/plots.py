@@ -35,15 +35,13 @@ def draw(found: SideBySide, alone: Sequence[Measurement], folder: Path) -> list[
 
 
 def _latency(found: SideBySide) -> Drawing:
-    colours = _colours(found)
     drawing, panels = plt.subplots(1, 2, figsize=(WIDTH, HEIGHT), sharey=True)
     for axes, connections in zip(panels, LATENCY_CONNECTIONS, strict=True):
         for what, latencies in found.percentiles_ms(connections).items():
-            axes.plot(latencies, PERCENTILES, label=what, color=colours[what])
+            axes.plot(latencies, PERCENTILES, label=what, color=_colours(found)[what])
         axes.set_xscale("log")
+        axes.set(title=plural(connections), xlabel="ms")
         axes.xaxis.set_major_formatter("{x:g}")
-        axes.set_xlabel("ms")
-        axes.set_title(plural(connections))
         axes.grid(alpha=0.3, which="both")
     panels[0].set_ylabel("% of the responses arrive within")
     panels[0].legend(fontsize=8)
@@ -61,11 +59,10 @@ def _throughput(found: SideBySide) -> Drawing:
     for what, rates in found.rates().items():
         axes.plot(*zip(*rates, strict=True), "o-", label=what, color=_colours(found)[what])
     axes.set_xscale("log", base=2)
-    axes.xaxis.set_major_formatter("{x:g}")
     axes.set_yscale("log")
+    axes.set(xlabel="connections", ylabel="responses per second")
+    axes.xaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_major_formatter("{x:,.0f}")
-    axes.set_xlabel("connections")
-    axes.set_ylabel("responses per second")
     axes.grid(alpha=0.3, which="both")
     axes.legend(fontsize=8)
     drawing.suptitle("Throughput against concurrency")
@@ -75,22 +72,18 @@ def _throughput(found: SideBySide) -> Drawing:
 def _scale_out(found: SideBySide, alone: Sequence[Measurement]) -> Drawing:
     drawing, (left, right) = plt.subplots(1, 2, figsize=(WIDTH, HEIGHT))
     fan_out = [each for each in found.measurements if "fanning out" in each.group and each.measure == "rate"]
-    names = ["none: a service\ncalled directly", "1", "2", "3"][: len(fan_out)]
-    _bars(left, names, [each.value for each in fan_out], COLOURS[3])
-    left.set_title(f"06, {plural(TYPICAL_CONNECTIONS)}")
-    left.set_xlabel("services that one proxy calls")
-    left.set_ylabel("responses per second")
+    _bars(left, ["none: a service\ncalled directly", "1", "2", "3"][: len(fan_out)], fan_out, COLOURS[3])
+    title = f"06, {plural(TYPICAL_CONNECTIONS)}"
+    left.set(title=title, xlabel="services that one proxy calls", ylabel="responses per second")
     jobs = [each for each in alone if each.measure == "rate" and each.what.endswith(", model server")]
-    _bars(right, [each.what.partition(" ")[0] for each in jobs], [each.value for each in jobs], COLOURS[1])
-    right.set_title("03, a full queue")
-    right.set_xlabel("workers")
-    right.set_ylabel("jobs per second")
+    _bars(right, [each.what.partition(" ")[0] for each in jobs], jobs, COLOURS[1])
+    right.set(title="03, a full queue", xlabel="workers", ylabel="jobs per second")
     drawing.suptitle("What scaling out costs and brings, on this one machine")
     drawing.tight_layout()
     return drawing
 
 
-def _bars(axes: Axes, names: Sequence[str], values: Sequence[float], colour: str) -> None:
-    bars = axes.bar(names, values, color=colour, width=0.6)
+def _bars(axes: Axes, names: Sequence[str], measurements: Sequence[Measurement], colour: str) -> None:
+    bars = axes.bar(names, [each.value for each in measurements], color=colour, width=0.6)
     axes.bar_label(bars, fmt="{:,.0f}", fontsize=8)
     axes.grid(alpha=0.3, axis="y")

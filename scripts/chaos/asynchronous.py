@@ -8,14 +8,12 @@ drawn at the end, 200,000 in the long profile; none may be given out twice.
 import asyncio
 import random
 import time
-from collections import Counter
-from dataclasses import dataclass, field
 
 import httpx
 from redis.asyncio import Redis
 
-from scripts.chaos.faults import hanging, kill, kill_and_wait, started_again, times_written, with_workers
-from scripts.chaos.harness import ChaosRun, Violation
+from scripts.chaos.faults import hanging, kill, kill_and_wait, started_again, with_workers
+from scripts.chaos.harness import ChaosRun, QueueClients, Violation
 from scripts.devstack.runs import require_redis
 from scripts.devstack.stack import DevStack, ManagedProcess
 from scripts.devstack.steps import FLOWERS
@@ -27,21 +25,15 @@ WORKERS = 4
 PACE_S = 0.03  # of each client
 STALL_S = 0.5
 MODEL_HANGS_S = 2  # less than TF_SERVING_TIMEOUT_S, so that no job uses up a try
-ALL_DONE_WITHIN_S = 60
 BODY = {"data": [FLOWERS["setosa"]]}
 QUEUE = "queue:predict"
 
 
-@dataclass
-class JobClients:
-    """The clients, and the ids that they were given."""
-
-    run: ChaosRun
-    client: httpx.AsyncClient
-    ids: list[str] = field(default_factory=list)
+class JobClients(QueueClients):
+    """Half of them queue jobs, half fetch recent ones."""
 
     async def send(self, number: int) -> tuple[str, Violation | None]:
-        """Queue a job, or fetch a recent one."""
+        """Queue a job, or fetch one."""
         await asyncio.sleep(PACE_S)
         if number % 2 and self.ids:
             job_id = random.choice(self.ids[-100:])
@@ -53,27 +45,12 @@ class JobClients:
             self.run.accepted += 1
         return "POST /predict", violation
 
-    async def final_states(self) -> Counter[str]:
-        """The state of every job, once all have ended, or at the deadline; a wrong result is one as well."""
-        deadline, states = time.monotonic() + ALL_DONE_WITHIN_S, Counter[str]()
-        for job_id in self.ids:
-            wait_s = max(0, min(30, deadline - time.monotonic()))
-            response = await self.client.get(f"/job/{job_id}", params={"wait": wait_s})
-            state = response.json().get("status") if response.status_code == 200 else f"status {response.status_code}"
-            if state == "completed" and response.json()["result"]["prediction"] != 0:
-                state = "wrong"
-            states[str(state)] += 1
-        return states
-
-    async def newest_done(self) -> None:
-        """Return when a job that was queued after the fault is completed."""
-        known = len(self.ids)
-        while True:
-            await asyncio.sleep(0.02)
-            if len(self.ids) > known:
-                response = await self.client.get(f"/job/{self.ids[-1]}", params={"wait": 10})
-                if response.status_code == 200 and response.json()["status"] == "completed":
-                    return
+    async def state(self, job_id: str, wait_s: float) -> str:
+        response = await self.client.get(f"/job/{job_id}", params={"wait": wait_s})
+        if response.status_code != 200:
+            return f"status {response.status_code}"
+        job = response.json()
+        return "wrong" if job["status"] == "completed" and job["result"]["prediction"] != 0 else str(job["status"])
 
 
 def violation_of(response: httpx.Response | Violation) -> Violation | None:
@@ -114,12 +91,9 @@ async def inject(run: ChaosRun) -> None:
                     await kill_and_wait(stack.process("03-redis"))
                     await run.recovered(since=time.monotonic())
                     await jobs.newest_done()
-        states = await jobs.final_states()
+        await jobs.account("job:{}:result")
         lists = [QUEUE, *[key async for key in store.scan_iter(f"{QUEUE}:processing:*")]]
-        left = sum([await store.llen(name) for name in lists])
-        stored = times_written(run.run_dir / "03", "job:{}:result", jobs.ids)
-        run.stuck += max(0, left - states["pending"] - states["processing"])
-        run.account(states, stored, len(jobs.ids))
+        run.stuck = max(run.stuck, sum([await store.llen(name) for name in lists]))
         await draw_ids(run, stack)
 
 

@@ -21,6 +21,7 @@ from typing import Any
 
 import httpx
 
+from scripts.chaos.faults import times_written
 from scripts.devstack.runs import PatternRun
 from scripts.devstack.table import ROOT
 
@@ -226,15 +227,45 @@ class ChaosRun(PatternRun):
         now = time.monotonic()
         self.results.append(ClientResult("", now, now, Violation(text)))
 
-    def account(self, states: Counter[str], stored: Counter[str], accepted: int) -> None:
-        """Count what became of jobs: their states by the API, and how often Redis was told to store each result."""
-        self.stuck += states.pop("pending", 0) + states.pop("processing", 0)
-        self.lost = states.total() - states["completed"]
-        self.twice = sum(times - 1 for times in stored.values())
-        self.remarks.append(f"{stored.total():,} results in Redis's append-only file, for {accepted:,} {self.unit}.")
-        if len(stored) != states["completed"]:
-            self.error = f"{states['completed']} {self.unit} completed, but Redis's file has results of {len(stored)}"
-
     def is_expected(self, result: ClientResult) -> bool:
         """Whether an incident explains the violation."""
         return any(incident.explains(result, self.grace_s) for incident in self.incidents)
+
+
+@dataclass
+class QueueClients:
+    """Clients of a proxy that queues jobs, and the ids that they were given."""
+
+    run: ChaosRun
+    client: httpx.AsyncClient
+    ids: list[str] = field(default_factory=list)
+
+    async def state(self, job_id: str, wait_s: float) -> str:
+        """`completed`, `pending`, `processing`, or what is wrong."""
+        raise NotImplementedError
+
+    async def newest_done(self) -> None:
+        """Return when a job that was accepted after the fault is completed."""
+        known = len(self.ids)
+        while len(self.ids) == known:
+            await asyncio.sleep(POLL_S)
+        while await self.state(self.ids[known], 10) != "completed":
+            await asyncio.sleep(POLL_S)
+
+    async def account(self, key: str) -> None:
+        """Wait until all have ended, or too long, and count what became of them.
+
+        key: where Redis's append-only file has the results, with {} for the id.
+        """
+        deadline = time.monotonic() + RECOVERY_LIMIT_S
+        states = Counter[str]()
+        for job_id in self.ids:
+            states[await self.state(job_id, max(0, min(30, deadline - time.monotonic())))] += 1
+        stored = times_written(self.run.run_dir / self.run.pattern.number, key, self.ids)
+        run, completed = self.run, states["completed"]
+        run.stuck += states["pending"] + states["processing"]
+        run.lost = states.total() - completed - states["pending"] - states["processing"]
+        run.twice = sum(times - 1 for times in stored.values())
+        run.remarks.append(f"{stored.total():,} results in Redis's append-only file, for {len(self.ids):,} {run.unit}.")
+        if len(stored) != completed:
+            run.error = f"{completed} {run.unit} completed, but Redis's file has results of {len(stored)}"

@@ -9,14 +9,12 @@ import base64
 import os
 import signal
 import time
-from collections import Counter
 from contextlib import suppress
-from dataclasses import dataclass, field
 
 import httpx
 
-from scripts.chaos.faults import children, kill_and_wait, times_written, with_workers
-from scripts.chaos.harness import ChaosRun, Violation
+from scripts.chaos.faults import children, kill_and_wait, with_workers
+from scripts.chaos.harness import ChaosRun, QueueClients, Violation
 from scripts.devstack.runs import require_redis
 from scripts.devstack.stack import DevStack
 from scripts.devstack.table import ROOT
@@ -24,7 +22,6 @@ from scripts.devstack.table import ROOT
 CLIENTS = 4
 PACE_S = 0.5  # of each client: one worker can keep up while the other starts again
 STOPPED_FOR_S = 1
-ALL_DONE_WITHIN_S = 60
 WORKERS = 2
 BAD_BODIES = (
     *(b"", b"\xff\xfe\x00", b'{"image_data": ', b'{"image_data": 1}', b'{"image_data": ""}'),
@@ -32,22 +29,17 @@ BAD_BODIES = (
 )
 
 
-@dataclass
-class PhotoClients:
-    """The clients, and the ids that they were given."""
-
-    run: ChaosRun
-    client: httpx.AsyncClient
-    body: dict[str, str]
-    ids: list[str] = field(default_factory=list)
+class PhotoClients(QueueClients):
+    """All of them post the photograph."""
 
     async def send(self, _number: int) -> tuple[str, Violation | None]:
-        """Post the photograph."""
+        """Post it."""
         await asyncio.sleep(PACE_S)
-        return "POST /predict", await self._post()
+        photo = (ROOT / "models/artifacts/sample.jpg").read_bytes()
+        body = {"image_data": base64.b64encode(photo).decode()}
+        return "POST /predict", self._accept(await self.run.request(self.client, "POST", "/predict", json=body))
 
-    async def _post(self) -> Violation | None:
-        response = await self.run.request(self.client, "POST", "/predict", json=self.body)
+    def _accept(self, response: httpx.Response | Violation) -> Violation | None:
         if isinstance(response, Violation):
             return response
         if response.status_code != 200 or not response.json()["result_sync"]:
@@ -59,25 +51,11 @@ class PhotoClients:
         return None
 
     async def state(self, job_id: str, wait_s: float) -> str:
-        """`completed`, `pending`, or the error."""
         response = await self.client.get(f"/job/{job_id}", params={"wait": wait_s})
         if response.status_code != 200:
             return f"status {response.status_code}"
         entry = response.json()[job_id]
         return str(entry.get("error")) if "error" in entry else "completed" if entry["prediction"] else "pending"
-
-    async def final_states(self) -> Counter[str]:
-        """The state of every image, once all have ended, or at the deadline."""
-        deadline = time.monotonic() + ALL_DONE_WITHIN_S
-        return Counter([await self.state(job_id, max(0, min(30, deadline - time.monotonic()))) for job_id in self.ids])
-
-    async def newest_done(self) -> None:
-        """Return when an image that was posted after the fault has its better answer."""
-        known = len(self.ids)
-        while len(self.ids) == known:
-            await asyncio.sleep(0.02)
-        while await self.state(self.ids[known], 10) != "completed":
-            await asyncio.sleep(0.02)
 
 
 async def inject(run: ChaosRun) -> None:
@@ -92,8 +70,7 @@ async def inject(run: ChaosRun) -> None:
         run.stack(pattern, environ={"HEARTBEAT_S": "1"}) as stack,
         httpx.AsyncClient(base_url=stack.urls["PORT_07_PROXY"], timeout=40, trust_env=False) as client,
     ):
-        photo = (ROOT / "models/artifacts/sample.jpg").read_bytes()
-        photos = PhotoClients(run, client, {"image_data": base64.b64encode(photo).decode()})
+        photos = PhotoClients(run, client)
         async with run.clients(CLIENTS, photos.send):
             await photos.newest_done()
             for round_ in range(rounds):
@@ -110,8 +87,7 @@ async def inject(run: ChaosRun) -> None:
                     await run.recovered(since=incident.started)
             while len(photos.ids) < images_at_least:
                 await asyncio.sleep(1)
-        states = await photos.final_states()
-    run.account(states, times_written(run.run_dir / "07", "result:{}", photos.ids), len(photos.ids))
+        await photos.account("result:{}")
 
 
 async def kill_busy_model(run: ChaosRun, photos: PhotoClients, stack: DevStack, number: int) -> None:

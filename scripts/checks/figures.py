@@ -34,7 +34,7 @@ class Results:
     def __init__(self, root: Path = ROOT) -> None:
         bench = json.loads((root / "docs/bench/bench.json").read_text(encoding="utf-8"))
         self._tables = {"all": bench["side_by_side"]["measurements"], **bench["patterns"]}
-        self._ledger = json.loads((root / "docs/prove/ledger.json").read_text(encoding="utf-8"))
+        self._losses = json.loads((root / "docs/prove/ledger.json").read_text(encoding="utf-8"))
 
     def render(self, template: str) -> str:
         """The template with all placeholders filled in. Raises ValueError for what was not measured."""
@@ -59,12 +59,12 @@ class Results:
         raise ValueError(f"docs/bench/bench.json has no {table}|{what}|{measure}: run `make bench` for all patterns")
 
     def _from_ledger(self, number: str, what: str) -> str:
-        runs = self._ledger["patterns"]
+        runs = self._losses["patterns"]
         if number == "all":
             if what == "rows":
                 return "\n".join(map(_ledger_row, runs))
             return (
-                str(self._ledger[what]) if what in self._ledger else f"{sum(run['seconds'] for run in runs) / 60:.0f}"
+                str(self._losses[what]) if what in self._losses else f"{sum(run['seconds'] for run in runs) / 60:.0f}"
             )
         run = next((run for run in runs if run["pattern"] == number), None)
         if run is None:

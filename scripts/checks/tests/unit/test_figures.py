@@ -111,7 +111,7 @@ def test_another_result_is_another_figure(repository):
 def test_a_placeholder_is_a_result(placeholder, text):
     pinned = {"accepted": 8933, "lost": 0, "stuck": 0, "seconds": 547, "faults": {"kill -9": {"worker": 50}}}
     results = Results()
-    results._ledger = {"profile": "long", "patterns": [{"pattern": "03", **pinned}]}
+    results._losses = {"profile": "long", "patterns": [{"pattern": "03", **pinned}]}
     measured = {"06": ("a service to a bare FastAPI endpoint, 32 connections", "ratio", 0.75)}
     measured |= {"all": ("02 prediction (REST), 1 connection", "rate", 1417.6), "04": ("book, 10 rows", "rate", 51.9)}
     results._tables = {
@@ -139,7 +139,7 @@ def test_a_missing_result_is_named(repository, capsys, change, problem):
 
 def test_a_missing_pattern_of_the_ledger_is_named():
     results = Results()
-    results._ledger = {"patterns": []}
+    results._losses = {"patterns": []}
     with pytest.raises(ValueError, match="has no pattern 03"):
         results.render("{ledger|03|accepted}")
 
