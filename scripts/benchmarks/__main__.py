@@ -17,10 +17,10 @@ from scripts.benchmarks.harness import Benchmark
 from scripts.benchmarks.report import markdown, write
 from scripts.devstack.machine import described
 from scripts.devstack.patterns import PATTERNS
-from scripts.devstack.runs import Profile, modules, run_each
+from scripts.devstack.runs import Profile, modules, parse, run_each
 from scripts.devstack.stack import run
 from scripts.devstack.table import ROOT, Pattern
-from scripts.devstack.terminal import INTERRUPTED, parsed, parser_of_patterns
+from scripts.devstack.terminal import INTERRUPTED
 
 ALL = Pattern(number="All", title="side by side", folder="", processes=())
 
@@ -28,10 +28,7 @@ ALL = Pattern(number="All", title="side by side", folder="", processes=())
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code: 0 if nothing failed, 1 if something did, 130 after Ctrl-C. A missed target is not a failure."""
     known = modules("scripts.benchmarks")
-    parser = parser_of_patterns(__doc__, known)
-    parser.add_argument("--profile", type=Profile, choices=[*Profile], default=Profile.SHORT)
-    parser.add_argument("--output", type=Path, default=ROOT / "bench-results")
-    options = parsed(parser, argv, known)
+    options = parse(__doc__, argv, known, ROOT / "bench-results")
     chosen = {number: known[number] for number in options.patterns}
     return run(bench(chosen, options.profile, options.output))
 

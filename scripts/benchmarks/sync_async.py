@@ -92,15 +92,9 @@ async def measure_fast(benchmark: Benchmark, system: "PhotoSystem") -> None:
 async def measure_better(benchmark: Benchmark, system: "PhotoSystem") -> None:
     """A worker with a full queue, in turns with its baseline."""
     rounds, seconds, jobs = benchmark.choose(quick=(1, 0.5, 20), short=(3, 1.0, 200), long=(3, 5.0, 300))
-    baselines, workers = (
-        await take_turns(
-            rounds,
-            {
-                "baseline": partial(asyncio.to_thread, resnet_per_second, seconds),
-                "worker": partial(system.drain, jobs),
-            },
-        )
-    ).values()
+    baseline = partial(asyncio.to_thread, resnet_per_second, seconds)
+    cases = {"baseline": baseline, "worker": partial(system.drain, jobs)}
+    baselines, workers = (await take_turns(rounds, cases)).values()
     benchmark.add(BETTER, f"ResNet50 alone, {WORKERS} processes", "rate", statistics.median(baselines), "images/s")
     benchmark.add(BETTER, "the worker, from the queue to the result", "rate", statistics.median(workers), "images/s")
     ratios = [worker / baseline for worker, baseline in zip(workers, baselines, strict=True)]

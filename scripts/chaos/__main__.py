@@ -13,10 +13,10 @@ from pathlib import Path
 from scripts.chaos.harness import ChaosRun
 from scripts.chaos.loss_report import rows, write
 from scripts.devstack.patterns import PATTERNS
-from scripts.devstack.runs import Profile, modules, run_each
+from scripts.devstack.runs import Profile, modules, parse, run_each
 from scripts.devstack.stack import run
 from scripts.devstack.table import ROOT, Pattern
-from scripts.devstack.terminal import INTERRUPTED, make_console, parsed, parser_of_patterns
+from scripts.devstack.terminal import INTERRUPTED, make_console
 
 
 def main(
@@ -26,12 +26,7 @@ def main(
 ) -> int:
     """Exit code: 0 if every column that must be 0 is, 1 if not, 130 after Ctrl-C. What is skipped does not fail."""
     known = modules("scripts.chaos") if known is None else known
-    parser = parser_of_patterns(__doc__, known)
-    parser.add_argument(
-        "--profile", type=Profile, choices=[*Profile], default=Profile.SHORT, help="how many faults (default short)"
-    )
-    parser.add_argument("--output", type=Path, default=ROOT / "prove-results", help="folder for ledger.md, ledger.json")
-    options = parsed(parser, argv, known)
+    options = parse(__doc__, argv, known, ROOT / "prove-results")
     return run(prove_all(options.patterns, table, known, options.profile, options.output))
 
 

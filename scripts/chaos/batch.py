@@ -14,7 +14,7 @@ import httpx
 from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.exc import DBAPIError
 
-from scripts.chaos.faults import kill, kill_and_wait, started_again
+from scripts.chaos.faults import kill_and_wait
 from scripts.chaos.harness import ChaosRun, Violation
 from scripts.devstack.stack import DevStack, free_ports
 from scripts.devstack.steps import FLOWERS
@@ -94,30 +94,25 @@ async def inject_on(run: ChaosRun, pattern: Pattern, where: str, url: str) -> No
                 run.fail(violation.text)
         async with run.clients(CLIENTS, rows.send):
             for _ in range(run.choose(quick=1, short=3, long=20)):
-                await kill_job(run, stack, engine, where)
+                await kill_in_batch(run, stack, engine, where, "job")
             for _ in range(run.choose(quick=1, short=2, long=10) if where == "server" else 0):
-                async with run.incident("kill -9", "database") as incident:
-                    done = await _mid_batch(engine)
-                    incident.started = time.monotonic()
-                    incident.note = f"{where}, {done:,} rows predicted"
-                    await kill_and_wait(stack.process("04-database"))
-                    await run.recovered(since=time.monotonic())
-                    await _more_predicted(engine)
+                await kill_in_batch(run, stack, engine, where, "database")
         await account(run, engine, rows.ids)
     engine.dispose()
 
 
-async def kill_job(run: ChaosRun, stack: DevStack, engine: Engine, where: str) -> None:
-    """SIGKILL to a job in the middle of a batch; as before once it is back and more rows are predicted."""
-    async with run.incident("kill -9", "job", is_outage=False) as incident:
-        done = await _mid_batch(engine)
+async def kill_in_batch(run: ChaosRun, stack: DevStack, engine: Engine, where: str, name: str) -> None:
+    """SIGKILL in the middle of a batch; as before once it is back and more rows are predicted."""
+    is_outage = name == "database"
+    async with run.incident("kill -9", name, is_outage=is_outage) as incident:
+        incident.note = f"{where}, {await _mid_batch(engine):,} rows predicted"
         incident.started = time.monotonic()
-        job = stack.process("04-job")
-        while job.running is None:  # one batch has ended, the next will start at once
+        victim = stack.process(f"04-{name}")
+        while victim.running is None:  # one batch has ended, the next will start at once
             await asyncio.sleep(0.01)
-        killed = kill(job)
-        incident.note = f"{where}, {done:,} rows predicted"
-        await started_again(job, killed)
+        await kill_and_wait(victim)
+        if is_outage:
+            await run.recovered(since=time.monotonic())
         await _more_predicted(engine)
 
 

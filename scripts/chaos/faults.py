@@ -135,22 +135,17 @@ class Relay:
         with contextlib.closing(writer), contextlib.suppress(OSError):
             service_reader, service_writer = await asyncio.open_connection(HOST, self._target_port)
             with contextlib.closing(service_writer):
-                answers = asyncio.create_task(self._copy(service_reader, writer))
+                responses = asyncio.create_task(self._copy_responses(service_reader, writer))
                 try:
-                    await self._copy_requests(reader, service_writer, writer)
+                    while data := await reader.read(GARBAGE_BYTES):
+                        if self.lies:
+                            writer.write(self._draw.randbytes(GARBAGE_BYTES))
+                            return
+                        service_writer.write(data)
                 finally:
-                    answers.cancel()
+                    responses.cancel()
 
-    async def _copy(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _copy_responses(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.closing(writer), contextlib.suppress(OSError):
             while data := await reader.read(GARBAGE_BYTES):
                 writer.write(data)
-
-    async def _copy_requests(
-        self, reader: asyncio.StreamReader, service: asyncio.StreamWriter, client: asyncio.StreamWriter
-    ) -> None:
-        while data := await reader.read(GARBAGE_BYTES):
-            if self.lies:
-                client.write(self._draw.randbytes(GARBAGE_BYTES))
-                return
-            service.write(data)

@@ -63,9 +63,8 @@ class Results:
         if number == "all":
             if what == "rows":
                 return "\n".join(map(_ledger_row, runs))
-            return (
-                str(self._losses[what]) if what in self._losses else f"{sum(run['seconds'] for run in runs) / 60:.0f}"
-            )
+            minutes = f"{sum(run['seconds'] for run in runs) / 60:.0f}"
+            return minutes if what == "minutes" else str(self._losses[what])
         run = next((run for run in runs if run["pattern"] == number), None)
         if run is None:
             raise ValueError(f"docs/prove/ledger.json has no pattern {number}: run `make prove` for all patterns")
@@ -79,19 +78,14 @@ def _digits(value: float) -> str:
 
 
 def _ledger_row(run: dict[str, Any]) -> str:
-    faults = []
-    for fault, targets in run["faults"].items():
-        named = f" ({', '.join(targets)})" if len(targets) <= NAMED_TARGETS else ""
-        faults.append(f"{sum(targets.values())} {fault}{named}")
-    zeros = [run["lost"], run["done_twice"], run["stuck"], run["failed_answers"]]
-    recovery = "never" if run["worst_recovery_s"] is None else f"{run['worst_recovery_s']:.1f} s"
-    cells = [f"{run['pattern']} {run['title']}", ", ".join(faults)]
-    cells += [
-        f"{run['accepted']:,} {run['unit']}",
-        *("-" if cell is None else f"**{cell}**" for cell in zeros),
-        recovery,
+    faults = [
+        f"{sum(targets.values())} {fault}" + f" ({', '.join(targets)})" * (len(targets) <= NAMED_TARGETS)
+        for fault, targets in run["faults"].items()
     ]
-    return f"| {' | '.join(cells)} |"
+    zeros = (run[column] for column in ("lost", "done_twice", "stuck", "failed_answers"))
+    cells = [f"{run['pattern']} {run['title']}", ", ".join(faults), f"{run['accepted']:,} {run['unit']}"]
+    cells += ["-" if zero is None else f"**{zero}**" for zero in zeros]
+    return f"| {' | '.join(cells)} | {run['worst_recovery_s'] or float('inf'):.1f} s |"
 
 
 def templates(language: str) -> dict[str, str]:

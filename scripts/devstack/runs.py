@@ -1,5 +1,6 @@
 """What `make bench` and `make prove` share: profiles, one module for each pattern, and what happens when one fails."""
 
+import argparse
 import asyncio
 import logging
 import time
@@ -15,6 +16,7 @@ from rich.console import Console
 from scripts.devstack.patterns import PATTERNS
 from scripts.devstack.stack import DevStack, StackError, private_stack
 from scripts.devstack.table import ROOT, Pattern
+from scripts.devstack.terminal import parsed, parser_of_patterns
 from serving_testing.redis_server import redis_binary
 
 T = TypeVar("T")
@@ -109,3 +111,13 @@ async def run_each(runs: Sequence[R], console: Console, execute: Callable[[R], A
         if run.error:
             console.print(f"FAILED: {run.title}: {run.error}", markup=False, style="bold red")
     return True
+
+
+def parse(
+    description: str | None, argv: Sequence[str] | None, known: Mapping[str, str], output: Path
+) -> argparse.Namespace:
+    """The options of a long command: `patterns`, `profile` and `output`."""
+    parser = parser_of_patterns(description, known)
+    parser.add_argument("--profile", type=Profile, choices=[*Profile], default=Profile.SHORT, help="how much to run")
+    parser.add_argument("--output", type=Path, default=output, help="folder for the results")
+    return parsed(parser, argv, known)
