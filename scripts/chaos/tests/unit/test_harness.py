@@ -1,12 +1,15 @@
 """Which violations an incident explains, and when a run passes."""
 
+import asyncio
 from typing import Any
 
+import httpx
 import pytest
 
-from scripts.chaos.harness import ChaosRun, ClientResult, Incident, Violation
+from scripts.chaos.harness import ChaosRun, ClientResult, Incident, QueueClients, Violation
+from scripts.devstack import runs
 from scripts.devstack.patterns import PATTERNS
-from scripts.devstack.runs import modules
+from scripts.devstack.runs import SkippedError, modules
 from scripts.devstack.tests.dummies import DUMMIES
 
 DUMMY = DUMMIES["90"]
@@ -44,3 +47,60 @@ def test_a_run_passes_only_if_every_column_is_as_required(change):
     assert ChaosRun(**required, incidents=[incident]).is_passed
     assert not ChaosRun(**(required | change), incidents=[incident]).is_passed
     assert not ChaosRun(**required).is_passed
+
+
+class StubClients(QueueClients):
+    """Jobs whose states are given."""
+
+    def __init__(self, run, states):
+        super().__init__(run, httpx.AsyncClient(), [*states])
+        self.states = states
+
+    async def state(self, job_id, wait_s):
+        return self.states[job_id]
+
+
+def stored(*ids):
+    return b"".join(b"*5\r\n$3\r\nSET\r\n$13\r\nresult:%s\r\n$1\r\nx\r\n" % job_id.encode() for job_id in ids)
+
+
+@pytest.mark.parametrize(
+    ("states", "written", "columns"),
+    [
+        ({"aaaaaa": "completed", "bbbbbb": "completed"}, ["aaaaaa", "bbbbbb"], (0, 0, 0, "")),
+        ({"aaaaaa": "completed"}, ["aaaaaa", "aaaaaa", "cccccc"], (0, 1, 0, "")),
+        ({"aaaaaa": "pending", "bbbbbb": "processing"}, [], (0, 0, 2, "")),
+        ({"aaaaaa": "status 404", "bbbbbb": "failed"}, [], (2, 0, 0, "")),
+        ({"aaaaaa": "completed"}, [], (0, 0, 0, "1 jobs completed, but Redis's file has results of 0")),
+    ],
+    ids=["all once", "stored twice", "not done", "lost", "not stored"],
+)
+def test_every_accepted_job_is_accounted_for(tmp_path, monkeypatch, states, written, columns):
+    monkeypatch.setattr(ChaosRun, "run_dir", tmp_path)
+    (tmp_path / "90").mkdir()
+    (tmp_path / "90/appendonly.aof").write_bytes(stored(*written))
+    run = ChaosRun(pattern=DUMMY, unit="jobs")
+    asyncio.run(StubClients(run, states).account("result:{}"))
+    assert (run.lost, run.twice, run.stuck, run.error) == columns
+
+
+def test_the_newest_job_is_one_that_was_accepted_after_the_fault():
+    clients = StubClients(ChaosRun(pattern=DUMMY), {"aaaaaa": "failed", "bbbbbb": "pending"})
+    clients.ids = ["aaaaaa"]
+
+    async def accept_one():
+        waiting = asyncio.create_task(clients.newest_done())
+        await asyncio.sleep(0.03)
+        clients.ids.append("bbbbbb")
+        await asyncio.sleep(0.03)
+        assert not waiting.done()
+        clients.states["bbbbbb"] = "completed"
+        await waiting
+
+    asyncio.run(accept_one())
+
+
+def test_a_machine_without_redis_skips_what_needs_it(monkeypatch):
+    monkeypatch.setattr(runs, "redis_binary", lambda: None)
+    with pytest.raises(SkippedError, match="no redis-server found"):
+        runs.require_redis()
