@@ -1,7 +1,7 @@
 """Writes the measured figures of all READMEs and pages from the committed results: `python -m scripts.checks.figures`.
 
 Figures stand between `<!-- figures:NAME -->` and `<!-- /figures -->`. The texts of the blocks are templates in
-blocks/en.txt and, for *.ja.md, blocks/ja.txt. Their placeholders are `{pattern|row|column}` of docs/bench/bench.json
+blocks/*.en.txt and, for *.ja.md, blocks/*.ja.txt. Their placeholders are `{pattern|row|column}` of docs/bench/bench.json
 (`{04/SQLite|job, * rows|rate}` where a row is in two tables, `all` for the comparison of all patterns; a fourth part
 names another field than the value), and `{ledger|pattern|what}` of docs/prove/ledger.json. An empty part repeats that
 of the placeholder before. With --write the blocks are rewritten; without it, those that differ are listed.
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from re import Match
 
 ROOT = Path(__file__).parents[2]
+BLOCKS = Path(__file__).parent / "blocks"
 BLOCK = re.compile(r"(<!-- figures:([\w:-]+) -->\n)(.*?)(<!-- /figures -->)", re.DOTALL)
 PLACEHOLDER = re.compile(r"\{([^{}\n]*\|[^{}\n]*)\}")
 NAMED_TARGETS = 3  # a fault with more of them is listed without
@@ -89,9 +90,11 @@ def _ledger_row(run: dict[str, Any]) -> str:
 
 
 def templates(language: str) -> dict[str, str]:
-    """The templates of a language, by name."""
-    text = (Path(__file__).parent / f"blocks/{language}.txt").read_text(encoding="utf-8")
-    return {found[2]: found[3] for found in BLOCK.finditer(text)}
+    """The templates of a language, by name; the root's table of patterns has the row of every pattern."""
+    texts = [path.read_text(encoding="utf-8") for path in sorted(BLOCKS.glob(f"*.{language}.txt"))]
+    found = {block[2]: block[3] for text in texts for block in BLOCK.finditer(text)}
+    rows = [found.pop(name) for name in sorted(found) if name.startswith("row:")]
+    return found | {"root:patterns": "".join([found["root:patterns"], *rows])}
 
 
 def pages(root: Path = ROOT) -> list[Path]:
