@@ -20,7 +20,7 @@ from scripts.devstack.stack import DevStack
 from scripts.devstack.table import ROOT
 
 CLIENTS = 4
-PACE_S = 0.5  # of each client: one worker can keep up while the other starts again
+PACE_S = 0.8  # of each client: one worker can keep up while the other starts again
 STOPPED_FOR_S = 1
 WORKERS = 2
 BAD_BODIES = (

@@ -1,10 +1,10 @@
 """Writes the measured figures of all READMEs and pages from the committed results: `python -m scripts.checks.figures`.
 
 Figures stand between `<!-- figures:NAME -->` and `<!-- /figures -->`. The texts of the blocks are templates in
-blocks/*.en.txt and, for *.ja.md, blocks/*.ja.txt. Their placeholders are `{pattern|row|column}` of docs/bench/bench.json
+blocks/*.en.txt and, for *.ja.md, blocks/*.ja.txt. Their placeholders are `{pattern|row|column}` of bench.json
 (`{04/SQLite|job, * rows|rate}` where a row is in two tables, `all` for the comparison of all patterns; a fourth part
-names another field than the value), and `{ledger|pattern|what}` of docs/prove/ledger.json. An empty part repeats that
-of the placeholder before. With --write the blocks are rewritten; without it, those that differ are listed.
+names another field than the value), and `{ledger|pattern|what}` of ledger.json. An empty part repeats that of the
+placeholder before. With --write the blocks are rewritten; without it, those that differ are listed.
 """
 
 from __future__ import annotations
