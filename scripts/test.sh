@@ -7,4 +7,4 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # Once for all of them: several patterns test with the same models.
 .venv/bin/python -m models.build
 export IRIS_MODEL=$PWD/models/artifacts/saved_model/iris
-exec .venv/bin/python -m scripts.checks.run_tests "$@"
+exec .venv/bin/python -m serving_testing.run_tests "$@"

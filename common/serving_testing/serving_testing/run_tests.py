@@ -1,4 +1,4 @@
-"""Runs the tests of folders in parallel: `python -m scripts.checks.run_tests 06_horizontal_microservice_pattern …`.
+"""Runs the tests of folders in parallel: `python -m serving_testing.run_tests 06_horizontal_microservice_pattern …`.
 
 Every pattern has a package called `src`, so each folder needs processes of its own. A folder that is a large part of
 the work is split into shards, and the longest shards start first, so that all cores stay busy to the end. How long a
@@ -19,8 +19,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from scripts.devstack.table import ROOT
-
+ROOT = Path.cwd()  # of the repository
 RESULTS = ROOT / ".run/tests"
 COVERAGE_PERCENT = 90
 # Seconds on a quiet machine with two cores, until the first run has measured them.
@@ -71,7 +70,7 @@ def weights(folder: Folder) -> dict[Path, float]:
     """Seconds that each unit takes, heaviest first."""
     known: Counter[Path] = Counter()
     if folder.file(".xml").exists():
-        for case in ET.parse(folder.file(".xml")).getroot().iter("testcase"):  # noqa: S314 - our own pytest's
+        for case in ET.parse(folder.file(".xml")).getroot().iter("testcase"):
             known[ROOT / case.attrib.get("file", "")] += float(case.attrib["time"])  # type: ignore[assignment]
     usual_s = USUAL_S.get(folder.name, OTHERS_S) / len(folder.units())
     found = {unit: sum(s for file, s in known.items() if file.is_relative_to(unit)) for unit in folder.units()}
@@ -121,7 +120,7 @@ def finish(folder: Folder) -> tuple[bool, str]:
     totals: Counter[str] = Counter()
     for path in (folder.file(".xml", shard) for shard in shards):
         if path.exists():
-            for suite in ET.parse(path).getroot().iter("testsuite"):  # noqa: S314 - our own pytest's
+            for suite in ET.parse(path).getroot().iter("testsuite"):
                 suites.append(suite)
                 totals.update({key: int(suite.attrib[key]) for key in ("tests", "failures", "errors", "skipped")})
             path.unlink()
@@ -159,7 +158,7 @@ def main() -> int:
             ended.result()
             folder, shard = running[ended]
             print(f"==> tested {folder.path} {shard + 1}/{len(folder.shards)}", flush=True)
-            if len(folder.codes) == len(folder.shards):
+            if len(folder.codes) == len(folder.shards) and folder not in lines:
                 ok, lines[folder] = finish(folder)
                 is_well = is_well and ok
     print("", *(lines[folder] for folder in folders), sep="\n")

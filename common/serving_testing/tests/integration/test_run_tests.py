@@ -3,12 +3,13 @@
 import shutil
 import sys
 import xml.etree.ElementTree as ET
+from pathlib import Path
 
 import pytest
 
-from scripts.checks import run_tests
-from scripts.devstack.table import ROOT
+from serving_testing import run_tests
 
+ROOT = Path(__file__).parents[4]
 FOLDER = "90_shop_pattern"
 PASSES = "from src.shop import price\n\ndef test_price(): assert price(2) == 4\n"
 OTHER = "import pytest\n\n@pytest.mark.skip(reason='x')\ndef test_skipped(): pass\n\ndef test_other(): pass\n"
