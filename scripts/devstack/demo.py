@@ -36,9 +36,7 @@ PICTURE_WIDTH, PICTURE_CELL = 166, 48
 
 
 def main(
-    argv: Sequence[str] | None = None,
-    table: Mapping[str, Pattern] = PATTERNS,
-    demos: Mapping[str, Demo] = DEMOS,
+    argv: Sequence[str] | None = None, table: Mapping[str, Pattern] = PATTERNS, demos: Mapping[str, Demo] = DEMOS
 ) -> int:
     """Exit code: 0 if every answer was right, 1 if not or if a pattern could not be started, 130 after Ctrl-C."""
     parser = parser_of_patterns(__doc__, demos)

@@ -170,10 +170,7 @@ class DevStack:
         await self._exits.aclose()
 
     async def start(self, number: str, definition: ProcessDefinition) -> ManagedProcess:
-        """Start one more process of a pattern, on free ports where its ports are not the stack's already.
-
-        Returns when it is ready; the stack supervises it like the others. Raises StackError.
-        """
+        """Start one more process of a pattern, supervised like the others. Draws free ports where it names new ones."""
         self.ports |= _free_ports(name for name in definition.ports if name not in self.ports)
         managed = self._prepare(self._table[number], definition)
         self.processes.append(managed)
@@ -213,17 +210,14 @@ class DevStack:
         )
 
     def _check_ports(self) -> None:
-        problems = []
-        wanted_by: dict[int, str] = {}
+        problems, wanted_by = [], dict[int, str]()
         for managed in self.processes:
             for name in managed.definition.ports:
                 port = self.ports[name]
                 problem = f"is wanted by {wanted_by[port]} too" if port in wanted_by else _why_unusable(port)
                 wanted_by[port] = managed.label
-                if problem:
-                    problems.append(
-                        f"Port {port}, which {managed.label} wants, {problem}. To use another: {name}=<port> make up"
-                    )
+                text = f"Port {port}, which {managed.label} wants, {problem}. To use another: {name}=<port> make up"
+                problems += [text] if problem else []
         if problems:
             raise StackError("\n".join(problems))
 
@@ -414,12 +408,10 @@ def private_stack(
 ) -> DevStack:
     """A stack beside any other that runs: free ports, empty state in a folder of its own, and no access control.
 
-    It is for programs that start more processes in it (`start`), or kill some again and again and do not want to wait
-    longer each time. `numbers` may be empty.
+    Programs start more processes in it, or kill some again and again: the back-off stays at its first value.
     """
     numbers = list(numbers)
-    closing = {"API_KEY", "API_KEY_FILE", "RATE_LIMIT"}
-    inherited = {name: value for name, value in os.environ.items() if name not in closing}
+    inherited = {name: os.environ[name] for name in os.environ.keys() - {"API_KEY", "API_KEY_FILE", "RATE_LIMIT"}}
     return DevStack(
         numbers,
         table=table,
