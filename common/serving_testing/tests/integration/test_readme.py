@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scripts.checks import readme
+from serving_testing import readme
 from serving_testing.readme import check_examples, compare, count_unchecked, examples, has_current_tables
 
 SHOWN_BASE = "http://localhost:9000"
