@@ -23,6 +23,15 @@ def test_health(proxy):
     assert proxy.get("/health").json() == {"health": "ok"}
 
 
+@pytest.mark.parametrize("name", ["proxy", *CLASSES])
+def test_proxy_and_services_are_alive_and_ready(system, name):
+    url = system.proxy if name == "proxy" else system.services[name]
+    with httpx.Client(base_url=url, timeout=30, trust_env=False) as client:
+        assert client.get("/health/live").json() == {"status": "alive"}
+        assert client.get("/health/ready").json() == {"status": "ready"}
+        assert [client.head(path).status_code for path in ("/health", "/health/live", "/health/ready")] == [200] * 3
+
+
 def test_health_all_reports_every_service(proxy):
     assert proxy.get("/health/all").json() == {name: {"health": "ok"} for name in CLASSES}
 

@@ -31,8 +31,9 @@ DURATION = Histogram(
     buckets=(0.001, 0.0025, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10),
 )
 METHODS = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"})
+HEALTH_ROUTES = frozenset({"/health", "/health/live", "/health/ready"})
 # Probes and scrapes come every few seconds; at info level their lines would bury the others.
-QUIET_ROUTES = frozenset({"/health", "/metrics"})
+QUIET_ROUTES = HEALTH_ROUTES | {"/metrics"}
 # A caller's request id is logged and forwarded, so its length and characters are limited.
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 
@@ -55,9 +56,14 @@ class RequestContextMiddleware:
         state["request_id"] = request_id
         state["status"] = 0
         structlog.contextvars.bind_contextvars(request_id=request_id)
+        method = scope["method"]
+        # Load balancers probe with HEAD, for which FastAPI's routes have no answer. The server leaves out the body.
+        if method == "HEAD" and scope["path"] in HEALTH_ROUTES:
+            scope["method"] = "GET"
 
         async def send_with_request_id(message: Message) -> None:
             if message["type"] == "http.response.start":
+                scope["method"] = method
                 state["status"] = message["status"]
                 message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
             await send(message)

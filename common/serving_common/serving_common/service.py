@@ -7,9 +7,9 @@ import hmac
 import signal
 import socket
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Annotated, cast
+from typing import Annotated, Literal, cast
 
 import structlog
 import uvicorn
@@ -18,6 +18,8 @@ from fastapi.params import Depends as DependsParam
 from fastapi.security import APIKeyHeader
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.middleware import Middleware
+from starlette.responses import JSONResponse
+from typing_extensions import TypedDict  # pydantic takes the one from typing only since Python 3.12
 
 from serving_common import logs, problems
 from serving_common.errors import StartupError, Unauthorized
@@ -30,6 +32,11 @@ from serving_common.middleware import (
 from serving_common.settings import HttpSettings
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
+ReadinessCheck = Callable[[], Awaitable[str | None]]
+"""Returns None, or the reason why the service cannot do its work."""
+
+READY_TIMEOUT_S = 0.8  # probes commonly wait 1 s
+ABANDON_CHECK_S = 10
 
 log = structlog.get_logger()
 
@@ -40,6 +47,7 @@ def create_service(
     title: str,
     description: str,
     lifespan: Lifespan,
+    ready: ReadinessCheck | None = None,
     invalid_input: int = 422,
     invalid_detail: str = "Invalid input",
 ) -> FastAPI:
@@ -50,6 +58,7 @@ def create_service(
         title: shown in /docs.
         description: shown in /docs.
         lifespan: opens the service's resources before the first request and closes them after the last.
+        ready: decides what /health/ready answers; without it the service is ready as soon as it serves.
         invalid_input: status of requests that violate the schema.
         invalid_detail: their `detail`.
     """
@@ -73,7 +82,56 @@ def create_service(
     async def metrics() -> Response:
         return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
 
+    _add_probes(app, ready)
     return app
+
+
+class Alive(TypedDict):
+    status: Literal["alive"]
+
+
+class Ready(TypedDict):
+    status: Literal["ready"]
+
+
+class NotReady(TypedDict):
+    status: Literal["not ready"]
+    reason: str
+
+
+def _add_probes(app: FastAPI, ready: ReadinessCheck | None) -> None:
+    """GET /health/live and /health/ready. Neither uses a thread, so that no amount of work delays them."""
+    running: asyncio.Future[str | None] | None = None
+    started = 0.0
+
+    async def why_not_ready() -> str | None:
+        if ready is None:
+            return None
+        nonlocal running, started
+        # Probes share a check that still runs: a neighbour that hangs must not collect one thread per probe.
+        now = asyncio.get_running_loop().time()
+        if running is None or running.done() or now - started > ABANDON_CHECK_S:
+            running, started = asyncio.ensure_future(ready()), now
+        check = running
+        if not (await asyncio.wait({check}, timeout=READY_TIMEOUT_S))[0]:
+            return f"the check took longer than {READY_TIMEOUT_S:g} s"
+        try:
+            return check.result()
+        except Exception as exc:
+            log.exception("readiness_check_failed")
+            return f"the check failed with {type(exc).__name__}"  # its text may hold a password
+
+    @app.get("/health/live", tags=["health"])
+    async def live() -> Alive:
+        """Liveness: the process answers. Asks nobody else."""
+        return {"status": "alive"}
+
+    @app.get("/health/ready", tags=["health"], response_model=Ready, responses={503: {"model": NotReady}})
+    async def is_ready() -> Ready | JSONResponse:
+        """Readiness: whether the service can do its work, and if not, why."""
+        if (reason := await why_not_ready()) is None:
+            return {"status": "ready"}
+        return JSONResponse(NotReady(status="not ready", reason=reason), 503)
 
 
 def api_key_required(settings: HttpSettings) -> Sequence[DependsParam]:

@@ -23,7 +23,7 @@ from serving_common.errors import (
     Unauthorized,
     Unavailable,
 )
-from serving_common.service import api_key_required, create_service, lazy_app, serve
+from serving_common.service import ReadinessCheck, api_key_required, create_service, lazy_app, serve
 from serving_common.settings import HttpSettings, load
 
 ERRORS: list[type[ServingError]] = [
@@ -80,14 +80,14 @@ async def slow(seconds: float) -> str:
     return "done"
 
 
-def create_app(settings: ExampleSettings) -> FastAPI:
+def create_app(settings: ExampleSettings, ready: ReadinessCheck | None = None) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         if settings.model_filepath is not None and not settings.model_filepath.exists():
             raise StartupError(f"there is no model at {settings.model_filepath}")
         yield
 
-    app = create_service(settings, title="Example", description="For tests.", lifespan=lifespan)
+    app = create_service(settings, title="Example", description="For tests.", lifespan=lifespan, ready=ready)
 
     @app.get("/health")
     async def health() -> dict[str, str]:

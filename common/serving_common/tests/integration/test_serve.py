@@ -82,6 +82,16 @@ def test_api_key_from_a_file_is_accepted_and_never_logged(port, tmp_path):
     assert "hunter" not in process.log
 
 
+def test_head_of_health_has_no_body_and_leaves_the_connection_usable(service, port):
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}") as client:
+        for path in ("/health", "/health/live", "/health/ready"):
+            head, get = client.head(path), client.get(path)
+            assert (head.status_code, head.content) == (200, b"")
+            assert head.headers["Content-Length"] == get.headers["Content-Length"]
+    wait_until(lambda: "service_started" in service.log)
+    assert "request_completed" not in service.log  # quiet
+
+
 def test_logs_one_json_line_per_request(service, port):
     httpx.get(f"http://127.0.0.1:{port}/limited?limit=3", headers={"X-Request-ID": "abc"})
     wait_until(lambda: any(event["action"] == "request_completed" for event in events(service)))

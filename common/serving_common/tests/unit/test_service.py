@@ -1,8 +1,11 @@
 import asyncio
 import re
+import threading
 from collections.abc import AsyncIterator
 from http import HTTPStatus
+from typing import cast
 
+import anyio
 import httpx
 import pytest
 from hypothesis import given, settings
@@ -10,6 +13,7 @@ from hypothesis import strategies as st
 
 from serving_common.errors import ErrorKind
 from serving_common.problems import STATUS, problem_responses, title
+from serving_common.service import ReadinessCheck
 from tests.apps.example import ERRORS, ExampleSettings, create_app
 
 ONE = {"data": [[5.1, 3.5, 1.4, 0.2]]}
@@ -21,8 +25,8 @@ async def client() -> AsyncIterator[httpx.AsyncClient]:
         yield client
 
 
-def connect(**overrides: object) -> httpx.AsyncClient:
-    app = create_app(ExampleSettings.model_validate({"max_body_bytes": 1000} | overrides))
+def connect(ready: ReadinessCheck | None = None, **overrides: object) -> httpx.AsyncClient:
+    app = create_app(ExampleSettings.model_validate({"max_body_bytes": 1000} | overrides), ready)
     return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://service")
 
 
@@ -231,8 +235,69 @@ async def test_wrong_api_key_is_rejected(key):
 async def test_health_and_metrics_need_no_api_key():
     async with connect(api_key="secret") as client:
         assert (await client.post("/flowers", json=ONE, headers={"X-API-Key": "secret"})).status_code == 200
-        for path in ("/health", "/metrics", "/docs"):
+        for path in ("/health", "/health/live", "/health/ready", "/metrics", "/docs"):
             assert (await client.get(path)).status_code == 200
+
+
+async def test_service_that_answers_is_alive_and_without_a_check_ready(client):
+    assert (await client.get("/health/live")).json() == {"status": "alive"}
+    assert (await client.get("/health/ready")).json() == {"status": "ready"}
+
+
+@pytest.mark.parametrize(
+    ("reason", "status", "body"),
+    [
+        pytest.param(None, 200, {"status": "ready"}, id="ready"),
+        pytest.param("Redis is away", 503, {"status": "not ready", "reason": "Redis is away"}, id="a reason"),
+    ],
+)
+async def test_readiness_follows_the_check(reason, status, body):
+    async def ready() -> str | None:
+        return cast(str | None, reason)
+
+    async with connect(ready) as client:
+        response = await client.get("/health/ready")
+        alive = await client.get("/health/live")
+
+    assert (response.status_code, response.json()) == (status, body)
+    assert alive.status_code == 200
+
+
+async def test_check_that_raises_is_not_ready_without_its_text():
+    async def ready() -> None:
+        raise OSError("a password")
+
+    async with connect(ready) as client:
+        response = await client.get("/health/ready")
+
+    assert response.status_code == 503
+    assert response.json() == {"status": "not ready", "reason": "the check failed with OSError"}
+
+
+async def test_check_that_hangs_is_not_ready_in_time_and_runs_once():
+    """The probes neither wait for the thread, which nothing can cancel, nor start another one."""
+    released, started = threading.Event(), []
+
+    async def ready() -> None:
+        started.append(1)
+        await anyio.to_thread.run_sync(released.wait)
+
+    async with connect(ready) as client:
+        probes = [await client.get("/health/ready") for _ in range(3)]
+        released.set()
+        while (after := await client.get("/health/ready")).status_code == 503:
+            pass
+
+    assert {probe.status_code for probe in probes} == {503}
+    assert probes[0].json()["reason"] == "the check took longer than 0.8 s"
+    assert after.json() == {"status": "ready"}
+    assert len(started) == 1
+
+
+@pytest.mark.parametrize("path", ["/health", "/health/live", "/health/ready"])
+async def test_health_answers_head(client, path):
+    assert (await client.head(path)).status_code == 200
+    assert (await client.head("/flowers")).status_code == 405
 
 
 async def test_metric_labels_are_route_templates_and_known_methods(client):
