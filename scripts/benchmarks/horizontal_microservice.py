@@ -28,6 +28,7 @@ SLOW_ONE = "one service of 20 ms"
 SLOW_PROXY = "the proxy before three of 20 ms"
 SLOW_SEQUENTIAL = "the same, one after the other"
 
+p50 = partial(harness.latency_ms, percent=50)
 Rounds = Mapping[tuple[str, int], Sequence[Load]]
 
 
@@ -109,11 +110,6 @@ async def measure(benchmark: Benchmark) -> None:
     slow = await take_turns(benchmark, group, targets, slow_services[1:], (1, 16))
     ratio = p50(slow[SLOW_SEQUENTIAL, 1]) / p50(slow[SLOW_PROXY, 1])
     benchmark.add_ratio("p50 one after the other to parallel, services of 20 ms", ratio, at_least=2)
-
-
-def p50(loads: Sequence[Load]) -> float:
-    """Median latency in ms."""
-    return harness.latency_ms(loads, 50)
 
 
 async def take_turns(
