@@ -181,6 +181,7 @@ def serve(app: FastAPI, component: str, settings: HttpSettings, *, any_port: boo
             log_config=None,
             access_log=False,
             server_header=False,
+            timeout_keep_alive=settings.keep_alive_s,
             timeout_graceful_shutdown=settings.shutdown_grace_s,
         )
     )

@@ -121,6 +121,11 @@ class HttpSettings(Settings):
     api_key: ApiKey | None = Field(
         None, description="If set, requests must send it as `X-API-Key`; /health, /metrics and /docs stay open."
     )
+    keep_alive_s: int = Field(
+        75,
+        gt=0,
+        description="Seconds an idle connection stays open: more than those of the load balancer in front, usually 60.",
+    )
     shutdown_grace_s: int = Field(10, gt=0, description="Seconds that requests in flight get to finish after SIGTERM.")
 
 

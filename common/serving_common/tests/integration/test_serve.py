@@ -2,8 +2,10 @@
 
 import json
 import signal
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
@@ -13,6 +15,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from serving_common.settings import HttpSettings
 from serving_testing.processes import Process, free_port, running, wait_until
 
 COMMON = Path(__file__).parents[2]
@@ -90,6 +93,22 @@ def test_head_of_health_has_no_body_and_leaves_the_connection_usable(service, po
             assert head.headers["Content-Length"] == get.headers["Content-Length"]
     wait_until(lambda: "service_started" in service.log)
     assert "request_completed" not in service.log  # quiet
+
+
+def test_idle_connection_stays_open_for_keep_alive_s(start, port, tmp_path):
+    """The default is longer than uvicorn's 5 s, at which a load balancer's pooled connections broke."""
+    assert HttpSettings().keep_alive_s > 60
+    ready = f"http://127.0.0.1:{port}/health"
+    env = {"PORT": str(port), "KEEP_ALIVE_S": "1"}
+    with (
+        running("tests.apps.example", cwd=COMMON, env=env, log=tmp_path / "log", ready=ready),
+        socket.create_connection(("127.0.0.1", port), timeout=30) as connection,
+    ):
+        connection.sendall(b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert connection.recv(65536).startswith(b"HTTP/1.1 200")
+        answered = time.monotonic()
+        assert connection.recv(1) == b""  # closed, 30 s at most
+        assert time.monotonic() - answered > 0.9
 
 
 def test_logs_one_json_line_per_request(service, port):
