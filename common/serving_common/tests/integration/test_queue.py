@@ -546,8 +546,47 @@ class TestOverview:
         assert (stats.normal, stats.high, stats.processing, stats.dead_letters, stats.workers) == (2, 0, 1, 1, 1)
         assert stats.oldest_age_s > 0
         info = await queue.redis_info()
+        assert info is not None
         assert info.keys > 0
         assert info.memory_bytes > 0
+
+
+async def test_expired_jobs_are_removed_in_several_short_calls(redis):
+    queue, worker = JobQueue(redis, KEYS, max_length=10_000), Worker(redis, KEYS)
+    for start in range(0, 2500, 500):
+        await redis.lpush("queue:predict", *(f"{start + each:06x}" for each in range(500)))
+    job_id = await queue.enqueue(b"1")
+    await redis.config_resetstat()
+
+    assert [job.id for job in await worker.claim(1)] == [job_id]
+
+    commands = await redis.info("commandstats")
+    assert commands["cmdstat_evalsha"]["calls"] == 3
+    assert commands["cmdstat_lrem"]["calls"] == 2500
+    await worker.deregister()
+    await redis.flushall()
+
+
+async def test_a_claim_of_nothing_but_expired_jobs_ends(redis):
+    worker = Worker(redis, KEYS)
+    await redis.lpush("queue:predict", *(f"{each:06x}" for each in range(2000)))
+
+    assert await worker.claim(1, wait_s=0.05) == []
+    assert await redis.llen("queue:predict") == 0
+    await worker.deregister()
+
+
+async def test_one_enqueue_removes_a_limited_number_of_expired_jobs_from_the_listing(redis):
+    queue = JobQueue(redis, KEYS)
+    for start in range(0, 2500, 500):
+        await redis.zadd("queue:predict:jobs", {f"{start + each:06x}": start + each for each in range(500)})
+
+    left = []
+    for _ in range(3):
+        await queue.enqueue(b"1")
+        left.append(await redis.zcard("queue:predict:jobs"))
+
+    assert left == [1501, 502, 3]
 
 
 async def test_a_redis_timeout_is_not_retried():
