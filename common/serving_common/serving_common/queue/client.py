@@ -148,8 +148,8 @@ class JobQueue:
         normal, high, processing, dead_letters, workers, oldest_us = await self._commands.run("stats")
         return QueueStats(normal, high, processing, dead_letters, workers, oldest_us / 1e6)
 
-    async def redis_info(self) -> RedisInfo:
-        """Memory and keys of Redis."""
+    async def redis_info(self) -> RedisInfo | None:
+        """Memory and keys of Redis, or None if its user may not ask for them."""
         return await RedisInfo.read(self._redis)
 
     async def dead_letters(self) -> list[JobId]:
