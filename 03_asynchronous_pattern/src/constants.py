@@ -7,8 +7,8 @@ SIGNATURE_OUTPUT = "output"
 MAX_WAIT_S = 30
 """Longest long poll of GET /job/{job_id}?wait=…, in seconds."""
 
-HEALTH_WITHIN_S = 1
-"""Seconds after which GET /health reports a dependency that does not answer as unavailable."""
+HEALTH_WITHIN_S = 0.7
+"""Seconds after which health reports a dependency that does not answer. Probes commonly wait 1 s."""
 
 MAX_ROWS = 4096
 """Jobs share one Predict call up to this many rows; a larger job has a call of its own."""

@@ -114,15 +114,19 @@ class TfServing:
             return False
         return True
 
-    async def is_ready(self, timeout_s: float) -> bool:
-        """Whether TensorFlow Serving has a version of the model available."""
+    async def why_unavailable(self, within_s: float) -> str | None:
+        """Why TensorFlow Serving has no version of the model available now, or None."""
         request = messages.GetModelStatusRequest(model_spec=self._spec)
         try:
-            reply = await self._models.GetModelStatus(request, timeout=timeout_s)
-        except grpc.aio.AioRpcError:
-            return False
+            reply = await self._models.GetModelStatus(request, timeout=within_s)
+        except grpc.aio.AioRpcError as exc:
+            if exc.code() is StatusCode.DEADLINE_EXCEEDED:
+                return f"TensorFlow Serving does not answer within {within_s:g} s"
+            return f"TensorFlow Serving: {exc.details() or exc.code().name}"
         available = messages.ModelVersionStatus.AVAILABLE
-        return any(version.state == available for version in reply.model_version_status)
+        if any(version.state == available for version in reply.model_version_status):
+            return None
+        return "TensorFlow Serving has no version of the model available"
 
     async def metadata(self) -> Metadata:
         """Raises ModelUnavailable."""

@@ -14,6 +14,9 @@ class ConstantModel:
     async def connect(self) -> None:
         pass
 
+    async def why_unavailable(self, within_s: float) -> None:
+        pass
+
     async def predict(self, rows: list[list[float]]) -> list[list[float]]:
         return [[0.97, 0.02, 0.01]] * len(rows)
 

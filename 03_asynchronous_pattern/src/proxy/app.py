@@ -13,6 +13,7 @@ from serving_common.service import api_key_required, create_service, lazy_app, s
 from serving_common.settings import load
 from serving_common.tasks import cancel_and_wait
 from src.configurations import ProxySettings
+from src.constants import HEALTH_WITHIN_S
 from src.proxy.rate_limit import create_check
 from src.proxy.routers import health_router, router
 from src.tf_serving import open_tf_serving
@@ -36,11 +37,19 @@ def create_app(settings: ProxySettings) -> FastAPI:
             yield
             await cancel_and_wait(watching)
 
+    async def ready() -> str | None:
+        queue: JobQueue = app.state.queue
+        if reason := await queue.why_unavailable(HEALTH_WITHIN_S):
+            return reason
+        app.state.warnings = await queue.missing_guarantees()
+        return None
+
     app = create_service(
         settings,
         title="Iris, answered later",
         description="POST /predict answers with a job's id at once; GET /job/{job_id} has the prediction.",
         lifespan=lifespan,
+        ready=ready,
     )
     app.include_router(health_router)
     app.include_router(router, dependencies=api_key_required(settings))

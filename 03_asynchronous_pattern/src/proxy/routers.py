@@ -11,7 +11,6 @@ from serving_common import iris
 from serving_common.problems import problem_responses
 from serving_common.queue.client import JobQueue
 from serving_common.queue.types import JobId, JobStatus, Priority
-from serving_common.redis import QueueUnavailable
 from src import jobs
 from src.constants import HEALTH_WITHIN_S, MAX_WAIT_S
 from src.schemas import Health, JobPage, JobResult, Metadata, PredictRequest, PredictResponse
@@ -49,25 +48,18 @@ IdempotencyKey = Annotated[str | None, Header(min_length=1, max_length=255, incl
 @health_router.get("/health", responses={503: {"model": Health, "description": "Redis does not answer"}})
 async def health(queue: QueueDep, model: ModelDep, response: Response) -> Health:
     """Whether jobs are accepted (200) and whether they are being processed (`healthy`)."""
-    redis_is_up, model_is_ready = await asyncio.gather(_answers(queue), model.is_ready(HEALTH_WITHIN_S))
-    if not redis_is_up:
+    no_redis, no_model = await asyncio.gather(
+        queue.why_unavailable(HEALTH_WITHIN_S), model.why_unavailable(HEALTH_WITHIN_S)
+    )
+    if no_redis:
         response.status_code = 503
     return {
-        "status": "unhealthy" if not redis_is_up else "healthy" if model_is_ready else "degraded",
+        "status": "unhealthy" if no_redis else "degraded" if no_model else "healthy",
         "components": {
-            "redis": "ok" if redis_is_up else "unavailable",
-            "tensorflow_serving": "ok" if model_is_ready else "unavailable",
+            "redis": "unavailable" if no_redis else "ok",
+            "tensorflow_serving": "unavailable" if no_model else "ok",
         },
     }
-
-
-async def _answers(queue: JobQueue) -> bool:
-    try:
-        async with asyncio.timeout(HEALTH_WITHIN_S):
-            await queue.stats()
-    except (QueueUnavailable, TimeoutError):
-        return False
-    return True
 
 
 @router.get("/metadata", responses=problem_responses(503))

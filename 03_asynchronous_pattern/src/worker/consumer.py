@@ -23,6 +23,9 @@ class IrisModel(Protocol):
     async def connect(self) -> None:
         """Raises ModelUnavailable."""
 
+    async def why_unavailable(self, within_s: float) -> str | None:
+        """Why the model cannot predict now, or None."""
+
     async def predict(self, rows: Rows) -> list[list[float]]:
         """The probabilities of the classes, shape (N, 3), for rows of shape (N, 4)."""
 

@@ -1,8 +1,9 @@
-"""The worker: `python -m src.worker.main`. Its HTTP port has only /metrics and /health."""
+"""The worker: `python -m src.worker.main`. Its HTTP port has only metrics and health."""
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import partial
+from typing import cast
 
 from fastapi import FastAPI, Response
 
@@ -13,6 +14,7 @@ from serving_common.redis import connect
 from serving_common.service import create_service, serve
 from serving_common.settings import load
 from src.configurations import TfServingSettings, WorkerSettings
+from src.constants import HEALTH_WITHIN_S
 from src.tf_serving import open_tf_serving
 from src.worker.consumer import IrisModel, process
 
@@ -35,10 +37,11 @@ def create_app(settings: WorkerSettings, open_model: OpenModel = open_tf_serving
                 max_retries=settings.max_retries,
                 overdue_s=settings.overdue_s,
             )
-            app.state.worker = worker
+            app.state.worker, app.state.model = worker, model
+            app.state.queue = JobQueue(redis, settings.keys)
             async with run_consumers(
                 worker,
-                JobQueue(redis, settings.keys),
+                app.state.queue,
                 partial(process, worker, model),
                 concurrency=settings.concurrency,
                 batch_size=settings.batch_size,
@@ -47,7 +50,15 @@ def create_app(settings: WorkerSettings, open_model: OpenModel = open_tf_serving
             ):
                 yield
 
-    app = create_service(settings, title="Worker", description="Predicts queued jobs.", lifespan=lifespan)
+    async def ready() -> str | None:
+        if not app.state.worker.is_alive:
+            return "Redis has no heartbeat of this worker"
+        if reason := await app.state.model.why_unavailable(HEALTH_WITHIN_S):
+            return cast(str, reason)
+        app.state.warnings = await app.state.queue.missing_guarantees()
+        return None
+
+    app = create_service(settings, title="Worker", description="Predicts queued jobs.", lifespan=lifespan, ready=ready)
 
     @app.get("/health")
     async def health(response: Response) -> dict[str, str]:

@@ -1,12 +1,14 @@
 """The proxy's endpoints on a real Redis; the test itself acts as the worker."""
 
 import asyncio
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import httpx
 import pytest
 from prometheus_client import generate_latest
 from src.configurations import ProxySettings
+from src.constants import HEALTH_WITHIN_S
 from src.proxy.app import create_app
 
 from serving_common.queue.types import JobKeys
@@ -199,19 +201,76 @@ async def test_a_missing_api_key_returns_401(redis, settings):
         assert (await client.get("/health")).status_code == 200
 
 
-async def test_health_does_not_wait_for_a_hanging_redis(settings):
+@asynccontextmanager
+async def hanging() -> AsyncIterator[int]:
+    """The port of a server that accepts connections and never answers."""
     connections = []
     server = await asyncio.start_server(lambda _, writer: connections.append(writer), "127.0.0.1", 0)
-    async with server, proxy(settings(redis_port=server.sockets[0].getsockname()[1])) as client:
+    async with server:
+        yield server.sockets[0].getsockname()[1]
+        for writer in connections:
+            writer.close()
+
+
+async def test_health_does_not_wait_for_a_hanging_redis(settings):
+    async with hanging() as port, proxy(settings(redis_port=port)) as client:
         predicting = asyncio.create_task(client.post("/predict", json=SAMPLE))
         health = await client.get("/health")
         assert not predicting.done()
         assert (await predicting).status_code == 503
-        for writer in connections:
-            writer.close()
 
     assert health.status_code == 503
     assert health.json()["components"] == {"redis": "unavailable", "tensorflow_serving": "ok"}
+
+
+async def test_liveness_asks_nobody_and_readiness_needs_redis(redis, settings):
+    async with proxy(settings(redis_port=free_port(), tf_serving_grpc_port=free_port())) as client:
+        assert (await client.get("/health/live")).json() == {"status": "alive"}
+        ready = await client.get("/health/ready")
+        assert (ready.status_code, ready.json()["status"]) == (503, "not ready")
+        assert ready.json()["reason"].startswith("Redis: Error ")
+    async with proxy(settings(tf_serving_grpc_port=free_port())) as client:
+        ready = await client.get("/health/ready")
+        assert (ready.status_code, ready.json()) == (200, {"status": "ready"})
+
+
+async def test_readiness_names_a_hanging_redis(settings):
+    async with hanging() as port, proxy(settings(redis_port=port)) as client:
+        ready = await client.get("/health/ready")
+
+    assert (ready.status_code, ready.json()["reason"]) == (503, "Redis does not answer within 0.7 s")
+
+
+async def test_health_does_not_wait_for_a_hanging_model_server(redis, settings):
+    async with hanging() as port, proxy(settings(tf_serving_grpc_port=port)) as client:
+        health = await client.get("/health")
+
+    assert (health.status_code, health.json()["status"]) == (200, "degraded")
+    assert HEALTH_WITHIN_S < 1
+
+
+async def test_readiness_names_what_weakens_the_promises(redis, client):
+    await redis.config_set("maxmemory-policy", "allkeys-lru")
+    try:
+        ready = await client.get("/health/ready")
+    finally:
+        await redis.config_set("maxmemory-policy", "noeviction")
+
+    assert ready.status_code == 200
+    (warning,) = ready.json()["warnings"]
+    assert "allkeys-lru" in warning
+    assert (await client.get("/health/ready")).json() == {"status": "ready"}
+
+
+async def test_a_replica_is_not_ready(redis, client):
+    await redis.replicaof("127.0.0.1", free_port())
+    try:
+        ready = await client.get("/health/ready")
+    finally:
+        await redis.replicaof("NO", "ONE")
+
+    assert ready.status_code == 503
+    assert "not the primary" in ready.json()["reason"]
 
 
 @pytest.mark.parametrize("rate_limit", [None, "100/minute"])

@@ -5,6 +5,7 @@ from collections import Counter
 from contextlib import ExitStack, asynccontextmanager
 
 import grpc
+import httpx
 import orjson
 import pytest
 import structlog
@@ -264,6 +265,28 @@ async def test_workers_on_one_machine_choose_free_ports(redis, redis_server, tmp
         urls = {f"http://127.0.0.1:{line['port']}/health" for line in lines}
         assert len(urls) == 2
         await asyncio.to_thread(wait_until, lambda: all(map(answers, urls)))
+
+
+async def test_readiness_needs_a_heartbeat_and_the_model(redis, settings):
+    async def probe(app, path) -> tuple[int, dict[str, str]]:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://worker") as client:
+            response = await client.get(path)
+        return response.status_code, response.json()
+
+    async with worker(settings()) as app:
+        await asyncio.to_thread(wait_until, lambda: app.state.worker.is_alive)
+        assert await probe(app, "/health/ready") == (200, {"status": "ready"})
+    async with worker(settings(tf_serving_grpc_port=free_port())) as app:
+        await asyncio.to_thread(wait_until, lambda: app.state.worker.is_alive)
+        status, body = await probe(app, "/health/ready")
+        assert (status, body["status"]) == (503, "not ready")
+        assert body["reason"].startswith("TensorFlow Serving: ")
+        assert (await probe(app, "/health"))[0] == 200
+    with structlog.testing.capture_logs():
+        async with worker(settings(redis_port=free_port(), shutdown_grace_s=1)) as app:
+            not_ready = {"status": "not ready", "reason": "Redis has no heartbeat of this worker"}
+            assert await probe(app, "/health/ready") == (503, not_ready)
+            assert await probe(app, "/health/live") == (200, {"status": "alive"})
 
 
 async def test_a_crashed_task_ends_the_worker(redis, redis_server, model, tmp_path):

@@ -9,7 +9,7 @@ import socket
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Annotated, Literal, cast
+from typing import Annotated, Literal, NotRequired, cast
 
 import structlog
 import uvicorn
@@ -76,6 +76,7 @@ def create_service(
         ],
     )
     app.state.on_stop = list[Callable[[], None]]()  # called at shutdown, to release waiting requests
+    app.state.warnings = list[str]()  # of /health/ready: what weakens a promise of the service, though it works
     problems.install(app, invalid_input, invalid_detail)
 
     @app.get("/metrics", include_in_schema=False)
@@ -92,6 +93,7 @@ class Alive(TypedDict):
 
 class Ready(TypedDict):
     status: Literal["ready"]
+    warnings: NotRequired[list[str]]
 
 
 class NotReady(TypedDict):
@@ -130,7 +132,8 @@ def _add_probes(app: FastAPI, ready: ReadinessCheck | None) -> None:
     async def is_ready() -> Ready | JSONResponse:
         """Readiness: whether the service can do its work, and if not, why."""
         if (reason := await why_not_ready()) is None:
-            return {"status": "ready"}
+            warnings: list[str] = app.state.warnings
+            return {"status": "ready", "warnings": warnings} if warnings else {"status": "ready"}
         return JSONResponse(NotReady(status="not ready", reason=reason), 503)
 
 

@@ -15,7 +15,7 @@ from serving_common.errors import Conflict, InvalidInput, Overloaded
 from serving_common.queue.commands import Commands
 from serving_common.queue.listener import PubSubListener
 from serving_common.queue.types import JobId, JobKeys, JobNotFound, JobState, JobStatus, ListedJob, Priority, QueueStats
-from serving_common.redis import RedisInfo, translate_redis_errors
+from serving_common.redis import QueueUnavailable, RedisInfo, missing_guarantees, translate_redis_errors
 
 
 class JobQueue:
@@ -148,9 +148,24 @@ class JobQueue:
         normal, high, processing, dead_letters, workers, oldest_us = await self._commands.run("stats")
         return QueueStats(normal, high, processing, dead_letters, workers, oldest_us / 1e6)
 
+    async def why_unavailable(self, within_s: float) -> str | None:
+        """Why Redis cannot accept jobs now, or None. A Redis that takes longer does not answer."""
+        try:
+            async with asyncio.timeout(within_s):
+                await self.stats()  # it writes, which a replica refuses
+        except TimeoutError:
+            return f"Redis does not answer within {within_s:g} s"
+        except QueueUnavailable as exc:
+            return f"Redis: {exc.__cause__}"
+        return None
+
     async def redis_info(self) -> RedisInfo | None:
         """Memory and keys of Redis, or None if its user may not ask for them."""
         return await RedisInfo.read(self._redis)
+
+    async def missing_guarantees(self) -> list[str]:
+        """What the promise that no accepted job is lost lacks, one sentence each."""
+        return await missing_guarantees(self._redis)
 
     async def dead_letters(self) -> list[JobId]:
         """The jobs that failed for good, newest first. Removes expired ones from the list."""
