@@ -15,11 +15,14 @@ import orjson
 from pydantic import TypeAdapter
 
 from serving_common import iris
-from serving_common.errors import Unavailable
+from serving_common.errors import FieldError, InvalidInput, Overloaded, Unavailable
 from src.models import Health, LabelResponse, Prediction
-from src.proxy.backends import BackendRequest, Backends, Failure, RequestContext
+from src.proxy.backends import MAX_RESPONSE_BYTES, BackendRequest, Backends, Failure, RequestContext
 
 T = TypeVar("T", bound=Mapping[str, object])
+# Room for a pair of numbers of 24 characters each, indented: see MAX_RESPONSE_BYTES.
+BYTES_PER_ROW = 128
+
 Results = dict[str, T | Failure]
 """One entry per service, in the order of SERVICES."""
 
@@ -35,16 +38,21 @@ async def fan_out(backends: Backends, request: BackendRequest[T], context: Reque
 
     Raises:
         Unavailable: all services failed.
-        Overloaded: too many requests are in flight (backpressure).
+        InvalidInput: all services refused the request.
+        Overloaded: too many requests are in flight here, or in every service (backpressure).
     """
     with backends.limiter:
         calls = [backend.call(request, context) for backend in backends.by_name.values()]
         results = dict(zip(backends.by_name, await asyncio.gather(*calls), strict=True))
     failures = {name: result for name, result in results.items() if isinstance(result, Failure)}
     if len(failures) == len(results):
-        raise Unavailable(
-            "No service answered", [{"field": name, "reason": failure.reason} for name, failure in failures.items()]
-        )
+        reasons: list[FieldError] = [{"field": name, "reason": failure.reason} for name, failure in failures.items()]
+        refusals = {failure.refusal for failure in failures.values()}
+        if refusals == {429}:
+            raise Overloaded("Every service has too many requests", reasons)
+        if None not in refusals:
+            raise InvalidInput("Every service refused the request", reasons)
+        raise Unavailable("No service answered", reasons)
     return results
 
 
@@ -73,7 +81,8 @@ def decide(results: Results[Prediction]) -> LabelResponse:
 
 def predict_request(body: bytes, row_count: int) -> BackendRequest[Prediction]:
     """The request that predicts the `row_count` rows of this body, `{"data": […]}`."""
-    return BackendRequest("POST", "/predict", partial(_parse_prediction, row_count=row_count), body)
+    max_bytes = MAX_RESPONSE_BYTES + BYTES_PER_ROW * row_count
+    return BackendRequest("POST", "/predict", partial(_parse_prediction, row_count=row_count), body, max_bytes)
 
 
 def _parse_prediction(content: bytes, row_count: int) -> Prediction:

@@ -74,12 +74,12 @@ def create_routers(services: list[str], fan_out: FanOut) -> tuple[APIRouter, API
         """The class whose service is most confident."""
         return decide(await fan_out(backends, request, context))
 
-    @router.get("/predict/get/test", responses=_named(services) | problem_responses(429, 503))
+    @router.get("/predict/get/test", responses=_named(services) | problem_responses(422, 429, 503))
     async def predict_get_test(backends: BackendsDep, context: ContextDep) -> dict[str, Prediction | ServiceError]:
         """The prediction of each service for its own test data."""
         return _entries(await fan_out(backends, PREDICT_TEST, context))
 
-    @router.post("/predict/post/test", responses=_named(services) | problem_responses(429, 503))
+    @router.post("/predict/post/test", responses=_named(services) | problem_responses(422, 429, 503))
     async def predict_post_test(backends: BackendsDep, context: ContextDep) -> dict[str, Prediction | ServiceError]:
         """The prediction of each service for a known setosa."""
         return _entries(await fan_out(backends, PREDICT_SAMPLE, context))

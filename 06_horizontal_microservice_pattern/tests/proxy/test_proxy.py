@@ -1,7 +1,9 @@
 """The proxy in front of services that fail in every way. Real servers on real sockets."""
 
 import asyncio
+import gzip
 import socket
+import struct
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -20,6 +22,8 @@ ONE_ROW = {"data": [[5.1, 3.5, 1.4, 0.2]]}
 PREDICTED = '{"prediction":[0.75,0.25]}'
 NAMES = ("setosa", "versicolor", "virginica")
 
+Answer = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
 
 @dataclass
 class StubService:
@@ -29,7 +33,7 @@ class StubService:
     host: str = "127.0.0.1"
     requests: list[bytes] = field(default_factory=list)
     entered: asyncio.Event = field(default_factory=asyncio.Event)
-    answer: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]] | None = None
+    answer: Answer | None = None
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -62,7 +66,7 @@ async def respond(writer: asyncio.StreamWriter, status: int, body: object) -> No
     await writer.drain()
 
 
-def responds(status: int, body: object) -> Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]:
+def responds(status: int, body: object) -> Answer:
     async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await respond(writer, status, body)
 
@@ -77,15 +81,41 @@ async def hangs_up(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Non
     writer.close()
 
 
-async def breaks_off(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    writer.write(b'HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n{"predic')
-    await writer.drain()
-    writer.close()
+async def resets(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    writer.transport.abort()
+
+
+def writes(content: bytes) -> Answer:
+    """Writes this and closes the connection."""
+
+    async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(content)
+        await writer.drain()
+        writer.close()
+
+    return answer
 
 
 async def speaks_another_protocol(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     writer.write(b"220 mail.example ESMTP\r\n\r\n")
     await writer.drain()
+
+
+HALF_A_BODY = b'HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n{"predic'
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+def gzipped(content: bytes, encoding: str = "gzip") -> Answer:
+    head = f"HTTP/1.1 200 OK\r\nContent-Encoding: {encoding}\r\nContent-Length: {len(content)}\r\n\r\n"
+    return writes(head.encode() + content)
+
+
+async def endless(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.write(CHUNKED)
+    while True:
+        writer.write(b"1000\r\n" + b" " * 4096 + b"\r\n")
+        await writer.drain()  # raises ConnectionError once the proxy has hung up
 
 
 @pytest.fixture
@@ -162,19 +192,32 @@ async def test_connections_are_reused(services):
     [
         pytest.param(responds(500, {"detail": "no"}), "answered with status 500", id="500"),
         pytest.param(responds(404, b"no such page"), "answered with status 404", id="404"),
+        pytest.param(responds(404, b"x" * 1_000_000), "answered with status 404", id="404 with a large body"),
         pytest.param(responds(301, b""), "answered with status 301", id="redirect"),
         pytest.param(responds(200, b"<html>"), "sent an invalid response", id="HTML"),
         pytest.param(responds(200, {"prediction": [[1, 0]] * 2}), "sent an invalid response", id="too many rows"),
         pytest.param(hangs, "did not answer within 0.2 s", id="hangs"),
-        pytest.param(hangs_up, "cannot be reached", id="hangs up"),
-        pytest.param(breaks_off, "cannot be reached", id="breaks off"),
-        pytest.param(speaks_another_protocol, "cannot be reached", id="another protocol"),
+        pytest.param(hangs_up, "closed the connection without an answer", id="hangs up"),
+        pytest.param(resets, "closed the connection without an answer", id="resets"),
+        pytest.param(writes(b"HTTP/1.1 200 OK\r\nContent-"), "broke off its answer", id="half a head"),
+        pytest.param(writes(HALF_A_BODY), "broke off its answer", id="half a body"),
+        pytest.param(writes(CHUNKED + b"5\r\nabc"), "broke off its answer", id="half a chunk"),
+        pytest.param(speaks_another_protocol, "did not answer in HTTP", id="another protocol"),
+        pytest.param(gzipped(b"no gzip"), "sent a broken gzip", id="broken gzip"),
+        pytest.param(gzipped(gzip.compress(b"{}" * 99)[:-9]), "sent a broken gzip", id="half a gzip"),
+        pytest.param(gzipped(b"", "br"), "answered with the unknown Content-Encoding 'br'", id="unknown encoding"),
+        pytest.param(responds(200, b" " * 65_665), "answered with more than 65664 bytes", id="too large"),
+        pytest.param(
+            gzipped(gzip.compress(b" " * 100_000_000, 1)), "answered with more than 65664 bytes", id="gzip bomb"
+        ),
+        pytest.param(endless, "answered with more than 65664 bytes", id="endless body"),
     ],
 )
 async def test_failed_service_does_not_affect_the_others(services, answer, reason):
     services["versicolor"].answer = answer
 
-    async with proxy(services, service_timeout_s=0.2) as client:
+    timeout_s = 0.2 if answer is hangs else 30
+    async with proxy(services, service_timeout_s=timeout_s) as client:
         all_answers = await client.post("/predict", json=ONE_ROW)
         label = await client.post("/predict/label", json=ONE_ROW)
 
@@ -250,6 +293,119 @@ async def test_circuit_breaker_opens_for_a_hanging_service_and_closes_after_reco
         while "error" in (await client.post("/predict", json=ONE_ROW)).json()["setosa"]:
             assert time.monotonic() < deadline
             await asyncio.sleep(0.05)
+
+
+async def test_compressed_answer_is_read(services):
+    services["setosa"].answer = gzipped(gzip.compress(PREDICTED.encode()))
+
+    async with proxy(services) as client:
+        assert (await client.post("/predict", json=ONE_ROW)).json()["setosa"] == {"prediction": [0.75, 0.25]}
+
+
+async def test_answer_may_grow_with_the_number_of_rows(services):
+    rows = {"data": ONE_ROW["data"] * 20_000}
+    for service in services.values():
+        service.answer = responds(200, {"prediction": [[0.123456789012345678, 0.876543210987654322]] * 20_000})
+
+    async with proxy(services, service_timeout_s=60) as client:
+        answers = (await client.post("/predict", json=rows)).json()
+
+    assert {len(answer["prediction"]) for answer in answers.values()} == {20_000}
+
+
+async def test_request_on_a_kept_connection_that_closes_is_sent_again(services):
+    """The service closes the connection at its second request, as if the idle time had just ended."""
+    served = set()
+
+    async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if writer in served:
+            writer.close()
+        else:
+            served.add(writer)
+            await respond(writer, 200, {"prediction": [0.75, 0.25]})
+
+    services["setosa"].answer = answer
+    async with proxy(services, breaker_failures=1) as client:
+        answers = [(await client.post("/predict", json=ONE_ROW)).json() for _ in range(10)]
+
+    assert all(each["setosa"] == {"prediction": [0.75, 0.25]} for each in answers)
+
+
+async def test_idle_connections_that_close_fail_no_request(services):
+    """Idle for as long as the service keeps connections, a request may or may not meet an open one."""
+    idle_s = 0.05
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        async def close_if_idle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await respond(writer, 200, {"prediction": [0.75, 0.25]})
+            asyncio.get_running_loop().call_later(idle_s, writer.close)
+
+        services["setosa"].answer = close_if_idle
+        await StubService.serve(services["setosa"], reader, writer)
+
+    closing = StubService()
+    async with (
+        await asyncio.start_server(serve, "127.0.0.1", closing.port),
+        proxy(services | {"setosa": closing}, service_timeout_s=30) as client,
+    ):
+        for _ in range(40):
+            answer = (await client.post("/predict", json=ONE_ROW)).json()["setosa"]
+            assert answer == {"prediction": [0.75, 0.25]}
+            await asyncio.sleep(idle_s)
+
+
+@pytest.mark.parametrize("answer", [hangs_up, resets])
+async def test_request_is_sent_once_on_a_new_connection_and_again_at_most_once(services, answer):
+    async with proxy(services, breaker_failures=99) as client:
+        services["setosa"].answer = answer
+        await client.post("/predict", json=ONE_ROW)
+        assert len(services["setosa"].requests) == 1
+        services["setosa"].answer = None
+        await client.post("/predict", json=ONE_ROW)
+        services["setosa"].answer = answer
+        error = (await client.post("/predict", json=ONE_ROW)).json()["setosa"]["error"]
+
+    assert len(services["setosa"].requests) == 4
+    assert error == "closed the connection without an answer"
+
+
+@pytest.mark.parametrize("status", [400, 401, 413, 422, 429])
+async def test_refusals_do_not_open_the_circuit_breaker(services, status):
+    """One caller's requests, too large for one service, must not take it from all the others."""
+    async with proxy(services, breaker_failures=1, breaker_open_s=3600) as client:
+        services["setosa"].answer = responds(status, {"detail": "no"})
+        before = failures("setosa")
+        refused = [await client.post("/predict", json=ONE_ROW) for _ in range(3)]
+        services["setosa"].answer = None
+        after = (await client.post("/predict", json=ONE_ROW)).json()
+
+    assert [each.json()["setosa"] for each in refused] == [{"error": f"answered with status {status}"}] * 3
+    assert after["setosa"] == {"prediction": [0.75, 0.25]}
+    assert failures("setosa") == before
+
+
+@pytest.mark.parametrize(
+    ("statuses", "status", "detail"),
+    [
+        pytest.param((422, 413, 422), 422, "Every service refused the request", id="4xx"),
+        pytest.param((422, 429, 422), 422, "Every service refused the request", id="4xx, one overloaded"),
+        pytest.param((429, 429, 429), 429, "Every service has too many requests", id="all overloaded"),
+        pytest.param((422, 500, 422), 503, "No service answered", id="one failed"),
+    ],
+)
+@pytest.mark.parametrize("path", ["/predict", "/predict/label"])
+async def test_status_if_no_service_predicts(services, statuses, status, detail, path):
+    for service, answered in zip(services.values(), statuses, strict=True):
+        service.answer = responds(answered, {"detail": "no"})
+
+    async with proxy(services) as client:
+        response = await client.post(path, json=ONE_ROW)
+
+    assert (response.status_code, response.json()["detail"]) == (status, detail)
+    assert response.json()["errors"] == [
+        {"field": name, "reason": f"answered with status {answered}"}
+        for name, answered in zip(NAMES, statuses, strict=True)
+    ]
 
 
 async def test_requests_over_the_concurrency_limit_return_429_at_once(services):
