@@ -16,6 +16,9 @@ from src.constants import HEALTH_WITHIN_S, MAX_WAIT_S
 from src.schemas import Health, JobPage, JobResult, Metadata, PredictRequest, PredictResponse
 from src.tf_serving import TfServing
 
+LATE_S = 0.05
+"""A submission that took longer until here checks whether its caller is still there; the check takes 0.1 ms."""
+
 health_router = APIRouter(tags=["health"])
 router = APIRouter(tags=["prediction"], responses=problem_responses(401))
 
@@ -31,6 +34,16 @@ async def _model(request: Request) -> TfServing:
 async def _rate_limited(request: Request) -> None:
     if request.app.state.check_rate is not None:
         await request.app.state.check_rate(request)
+
+
+class CallerGone(Exception):
+    """The caller hung up before its job was stored: nobody would ever ask for the result."""
+
+
+async def _caller_waits(request: Request) -> None:
+    is_late = asyncio.get_running_loop().time() - request.state.arrived > LATE_S
+    if is_late and await request.is_disconnected():
+        raise CallerGone
 
 
 async def _job_id(job_id: Annotated[str, Path(examples=["a1b2c3"])]) -> JobId:
@@ -68,7 +81,11 @@ async def metadata(model: ModelDep) -> Metadata:
     return await model.metadata()
 
 
-@router.post("/predict", responses=problem_responses(413, 422, 429, 503), dependencies=[Depends(_rate_limited)])
+@router.post(
+    "/predict",
+    responses=problem_responses(413, 422, 429, 503),
+    dependencies=[Depends(_rate_limited), Depends(_caller_waits)],  # the caller may give up while Redis counts
+)
 async def predict(request: PredictRequest, queue: QueueDep, idempotency_key: IdempotencyKey = None) -> PredictResponse:
     """Queue one or more flowers for classification. The response has the job's id, once Redis has stored the job.
 
@@ -92,6 +109,7 @@ async def _submit(queue: JobQueue, request: PredictRequest, idempotency_key: str
 
 @router.get("/job/{job_id}", responses=problem_responses(404, 422, 503))
 async def get_job(
+    request: Request,
     job_id: JobIdDep,
     queue: QueueDep,
     wait: Annotated[
@@ -100,7 +118,7 @@ async def get_job(
     ] = 0,
 ) -> JobResult:
     """A job's status, and its result once completed."""
-    return await jobs.find(queue, job_id, wait)
+    return await jobs.find(queue, job_id, wait, request.is_disconnected)
 
 
 @router.delete("/job/{job_id}", responses=problem_responses(404, 409, 503))

@@ -35,6 +35,7 @@ class ScriptedModel:
         self.released = asyncio.Event()
         self.released.set()
         self.entered = asyncio.Event()
+        self.cancelled = asyncio.Event()
         self._server: grpc.aio.Server | None = None
 
     async def predict(self, request, context: Context):
@@ -44,7 +45,11 @@ class ScriptedModel:
         self.entered.set()
         if self.is_unavailable:
             await context.abort(grpc.StatusCode.UNAVAILABLE, "unavailable")
-        await self.released.wait()
+        try:
+            await self.released.wait()
+        except asyncio.CancelledError:
+            self.cancelled.set()
+            raise
         if any(abs(value - BAD) < 1e-6 for value in tensor.float_val[::4]):
             if self.crashes_on_bad_row:
                 os._exit(1)

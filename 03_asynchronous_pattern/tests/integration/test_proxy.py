@@ -1,7 +1,8 @@
 """The proxy's endpoints on a real Redis; the test itself acts as the worker."""
 
 import asyncio
-from collections.abc import AsyncIterator
+import json
+from collections.abc import AsyncIterator, Iterator, MutableMapping
 from contextlib import asynccontextmanager
 
 import httpx
@@ -13,7 +14,7 @@ from src.proxy.app import create_app
 
 from serving_common.queue.types import JobKeys
 from serving_common.queue.worker import Worker
-from serving_testing.processes import free_port, running
+from serving_testing.processes import free_port, running, wait_until
 from tests.conftest import PATTERN, SAMPLE
 
 
@@ -287,6 +288,46 @@ async def test_unavailable_redis_returns_503(redis, settings, rate_limit):
             "status": "unhealthy",
             "components": {"redis": "unavailable", "tensorflow_serving": "ok"},
         }
+
+
+async def test_a_caller_that_has_gone_leaves_no_job(redis, settings):
+    messages: Iterator[MutableMapping[str, object]] = iter(
+        [{"type": "http.request", "body": json.dumps(SAMPLE).encode()}]
+    )
+    sent = []
+
+    async def receive() -> MutableMapping[str, object]:
+        return next(messages, {"type": "http.disconnect"})
+
+    async def send(message) -> None:
+        sent.append(message)
+
+    app = create_app(settings(rate_limit="100/minute"))
+    async with app.router.lifespan_context(app):
+        await redis.client_pause(1000)  # holds up the rate limit; meanwhile the caller hangs up
+        headers = [(b"content-type", b"application/json")]
+        scope = {"type": "http", "method": "POST", "path": "/predict", "query_string": b"", "headers": headers}
+        await app(scope, receive, send)
+
+    assert sent[0]["status"] == 499
+    assert await redis.llen("queue:predict") == 0
+
+
+async def test_a_long_poll_ends_when_its_caller_hangs_up(redis, redis_server, tmp_path):
+    port = free_port()
+    env = {"REDIS_HOST": "127.0.0.1", "REDIS_PORT": str(redis_server.port), "PORT": str(port)}
+    url = f"http://127.0.0.1:{port}"
+    with running("src.proxy.app", cwd=PATTERN, env=env, log=tmp_path / "log", ready=f"{url}/health") as process:
+        async with httpx.AsyncClient(base_url=url, timeout=60, trust_env=False) as client:
+            job_id = await submit(client)
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(f"GET /job/{job_id}?wait=30 HTTP/1.1\r\nHost: proxy\r\n\r\n".encode())
+        while not await redis.pubsub_channels():  # noqa: ASYNC110 - Redis has no event for it
+            await asyncio.sleep(0.01)
+        writer.close()
+
+        # Before the 30 s, in which the job does not end.
+        await asyncio.to_thread(wait_until, lambda: f'"path":"/job/{job_id}"' in process.log, 20)
 
 
 async def test_a_stopping_proxy_answers_long_polls(redis, redis_server, tmp_path):

@@ -193,6 +193,8 @@ async def test_a_stopping_worker_requeues_unfinished_jobs(redis, queue, model, s
     async with worker(settings(shutdown_grace_s=1, num_workers=1)):
         await model.entered.wait()
 
+    async with asyncio.timeout(20):
+        await model.cancelled.wait()  # the model server does not go on with it
     assert await redis.lrange("queue:predict", 0, -1) == [job_id.encode() for job_id in ids[::-1]]
     assert [(await queue.get(job_id)).status for job_id in ids] == ["pending"] * 2
     assert not await redis.exists(f"queue:predict:meta:{ids[0]}")
