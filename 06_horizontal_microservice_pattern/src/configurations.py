@@ -72,6 +72,22 @@ class ProxySettings(HttpSettings):
     breaker_failures: PositiveInt = Field(3, description="Consecutive failures that open a service's circuit breaker.")
     breaker_open_s: PositiveFloat = Field(1.0, description="Seconds the breaker stays open before a trial call.")
 
+    @field_validator("services")
+    @classmethod
+    def _check_urls(cls, services: dict[str, AnyHttpUrl]) -> dict[str, AnyHttpUrl]:
+        """Whatever would keep every single request from being sent is found at the start."""
+        from httpx import URL  # only the proxy's image has it
+
+        for name, url in services.items():
+            if url.query is not None or url.fragment is not None or url.port == 0:
+                raise ValueError(f"the URL of {name} must have neither a query nor a fragment nor port 0")
+            try:
+                # The first has IDNA 2008's rules, the second those of the resolver: labels of 1 to 63 bytes.
+                URL(str(url)).host.encode("idna")
+            except UnicodeError as exc:
+                raise ValueError(f"the URL of {name} has an invalid host name: {exc}") from None
+        return services
+
     @field_validator("service_timeouts")
     @classmethod
     def _reject_unknown_services(cls, timeouts: dict[str, float], info: ValidationInfo) -> dict[str, float]:

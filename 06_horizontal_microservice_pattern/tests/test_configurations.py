@@ -43,6 +43,31 @@ def test_invalid_services_are_rejected(monkeypatch, services):
         read(monkeypatch, SERVICES=services)
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        pytest.param("http://a..b", id="empty label"),
+        pytest.param("http://.a", id="empty first label"),
+        pytest.param(f"http://{'a' * 64}", id="label too long"),
+        pytest.param("http://\N{SNOWMAN}.example", id="refused by IDNA 2008"),
+        pytest.param("http://xn--n3h.example", id="refused by IDNA 2008, encoded"),
+        pytest.param("http://a/x?y=1", id="query"),
+        pytest.param("http://a/#x", id="fragment"),
+        pytest.param("http://a:0", id="port 0"),
+    ],
+)
+def test_url_that_no_request_could_use_is_rejected_by_name(monkeypatch, url):
+    with pytest.raises(SystemExit, match=r"configuration error: SERVICES: .* the URL of virginica "):
+        read(monkeypatch, SERVICES=f"setosa=http://a:1,virginica={url}")
+
+
+@pytest.mark.parametrize(
+    "url", ["http://a_b", "http://a.", "http://[::1]:1", "http://10.0.0.1", "http://b\xfccher.example", "http://u:p@a"]
+)
+def test_unusual_urls_are_accepted(monkeypatch, url):
+    assert "setosa" in read(monkeypatch, SERVICES=f"setosa={url}").services
+
+
 def test_timeout_of_one_service(monkeypatch):
     assert read(monkeypatch, SERVICE_TIMEOUTS="setosa=2.5").service_timeouts == {"setosa": 2.5}
 
