@@ -7,6 +7,9 @@ from typing_extensions import TypedDict  # pydantic takes the one from typing on
 
 from serving_common import iris
 
+ROUNDING = 1e-3
+"""How far a model's probability may lie outside 0 to 1: a forest that adds up in two threads gives 1.0000001."""
+
 Probability = Annotated[float, Strict(), AllowInfNan(False), Field(ge=0, le=1)]
 Probabilities = Annotated[
     list[Probability], Field(min_length=2, max_length=2, description="[P(the class), P(any other class)]")
@@ -23,6 +26,16 @@ class Prediction(TypedDict):
     """A service's response: a pair of probabilities for one row, a list of pairs for several."""
 
     prediction: Probabilities | Annotated[list[Probabilities], Field(min_length=1)]
+
+
+Received = Annotated[float, Strict(), AllowInfNan(False), Field(ge=-ROUNDING, le=1 + ROUNDING)]
+ReceivedPair = Annotated[list[Received], Field(min_length=2, max_length=2)]
+
+
+class ReceivedPrediction(TypedDict):
+    """A Prediction as the proxy receives it: others' services do not clip."""
+
+    prediction: ReceivedPair | Annotated[list[ReceivedPair], Field(min_length=1)]
 
 
 class ServiceError(TypedDict):

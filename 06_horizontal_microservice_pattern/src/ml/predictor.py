@@ -7,7 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from serving_common.batching import MicroBatcher
+from serving_common.errors import Unavailable
 from serving_common.onnx import OnnxModel
+from src.models import ROUNDING
 
 
 class Predictor:
@@ -21,9 +23,12 @@ class Predictor:
 
         Raises:
             serving_common.errors.Overloaded: too many requests are waiting.
+            serving_common.errors.Unavailable: the model's output is no probability.
         """
         probabilities = await self._batcher.predict(np.array(rows, np.float32))
-        return probabilities.tolist()  # type: ignore[no-any-return]  # numpy's stubs say Any
+        if not (np.abs(probabilities - 0.5) <= 0.5 + ROUNDING).all():  # also for NaN
+            raise Unavailable("The model returned numbers that are not probabilities")
+        return probabilities.clip(0, 1).tolist()  # type: ignore[no-any-return]  # numpy's stubs say Any
 
 
 @asynccontextmanager

@@ -16,7 +16,7 @@ from pydantic import TypeAdapter
 
 from serving_common import iris
 from serving_common.errors import FieldError, InvalidInput, Overloaded, Unavailable
-from src.models import Health, LabelResponse, Prediction
+from src.models import Health, LabelResponse, Prediction, ReceivedPrediction
 from src.proxy.backends import MAX_RESPONSE_BYTES, BackendRequest, Backends, Failure, RequestContext
 
 T = TypeVar("T", bound=Mapping[str, object])
@@ -86,10 +86,14 @@ def predict_request(body: bytes, row_count: int) -> BackendRequest[Prediction]:
 
 
 def _parse_prediction(content: bytes, row_count: int) -> Prediction:
-    prediction = _prediction.validate_json(content)
-    if len(_pairs(prediction)) != row_count:
+    received = _received.validate_json(content)
+    pairs = _pairs(received)
+    if len(pairs) != row_count:
         raise ValueError("the response has another number of rows than the request")
-    return prediction
+    if all(0 <= p <= 1 for pair in pairs for p in pair):
+        return received
+    clipped = [[min(max(p, 0.0), 1.0) for p in pair] for pair in pairs]
+    return {"prediction": clipped if isinstance(received["prediction"][0], list) else clipped[0]}
 
 
 def _pairs(prediction: Prediction) -> list[list[float]]:
@@ -100,7 +104,7 @@ def _pairs(prediction: Prediction) -> list[list[float]]:
 
 
 _health = TypeAdapter(Health)
-_prediction = TypeAdapter(Prediction)
+_received = TypeAdapter(ReceivedPrediction)
 
 HEALTH = BackendRequest("GET", "/health", _health.validate_json)
 PREDICT_TEST = BackendRequest("GET", "/predict/test", partial(_parse_prediction, row_count=1))

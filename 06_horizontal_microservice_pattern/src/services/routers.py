@@ -41,13 +41,13 @@ async def metadata(request: Request) -> Metadata:
     }
 
 
-@router.post("/predict", responses=problem_responses(413, 422, 429))
+@router.post("/predict", responses=problem_responses(413, 422, 429, 503))
 async def predict(request: PredictRequest, predictor: PredictorDep) -> Prediction:
     """The probability that each flower is of this service's class, and that it is not."""
     return _response(await predictor.predict(request.data))
 
 
-@router.get("/predict/test", responses=problem_responses(429))
+@router.get("/predict/test", responses=problem_responses(429, 503))
 async def predict_test(predictor: PredictorDep) -> Prediction:
     """The same for a known setosa."""
     return _response(await predictor.predict(iris.SAMPLE))

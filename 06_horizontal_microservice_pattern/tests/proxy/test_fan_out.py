@@ -70,6 +70,7 @@ def test_decision_is_the_highest_confidence_of_each_row(confidences):
         pytest.param(1, b'{"prediction": ["0.5", "0.5"]}', id="numbers as strings"),
         pytest.param(1, b'{"prediction": [0.5, NaN]}', id="NaN"),
         pytest.param(1, b'{"prediction": [5, -4]}', id="outside 0 to 1"),
+        pytest.param(1, b'{"prediction": [1.01, -0.01]}', id="outside 0 to 1 by more than rounding"),
         pytest.param(1, b'{"prediction": [[0.5, 0.5], [0.5, 0.5]]}', id="two rows for one"),
         pytest.param(2, b'{"prediction": [0.5, 0.5]}', id="one row for two"),
         pytest.param(2, b'{"prediction": [[0.5, 0.5], [0.5]]}', id="half a row"),
@@ -78,6 +79,15 @@ def test_decision_is_the_highest_confidence_of_each_row(confidences):
 def test_parsing_rejects_an_invalid_response(rows, content):
     with pytest.raises(ValueError):  # noqa: PT011 - pydantic's own, or ours
         predict_request(b"", rows).parse(content)
+
+
+def test_parsing_clips_what_rounding_added():
+    def parse(rows, content):
+        return predict_request(b"", rows).parse(content)["prediction"]
+
+    assert parse(1, b'{"prediction": [1.0000001, -1e-7]}') == [1, 0]
+    assert parse(1, b'{"prediction": [[1.0000001, -1e-7]]}') == [[1, 0]]
+    assert parse(2, b'{"prediction": [[1.0000001, -1e-7], [0.25, 0.75]]}') == [[1, 0], [0.25, 0.75]]
 
 
 def test_predict_request_forwards_the_body_and_parses_the_response():

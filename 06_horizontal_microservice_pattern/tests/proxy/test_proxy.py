@@ -295,6 +295,19 @@ async def test_circuit_breaker_opens_for_a_hanging_service_and_closes_after_reco
             await asyncio.sleep(0.05)
 
 
+@pytest.mark.parametrize("path", ["/predict", "/predict/label"])
+async def test_probability_just_above_1_is_answered_as_1(services, path):
+    services["setosa"].answer = responds(200, b'{"prediction": [1.0000001, -1e-7]}')
+
+    async with proxy(services) as client:
+        answer = (await client.post(path, json=ONE_ROW)).json()
+
+    expected = (
+        {"setosa": {"prediction": [1, 0]}} if path == "/predict" else {"prediction": {"proba": 1, "label": "setosa"}}
+    )
+    assert expected.items() <= answer.items()
+
+
 async def test_compressed_answer_is_read(services):
     services["setosa"].answer = gzipped(gzip.compress(PREDICTED.encode()))
 

@@ -115,6 +115,27 @@ async def test_event_loop_is_free_while_the_model_runs(client):
         assert (await pending).json() == {"prediction": [0.5, 0.5]}
 
 
+@pytest.mark.parametrize(
+    ("output", "status", "prediction"),
+    [
+        pytest.param([1.0000001, -1e-7], 200, [1, 0], id="rounding"),
+        pytest.param([1.5, -0.5], 503, None, id="not a probability"),
+        pytest.param([float("nan"), 0], 503, None, id="NaN"),
+    ],
+)
+@pytest.mark.parametrize("rows", [1, 2])
+async def test_output_at_the_edge_of_0_to_1(client, output, status, prediction, rows):
+    async with MicroBatcher(lambda batch: np.array([output] * len(batch), np.float32)) as batcher:
+        client._transport.app.state.predictor = Predictor(batcher)
+        response = await client.post("/predict", json={"data": [SETOSA] * rows})
+
+    assert response.status_code == status
+    if status == 200:
+        assert response.json() == {"prediction": prediction if rows == 1 else [prediction] * rows}
+    else:
+        assert response.json()["detail"] == "The model returned numbers that are not probabilities"
+
+
 async def test_api_key_is_required_for_predictions_but_not_for_health(models):
     async with service(model_filepath=models / "iris_svc_0_setosa.onnx", api_key="secret") as client:
         assert (await client.get("/health")).status_code == 200
