@@ -70,6 +70,7 @@ def configure(component: str, settings: Settings) -> None:
     )
     logging.basicConfig(handlers=[handler], level=max(level, logging.WARNING), force=True)
     warn_about_deprecated_variables(settings)
+    warn_about_service_links(settings)
 
 
 def warn_about_deprecated_variables(settings: Settings) -> None:
@@ -77,6 +78,13 @@ def warn_about_deprecated_variables(settings: Settings) -> None:
     for old, new in settings.deprecated_variables_set().items():
         outcome = f"ignored, because {new} is set too" if os.environ.get(new) else f"used; rename it to {new}"
         structlog.get_logger().warning("deprecated_variable", variable=old, outcome=outcome)
+
+
+def warn_about_service_links(settings: Settings) -> None:
+    """Log one line for each port that Kubernetes has set to the address of a service."""
+    for variable in settings.service_links_set():
+        reason = "Kubernetes sets it for a service of this name; enableServiceLinks: false prevents that"
+        structlog.get_logger().warning("variable_ignored", variable=variable, reason=reason)
 
 
 def _specified_names(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:

@@ -12,7 +12,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypeVar, get_args
 
-from pydantic import AfterValidator, Field, SecretStr, ValidationError
+from pydantic import AfterValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
@@ -88,11 +88,27 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         return init_settings, env_settings, SecretFiles(settings_cls)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _ignore_service_links(cls, values: dict[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in values.items() if not _is_service_link(name, value)}
+
+    @classmethod
+    def service_links_set(cls) -> list[str]:
+        """The variables that Kubernetes set, not the user: for a service called redis, REDIS_PORT=tcp://10.0.0.1:6379."""
+        variables = (name.upper() for name in cls.model_fields)
+        return [variable for variable in variables if _is_service_link(variable, os.environ.get(variable))]
+
     @classmethod
     def deprecated_variables_set(cls) -> dict[str, str]:
         """The deprecated variables in the environment, with their new names."""
         known = ChainMap(*(dict(vars(each).get("deprecated_variables", {})) for each in cls.__mro__))
         return {old: new for old, new in known.items() if os.environ.get(old)}
+
+
+def _is_service_link(name: str, value: object) -> bool:
+    is_port = name.upper().endswith("_PORT")
+    return is_port and isinstance(value, str) and value.startswith(("tcp://", "udp://", "sctp://"))
 
 
 def _check_header_value(key: SecretStr) -> SecretStr:

@@ -4,7 +4,7 @@ import pytest
 from pydantic import AfterValidator, Field, SecretStr
 from structlog.testing import capture_logs
 
-from serving_common.logs import warn_about_deprecated_variables
+from serving_common.logs import warn_about_deprecated_variables, warn_about_service_links
 from serving_common.settings import HttpSettings, LogLevel, load
 
 
@@ -160,6 +160,22 @@ def test_invalid_value_of_a_deprecated_variable_is_reported_under_its_name(monke
 
     with pytest.raises(SystemExit, match="configuration error: OLD_SIZE: Input should be greater than 0"):
         load(SampleSettings)
+
+
+def test_a_port_that_kubernetes_sets_for_a_service_is_ignored_with_one_line(monkeypatch):
+    class Ports(HttpSettings):
+        redis_port: int = 6379
+        mysql_port: int = 3306
+
+    monkeypatch.setenv("REDIS_PORT", "tcp://10.0.0.1:6379")
+    monkeypatch.setenv("MYSQL_PORT", "3307")
+
+    settings = load(Ports)
+
+    assert (settings.redis_port, settings.mysql_port) == (6379, 3307)
+    with capture_logs() as lines:
+        warn_about_service_links(settings)
+    assert [(line["event"], line["variable"]) for line in lines] == [("variable_ignored", "REDIS_PORT")]
 
 
 def warnings(settings: SampleSettings) -> dict[str, str]:
