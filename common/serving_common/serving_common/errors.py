@@ -7,7 +7,8 @@ ServingError
 ├── Conflict        the resource's state does not allow the request
 ├── TooLarge        the body is larger than this service accepts
 ├── Overloaded      backpressure: this service is at its limit, try again later
-└── Unavailable     a neighbour of this service does not answer, try again later
+├── Unavailable     a neighbour of this service does not answer, try again later
+└── Misconfigured   a neighbour refuses until an operator changes its rights or configuration; a retry is of no use
 StartupError        the service cannot start; the message is the one line that the operator sees
 """
 
@@ -26,6 +27,7 @@ class ErrorKind(StrEnum):
     TOO_LARGE = "too-large"
     OVERLOADED = "overloaded"
     UNAVAILABLE = "unavailable"
+    MISCONFIGURED = "misconfigured"
 
 
 class FieldError(TypedDict):
@@ -72,6 +74,10 @@ class Overloaded(ServingError):
 
 class Unavailable(ServingError):
     kind = ErrorKind.UNAVAILABLE
+
+
+class Misconfigured(ServingError):
+    kind = ErrorKind.MISCONFIGURED
 
 
 class StartupError(Exception):

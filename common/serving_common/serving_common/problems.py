@@ -26,6 +26,7 @@ STATUS: Mapping[ErrorKind, int] = {
     ErrorKind.TOO_LARGE: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
     ErrorKind.OVERLOADED: HTTPStatus.TOO_MANY_REQUESTS,
     ErrorKind.UNAVAILABLE: HTTPStatus.SERVICE_UNAVAILABLE,
+    ErrorKind.MISCONFIGURED: HTTPStatus.SERVICE_UNAVAILABLE,
 }
 
 # The expected type of the whole body. The reason names the header because without it FastAPI reads the body as text.
@@ -69,7 +70,10 @@ def install(app: FastAPI, invalid_input: int, invalid_detail: str) -> None:
 
     async def expected(request: Request, exc: Exception) -> Response:
         error = cast(ServingError, exc)
-        return problem(status_of[error.kind], str(error), request.state.request_id, error.errors)
+        response = problem(status_of[error.kind], str(error), request.state.request_id, error.errors)
+        if error.kind is ErrorKind.MISCONFIGURED:
+            del response.headers["Retry-After"]
+        return response
 
     async def invalid(request: Request, exc: Exception) -> Response:
         errors = [_field_error(e) for e in cast(RequestValidationError, exc).errors()]

@@ -15,6 +15,7 @@ from serving_common import iris
 from serving_common.errors import (
     Conflict,
     InvalidInput,
+    Misconfigured,
     NotFound,
     Overloaded,
     ServingError,
@@ -28,6 +29,7 @@ from serving_common.settings import HttpSettings, load
 
 ERRORS: list[type[ServingError]] = [
     InvalidInput,
+    Misconfigured,
     Unauthorized,
     NotFound,
     Conflict,

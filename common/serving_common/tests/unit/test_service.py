@@ -55,7 +55,8 @@ async def test_serving_error_returns_a_problem(client, error):
 
     assert response.status_code == STATUS[error.kind]
     assert response.headers["Content-Type"] == "application/problem+json"
-    assert ("Retry-After" in response.headers) == (response.status_code in (429, 503))
+    is_curable = error.kind in (ErrorKind.OVERLOADED, ErrorKind.UNAVAILABLE)
+    assert ("Retry-After" in response.headers) == is_curable
     assert response.json() == {
         "title": title(response.status_code),
         "status": response.status_code,
