@@ -12,30 +12,38 @@ step() {
   shift
   "$@" || failed=1
 }
-# Types of what a folder holds, for one version of Python. Its output is kept together: others run at the same time.
+# Types of every folder, for one version of Python. One cache for all folders: third-party stubs are read once.
 types() {
-  local version=${1%% *} folder=${1#* } parts=(models scripts) part out code
-  if [ "$folder" != . ]; then
-    parts=()
-    for part in "$(basename "$folder")" hatch_build.py src client build_model.py tests; do
-      [ ! -e "$folder/$part" ] || parts+=("$part")
-    done
-  fi
-  out=$(cd "$folder" && MYPYPATH=. "$bin/mypy" --explicit-package-bases --config-file "$root/pyproject.toml" \
-    --python-version "$version" "${parts[@]}" 2>&1)
-  code=$?
-  printf '%s\n' "$(say "mypy $folder, Python $version")" "$out"
-  return $code
+  local version=$1 folder parts part failed=0
+  for folder in . common/*/ [0-9][0-9]_*_pattern; do
+    folder=${folder%/}
+    parts=(models scripts)
+    if [ "$folder" != . ]; then
+      parts=()
+      for part in "$(basename "$folder")" hatch_build.py src client build_model.py tests; do
+        [ ! -e "$folder/$part" ] || parts+=("$part")
+      done
+    fi
+    printf '%s, Python %s: ' "$folder" "$version"
+    (cd "$folder" && MYPYPATH=. "$bin/mypy" --explicit-package-bases --config-file "$root/pyproject.toml" \
+      --cache-dir "$root/.mypy_cache" --python-version "$version" "${parts[@]}" 2>&1) || failed=1
+  done
+  return $failed
 }
-export -f say types
-export root bin
+
+mkdir -p .mypy_cache
+timeout 120 "$bin/pip-audit" --requirement constraints.txt --no-deps --disable-pip --strict --progress-spinner off \
+  >.mypy_cache/audit.log 2>&1 & # waits for the network most of the time
+audit=$!
 
 step ruff "$bin/ruff" check .
 step black "$bin/black" --check --quiet .
-# The oldest and the newest Python that is supported.
-for version in 3.11 3.13; do
-  for folder in . common/*/ [0-9][0-9]_*_pattern; do printf '%s\0' "$version ${folder%/}"; done
-done | xargs -0 -n 1 -P "$(nproc 2>/dev/null || echo 2)" bash -c 'types "$0"' || failed=1
+say "mypy, for the oldest and the newest Python that is supported"
+types 3.11 >.mypy_cache/3.11.log &
+older=$!
+types 3.13 || failed=1
+wait $older || failed=1
+cat .mypy_cache/3.11.log
 
 say actionlint
 if [ -x "$bin/actionlint" ] || VIRTUAL_ENV=$root/.venv timeout 20 "$bin/uv" pip install --quiet --group actionlint 2>/dev/null; then
@@ -45,13 +53,15 @@ else
 fi
 
 say pip-audit
+wait $audit
+audited=$?
 # Only its data can tell; a machine that cannot reach it has no verdict, which is not a failure.
-if out=$(timeout 120 "$bin/pip-audit" --requirement constraints.txt --no-deps --disable-pip --strict --progress-spinner off 2>&1); then
-  echo "$out"
-elif grep -q "known vulnerabilit" <<<"$out"; then
-  echo "$out"
+if [ $audited = 0 ]; then
+  cat .mypy_cache/audit.log
+elif grep -q "known vulnerabilit" .mypy_cache/audit.log; then
+  cat .mypy_cache/audit.log
   failed=1
 else
-  echo "SKIPPED: the advisory data cannot be reached ($(tail -n 1 <<<"$out" | cut -c 1-150))"
+  echo "SKIPPED: the advisory data cannot be reached ($(tail -n 1 .mypy_cache/audit.log | cut -c 1-150))"
 fi
 exit $failed
