@@ -2,15 +2,18 @@
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator, Iterator, MutableMapping
 from contextlib import asynccontextmanager
 
 import httpx
 import pytest
+import structlog
 from prometheus_client import generate_latest
-from src.configurations import ProxySettings
+from src.configurations import ProxySettings, WorkerSettings
 from src.constants import HEALTH_WITHIN_S
 from src.proxy.app import create_app
+from src.worker.main import create_app as create_worker
 
 from serving_common.queue.types import JobKeys
 from serving_common.queue.worker import Worker
@@ -344,6 +347,27 @@ async def test_a_stopping_proxy_answers_long_polls(redis, redis_server, tmp_path
 
             # A request that outlasts the grace period is aborted with 500.
             assert (await polling).json() == {"job_id": job_id, "status": "pending"}
+
+
+async def test_the_rights_in_the_readme_are_enough(redis, settings):
+    (rights,) = re.findall(r"ACL SETUSER iris on >PASSWORD ([^`]+)`", (PATTERN / "README.md").read_text())
+    await redis.execute_command("ACL", "SETUSER", "iris", "on", ">PASSWORD", *rights.split())
+    user = {"redis_username": "iris", "redis_password": "PASSWORD"}
+    try:
+        with structlog.testing.capture_logs() as logs:
+            async with proxy(settings(rate_limit="100/minute", **user)) as client:
+                job_id = await submit(client)
+                worker_app = create_worker(
+                    WorkerSettings(**settings(**user).model_dump(include=WorkerSettings.model_fields.keys()))
+                )
+                async with worker_app.router.lifespan_context(worker_app):
+                    assert (await client.get(f"/job/{job_id}?wait=30")).json()["status"] == "completed"
+                assert (await client.delete(f"/job/{job_id}")).status_code == 409
+                assert len((await client.get("/jobs")).json()["jobs"]) == 1
+                assert (await client.get("/health/ready")).json() == {"status": "ready"}
+        assert [line for line in logs if line["event"] == "redis_failed"] == []
+    finally:
+        await redis.acl_deluser("iris")
 
 
 @pytest.mark.parametrize("module", ["src.proxy.app", "src.worker.main", "src.worker.dead_letters list"])
