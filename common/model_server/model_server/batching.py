@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .context import NO_LIMIT, Context, deadline_exceeded
 from .status import Code, StatusError, invalid
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ class BatchingOptions:
 class _Task:
     inputs: Mapping[str, Array]
     rows: int
+    context: Context
     arrived: float = field(default_factory=time.monotonic)
     result: Future[dict[str, Array]] = field(default_factory=Future)
 
@@ -84,13 +86,20 @@ class Batcher:
         for thread in self._threads:
             thread.start()
 
-    def run(self, signature: Signature, inputs: Mapping[str, Array], outputs: tuple[str, ...] = ()) -> dict[str, Array]:
-        """As Signature.run; waits for the batch that contains the rows.
+    def run(
+        self,
+        signature: Signature,
+        inputs: Mapping[str, Array],
+        outputs: tuple[str, ...] = (),
+        context: Context = NO_LIMIT,
+    ) -> dict[str, Array]:
+        """As Signature.run; waits for the batch that contains the rows, at most until the deadline.
 
         Raises:
             StatusError: also INVALID_ARGUMENT for inputs without a common batch dimension or larger than a batch,
                 and UNAVAILABLE when the queue is full.
         """
+        context.check()
         # Check first, so that a request of the wrong shape does not fail the others in its batch.
         for alias, array in inputs.items():
             signature.inputs[alias].check(alias, array)
@@ -99,7 +108,7 @@ class Batcher:
         if rows > limit:
             raise invalid(f"Task size {rows} is larger than maximum input batch size {limit}")
         key = (signature, outputs, tuple(sorted((alias, array.shape[1:]) for alias, array in inputs.items())))
-        task = _Task(inputs, rows)
+        task = _Task(inputs, rows, context)
         with self._changed:
             queue = self._queues.setdefault(key, deque())
             if sum(waiting.rows for waiting in queue) + rows > limit * self._options.max_enqueued_batches:
@@ -108,7 +117,10 @@ class Batcher:
                 )
             queue.append(task)
             self._changed.notify()
-        return task.result.result()
+        try:
+            return task.result.result(context.left_s())
+        except TimeoutError:
+            raise deadline_exceeded() from None
 
     def close(self) -> None:
         """Run the waiting requests, then end the threads."""
@@ -121,6 +133,9 @@ class Batcher:
     def _work(self) -> None:
         while (taken := self._take()) is not None:
             (signature, outputs, _), tasks = taken
+            tasks = [task for task in tasks if _is_wanted(task)]
+            if not tasks:
+                continue
             try:
                 results = self._run_batch(signature, outputs, tasks)
             except Exception as error:  # noqa: BLE001 raised in the threads of the waiting requests
@@ -169,7 +184,9 @@ class Batcher:
             if padded > rows:
                 parts.append(np.repeat(parts[0][:1], padded - rows, axis=0))
             inputs[alias] = np.concatenate(parts)
-        values = signature.run(inputs, outputs)
+        ends = [task.context.ends for task in tasks]
+        # As in TensorFlow Serving, the last deadline counts.
+        values = signature.run(inputs, outputs, Context(None if None in ends else max(filter(None, ends))))
         for alias, array in values.items():
             if array.ndim == 0 or len(array) != padded:
                 raise StatusError(
@@ -177,11 +194,21 @@ class Batcher:
                     f"Batched output tensor's 0th dimension does not equal the sum of the 0th dimension sizes of the "
                     f"input tensors: {alias}",
                 )
-        ends = np.cumsum([task.rows for task in tasks])
+        stops = np.cumsum([task.rows for task in tasks])
         return [
-            {alias: array[end - task.rows : end] for alias, array in values.items()}
-            for task, end in zip(tasks, ends.tolist(), strict=True)
+            {alias: array[stop - task.rows : stop] for alias, array in values.items()}
+            for task, stop in zip(tasks, stops.tolist(), strict=True)
         ]
+
+
+def _is_wanted(task: _Task) -> bool:
+    """Whether somebody still waits for its result. If not, it fails here."""
+    try:
+        task.context.check()
+    except StatusError as error:
+        task.result.set_exception(error)
+        return False
+    return True
 
 
 def _row_count(inputs: Mapping[str, Array]) -> int:

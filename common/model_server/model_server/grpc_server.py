@@ -13,6 +13,7 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from tfserving_protos import messages, services
 
+from .pool import ElasticPool
 from .status import Code, StatusError
 from .unary import CallResult, serve_unary
 
@@ -21,13 +22,17 @@ if TYPE_CHECKING:
 
     from google.protobuf.message import Message
 
+    from .admission import Admission
+    from .context import Context
     from .inference import Inference, ModelService
     from .metrics import ServerMetrics
-    from .pool import ElasticPool
+    from .unary import Behavior
 
 log = structlog.get_logger()
 
 INT32_MAX = 2**31 - 1
+# Threads for status, metadata, configuration, health: they never wait for a model.
+CONTROL_THREADS = 4
 
 
 class GrpcServer:
@@ -38,7 +43,7 @@ class GrpcServer:
         inference: Inference,
         models: ModelService,
         metrics: ServerMetrics,
-        pool: ElasticPool,
+        admission: Admission,
         *,
         threads: int,
         max_threads: int,
@@ -51,31 +56,45 @@ class GrpcServer:
             ("grpc.max_send_message_length", INT32_MAX),
             *channel_arguments,
         ]
-        self._server = grpc.server(pool, options=options)
-        functions: dict[str, dict[str, Callable[[Any], Message]]] = {
-            services.PREDICTION_SERVICE: {
-                "Predict": inference.predict,
-                "Classify": inference.classify,
-                "Regress": inference.regress,
-                "MultiInference": inference.multi_inference,
-                "GetModelMetadata": inference.metadata,
-            },
-            services.MODEL_SERVICE: {
-                "GetModelStatus": models.status,
-                "HandleReloadConfigRequest": models.reload_config,
-            },
+        self._control_pool = ElasticPool(1, CONTROL_THREADS)
+        self._server = grpc.server(self._control_pool, options=options)
+        prediction, model = services.PREDICTION_SERVICE, services.MODEL_SERVICE
+        runs: dict[str, Callable[[Any, Context], Message]] = {
+            "Predict": inference.predict,
+            "Classify": inference.classify,
+            "Regress": inference.regress,
+            "MultiInference": inference.multi_inference,
         }
-        behaviors = {
-            f"/{service}/{name}": _behavior(name, services.METHODS[service][name].request, function, metrics)
-            for service, methods in functions.items()
-            for name, function in methods.items()
+        controls: dict[tuple[str, str], Callable[[Any], Message]] = {
+            (prediction, "GetModelMetadata"): inference.metadata,
+            (model, "GetModelStatus"): models.status,
+            (model, "HandleReloadConfigRequest"): models.reload_config,
         }
-        self._calls = serve_unary(self._server, behaviors, threads=threads, max_threads=max_threads)
+        self._calls = [
+            serve_unary(
+                self._server,
+                {
+                    f"/{prediction}/{name}": _run_behavior(_Method(prediction, name, metrics), function, admission)
+                    for name, function in runs.items()
+                },
+                threads=threads,
+                max_threads=max_threads,
+            ),
+            serve_unary(
+                self._server,
+                {
+                    f"/{service}/{name}": _control_behavior(_Method(service, name, metrics), function)
+                    for (service, name), function in controls.items()
+                },
+                threads=1,
+                max_threads=CONTROL_THREADS,
+            ),
+        ]
         # The standard services have streaming methods, too, so grpc's own server runs them.
         self._health = health.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        _add_reflection(self._server, [*functions, health.SERVICE_NAME, reflection.SERVICE_NAME])
-        self._service_names = ["", *functions]
+        _add_reflection(self._server, [prediction, model, health.SERVICE_NAME, reflection.SERVICE_NAME])
+        self._service_names = ["", prediction, model]
 
     def start(self, addresses: list[str], tls: messages.SSLConfig | None) -> None:
         """Listen on every address, `host:port` or `unix:path`.
@@ -89,7 +108,8 @@ class GrpcServer:
             else:
                 self._server.add_secure_port(address, _credentials(tls))
         self._server.start()
-        self._calls.start()
+        for calls in self._calls:
+            calls.start()
         for name in self._service_names:
             self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
 
@@ -97,31 +117,75 @@ class GrpcServer:
         """Report NOT_SERVING, refuse new calls, and wait at most `grace_s` seconds for those in flight."""
         self._health.enter_graceful_shutdown()
         self._server.stop(grace_s).wait()
-        self._calls.stop()
+        for calls in self._calls:
+            calls.stop()
+        self._control_pool.shutdown()
 
 
-def _behavior(
-    api: str, request_class: type[Message], function: Callable[[Any], Message], metrics: ServerMetrics
-) -> Callable[[bytes], CallResult]:
-    def behavior(serialized: bytes) -> CallResult:
-        started = time.perf_counter()
+class _Method:
+    """What the behaviors of all methods have in common."""
+
+    def __init__(self, service: str, api: str, metrics: ServerMetrics) -> None:
+        self._api = api
+        self._metrics = metrics
+        self._request_class = services.METHODS[service][api].request
+
+    def parse(self, serialized: bytes, respond: Callable[[CallResult], None]) -> Any:
+        """The request; None, and a response, if it is malformed."""
+        try:
+            return self._request_class.FromString(serialized)
+        except DecodeError:
+            respond(CallResult(Code.INTERNAL, "Exception deserializing request!"))
+            return None
+
+    def answer(self, request: Any, function: Callable[[Any], Message], started: float) -> CallResult:
+        """The response of `function`; never raises."""
         name, code, details, message = "", Code.OK, "", b""
         try:
-            request: Any = request_class.FromString(serialized)
             message = function(request).SerializeToString()
             # Only successful requests carry a model name: unknown names would add time series without bound.
-            name = request.model_spec.name if "model_spec" in request_class.DESCRIPTOR.fields_by_name else ""
+            name = request.model_spec.name if "model_spec" in self._request_class.DESCRIPTOR.fields_by_name else ""
         except StatusError as error:
             code, details = error.code, str(error)
-        except DecodeError:
-            code, details = Code.INTERNAL, "Exception deserializing request!"
         except Exception:
             code, details = Code.INTERNAL, "Internal error; see the server's log"
-            log.exception("call_failed", api=api)
-        metrics.record(name, api, "GRPC", code.name, time.perf_counter() - started)
+            log.exception("call_failed", api=self._api)
+        self._metrics.record(name, self._api, "GRPC", code.name, time.perf_counter() - started)
         return CallResult(code, details, message)
 
+
+def _control_behavior(method: _Method, function: Callable[[Any], Message]) -> Behavior:
+    def behavior(serialized: bytes, _: Context, respond: Callable[[CallResult], None]) -> None:
+        started = time.perf_counter()
+        if (request := method.parse(serialized, respond)) is not None:
+            respond(method.answer(request, function, started))
+
     return behavior
+
+
+def _run_behavior(method: _Method, function: Callable[[Any, Context], Message], admission: Admission) -> Behavior:
+    def behavior(serialized: bytes, context: Context, respond: Callable[[CallResult], None]) -> None:
+        started = time.perf_counter()
+        request = method.parse(serialized, respond)
+        if request is None:
+            return
+
+        def work() -> None:
+            respond(method.answer(request, lambda request: function(request, context), started))
+
+        admission.submit(_model_name(request), context, work)
+
+    return behavior
+
+
+def _model_name(request: Any) -> str:
+    """The model that a request is for. All tasks of one request are for the same."""
+    spec: messages.ModelSpec = (
+        request.tasks[0].model_spec
+        if isinstance(request, messages.MultiInferenceRequest) and request.tasks
+        else getattr(request, "model_spec", messages.ModelSpec())
+    )
+    return spec.name
 
 
 def _add_reflection(server: grpc.Server, names: list[str]) -> None:

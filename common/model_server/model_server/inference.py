@@ -8,6 +8,7 @@ import numpy as np
 
 from tfserving_protos import messages
 
+from .context import NO_LIMIT
 from .model import CLASSIFY_METHOD, DEFAULT_SIGNATURE, REGRESS_METHOD, Servable, Signature
 from .status import Code, StatusError, invalid
 from .tensors import ELEMENT_TYPES, Array, decode, encode, shape_text, type_name
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
     from typing import Protocol
 
+    from .context import Context
     from .manager import ModelManager
 
     class Finder(Protocol):
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
         def find(self, spec: messages.ModelSpec) -> Servable: ...
 
     # Signature.run, or with batching enabled, Batcher.run.
-    Run = Callable[[Signature, Mapping[str, Array], tuple[str, ...]], dict[str, Array]]
+    Run = Callable[[Signature, Mapping[str, Array], tuple[str, ...], Context], dict[str, Array]]
 
 
 class Inference:
@@ -34,12 +36,12 @@ class Inference:
         self._models = models
         self._run = run
 
-    def predict(self, request: messages.PredictRequest) -> messages.PredictResponse:
+    def predict(self, request: messages.PredictRequest, context: Context = NO_LIMIT) -> messages.PredictResponse:
         """PredictionService.Predict."""
         servable = self._find(request)
         signature = predict_signature(servable, request.model_spec.signature_name)
         inputs = {alias: decode(alias, proto) for alias, proto in request.inputs.items()}
-        outputs = self.predict_arrays(signature, inputs, request.output_filter)
+        outputs = self.predict_arrays(signature, inputs, request.output_filter, context)
         response = messages.PredictResponse()
         for alias, array in outputs.items():
             encode(array, response.outputs[alias])
@@ -47,7 +49,11 @@ class Inference:
         return response
 
     def predict_arrays(
-        self, signature: Signature, inputs: Mapping[str, Array], output_filter: Iterable[str] = ()
+        self,
+        signature: Signature,
+        inputs: Mapping[str, Array],
+        output_filter: Iterable[str] = (),
+        context: Context = NO_LIMIT,
     ) -> dict[str, Array]:
         """Predict on decoded inputs."""
         _check_names(signature, inputs)
@@ -60,33 +66,37 @@ class Inference:
                 )
             if chosen.count(alias) > 1:
                 raise invalid(f"duplicate output tensor alias: {alias}")
-        return self._run(signature, inputs, chosen)
+        return self._run(signature, inputs, chosen, context)
 
-    def classify(self, request: messages.ClassificationRequest) -> messages.ClassificationResponse:
+    def classify(
+        self, request: messages.ClassificationRequest, context: Context = NO_LIMIT
+    ) -> messages.ClassificationResponse:
         """PredictionService.Classify."""
         servable = self._find(request)
         signature = _example_signature(servable, request.model_spec.signature_name)
         _check_classify(signature)
         examples = _examples(request.input)
-        outputs = self._run(signature, {"inputs": examples}, ())
+        outputs = self._run(signature, {"inputs": examples}, (), context)
         response = messages.ClassificationResponse()
         _fill_classification(response.result, outputs, len(examples))
         _fill(response.model_spec, request.model_spec, servable, signature.name)
         return response
 
-    def regress(self, request: messages.RegressionRequest) -> messages.RegressionResponse:
+    def regress(self, request: messages.RegressionRequest, context: Context = NO_LIMIT) -> messages.RegressionResponse:
         """PredictionService.Regress."""
         servable = self._find(request)
         signature = _example_signature(servable, request.model_spec.signature_name)
         _check_regress(signature)
         examples = _examples(request.input)
-        outputs = self._run(signature, {"inputs": examples}, ())
+        outputs = self._run(signature, {"inputs": examples}, (), context)
         response = messages.RegressionResponse()
         _fill_regression(response.result, outputs, len(examples))
         _fill(response.model_spec, request.model_spec, servable, signature.name)
         return response
 
-    def multi_inference(self, request: messages.MultiInferenceRequest) -> messages.MultiInferenceResponse:
+    def multi_inference(
+        self, request: messages.MultiInferenceRequest, context: Context = NO_LIMIT
+    ) -> messages.MultiInferenceResponse:
         """PredictionService.MultiInference: several signatures of one model on the same examples."""
         if not request.tasks:
             raise invalid("Inference request must have at least one task.")
@@ -95,7 +105,7 @@ class Inference:
         examples = _examples(request.input)
         response = messages.MultiInferenceResponse()
         for task, signature in tasks:
-            outputs = self._run(signature, {"inputs": examples}, ())
+            outputs = self._run(signature, {"inputs": examples}, (), context)
             result = response.results.add()
             if task.method_name == CLASSIFY_METHOD:
                 _fill_classification(result.classification_result, outputs, len(examples))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -9,7 +10,7 @@ from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     Work = Callable[[], object]
 
@@ -40,6 +41,7 @@ class ElasticThreads:
     def __init__(self, take: Callable[[float | None], Work | None], base: int, limit: int) -> None:
         self._take = take
         self._limit = limit
+        self._lock = threading.Lock()
         self._closing = threading.Event()
         self._threads: set[_Thread] = set()
         for _ in range(base):
@@ -52,6 +54,18 @@ class ElasticThreads:
         self._closing.set()
         self._watcher.join()
         return len(self._threads)
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Around what the calling thread waits for, using no CPU: another one may work in its place."""
+        with self._lock:
+            self._limit += 1
+        self._start(EXTRA_LIFE_S)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._limit -= 1
 
     def _start(self, life_s: float | None) -> None:
         thread = _Thread(target=lambda: self._work(thread, life_s), name="pool", daemon=True)
@@ -112,6 +126,10 @@ class ElasticPool(ThreadPoolExecutor):
 
         self._queue.put(work)
         return future
+
+    def waiting(self) -> contextlib.AbstractContextManager[None]:
+        """As ElasticThreads.waiting."""
+        return self._elastic.waiting()
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Run what is queued, then end the threads. `cancel_futures` is ignored."""

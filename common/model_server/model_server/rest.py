@@ -6,6 +6,7 @@ import asyncio
 import re
 import time
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import unquote_to_bytes
 
@@ -15,6 +16,7 @@ from google.protobuf.json_format import MessageToDict
 from tfserving_protos import messages
 
 from . import json_codec
+from .context import Context, deadline_exceeded
 from .model import DEFAULT_SIGNATURE
 from .status import HTTP_STATUS, Code, StatusError, invalid
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
     from google.protobuf.message import Message
 
+    from .admission import Admission
     from .inference import Inference, ModelService
     from .manager import ModelManager
     from .metrics import ServerMetrics
@@ -35,6 +38,11 @@ log = structlog.get_logger()
 
 DEFAULT_METRICS_PATH = "/monitoring/prometheus/metrics"
 MAX_INT64 = 2**63 - 1
+# Of status, metadata and metrics, which never wait for a model.
+CONTROL_THREADS = 2
+# A request that has not been answered by then is cancelled when its client goes. Watching every request would cost more
+# than what the short ones could save.
+WATCH_AFTER_S = 0.05
 # Limits what a small compressed body can expand to.
 MAX_INFLATED_BYTES = 1 << 30
 
@@ -70,6 +78,7 @@ class RestApi:
         models: ModelService,
         metrics: ServerMetrics,
         pool: ElasticPool,
+        admission: Admission,
         *,
         timeout_s: float,
         cors: bool = False,
@@ -80,6 +89,8 @@ class RestApi:
         self._models = models
         self._metrics = metrics
         self._pool = pool
+        self._admission = admission
+        self._control_pool = ThreadPoolExecutor(CONTROL_THREADS, thread_name_prefix="control")
         self._timeout_s = timeout_s if timeout_s > 0 else None
         self._headers = _CORS if cors else ()
         self._cors = cors
@@ -91,22 +102,53 @@ class RestApi:
         body = await _read_body(receive)
         if body is None:
             return
-        encoding = next((value for name, value in scope["headers"] if name == b"content-encoding"), b"")
-        loop = asyncio.get_running_loop()
-        try:
-            # Parsing JSON and running the model can both take long: not on the event loop.
-            response = await asyncio.wait_for(
-                loop.run_in_executor(self._pool, self.respond, method, path, body, encoding), self._timeout_s
-            )
-        except TimeoutError:
-            response = _failure(StatusError(Code.DEADLINE_EXCEEDED, "Timed out waiting for notification"))
+        if method == "POST" and (match := _PREDICTION.fullmatch(path)):
+            encoding = next((value for name, value in scope["headers"] if name == b"content-encoding"), b"")
+            answer = await self._answer(match, body, encoding, receive)
+            if answer is None:
+                return
+            response = answer
+        else:
+            loop = asyncio.get_running_loop()
+            response = await loop.run_in_executor(self._control_pool, self._respond, method, path)
         length = (b"content-length", str(len(response.body)).encode())
         headers = [response.content_type, length, *self._headers]
         await send({"type": "http.response.start", "status": response.status, "headers": headers})
         await send({"type": "http.response.body", "body": b"" if method == "HEAD" else response.body})
 
-    def respond(self, method: str, path: str, body: bytes, encoding: bytes = b"") -> RestResponse:
-        """The response to one request; never raises."""
+    async def _answer(
+        self, match: re.Match[str], body: bytes, encoding: bytes, receive: Receive
+    ) -> RestResponse | None:
+        """The response to a prediction; None if the client has gone."""
+        ends = None if self._timeout_s is None else time.monotonic() + self._timeout_s
+        context = Context(ends)
+        loop = asyncio.get_running_loop()
+        response: asyncio.Future[RestResponse] = loop.create_future()
+
+        def work() -> None:
+            found = self._infer(match, body, encoding, context)
+            loop.call_soon_threadsafe(_resolve, response, found)
+
+        # Parsing JSON and running the model can both take long: not on the event loop.
+        self._pool.submit(self._admission.submit, _unquote(match["name"]), context, work)
+        try:
+            await asyncio.wait([response], timeout=min(WATCH_AFTER_S, context.left_s() or WATCH_AFTER_S))
+            if not response.done():
+                gone = asyncio.ensure_future(receive())
+                waited: set[asyncio.Future[Any]] = {response, gone}
+                try:
+                    await asyncio.wait(waited, timeout=context.left_s(), return_when=asyncio.FIRST_COMPLETED)
+                    if gone.done() and not response.done():
+                        return None
+                finally:
+                    gone.cancel()
+            return response.result() if response.done() else _failure(deadline_exceeded())
+        finally:
+            if not response.done():
+                context.cancel()
+
+    def _respond(self, method: str, path: str) -> RestResponse:
+        """The response to all but predictions; never raises."""
         try:
             if path == self._metrics_path:
                 return RestResponse(200, _TEXT, self._metrics.page())
@@ -114,8 +156,6 @@ class RestApi:
                 return RestResponse(404, _JSON, json_codec.error_body("Not Found"))
             if self._cors and method == "OPTIONS":
                 return RestResponse(200, _TEXT, b"")
-            if method == "POST" and (match := _PREDICTION.fullmatch(path)):
-                return self._infer(match, _inflate(body, encoding))
             if method == "GET":
                 if _NO_MODEL.fullmatch(path):
                     raise invalid("Missing model name in request.")
@@ -128,22 +168,27 @@ class RestApi:
             log.exception("request_failed", method=method, path=path)
             return _failure(StatusError(Code.INTERNAL, "Internal error; see the server's log"))
 
-    def _infer(self, match: re.Match[str], body: bytes) -> RestResponse:
+    def _infer(self, match: re.Match[str], body: bytes, encoding: bytes, context: Context) -> RestResponse:
+        """The response to a prediction; never raises."""
         verb = match["verb"].lower()
         started = time.perf_counter()
         name, status = "", Code.INTERNAL.name
         try:
+            context.check()
             spec = _model_spec(match)
-            content = getattr(self, f"_{verb}")(spec, body)
+            content = getattr(self, f"_{verb}")(spec, _inflate(body, encoding), context)
             name, status = spec.name, Code.OK.name
             return RestResponse(200, _JSON, content)
         except StatusError as error:
             status = error.code.name
-            raise
+            return _failure(error)
+        except Exception:
+            log.exception("request_failed", path=match[0])
+            return _failure(StatusError(Code.INTERNAL, "Internal error; see the server's log"))
         finally:
             self._metrics.record(name, verb.capitalize(), "REST", status, time.perf_counter() - started)
 
-    def _predict(self, spec: messages.ModelSpec, body: bytes) -> bytes:
+    def _predict(self, spec: messages.ModelSpec, body: bytes, context: Context) -> bytes:
         document = json_codec.parse_body(body)
         name = json_codec.signature_name(document) or DEFAULT_SIGNATURE
         servable = self._manager.find(spec)
@@ -151,20 +196,20 @@ class RestApi:
         if signature is None:
             raise invalid(f'Serving signature name: "{name}" not found in signature def')
         inputs, is_row_format = json_codec.predict_inputs(document, signature)
-        outputs = self._inference.predict_arrays(signature, inputs)
+        outputs = self._inference.predict_arrays(signature, inputs, context=context)
         return json_codec.predict_body(outputs, is_row_format=is_row_format)
 
-    def _classify(self, spec: messages.ModelSpec, body: bytes) -> bytes:
+    def _classify(self, spec: messages.ModelSpec, body: bytes, context: Context) -> bytes:
         document = json_codec.parse_body(body)
         spec.signature_name = json_codec.signature_name(document)
         request = messages.ClassificationRequest(model_spec=spec, input=json_codec.example_input(document))
-        return json_codec.classify_body(self._inference.classify(request).result)
+        return json_codec.classify_body(self._inference.classify(request, context).result)
 
-    def _regress(self, spec: messages.ModelSpec, body: bytes) -> bytes:
+    def _regress(self, spec: messages.ModelSpec, body: bytes, context: Context) -> bytes:
         document = json_codec.parse_body(body)
         spec.signature_name = json_codec.signature_name(document)
         request = messages.RegressionRequest(model_spec=spec, input=json_codec.example_input(document))
-        return json_codec.regress_body(self._inference.regress(request).result)
+        return json_codec.regress_body(self._inference.regress(request, context).result)
 
     def _describe(self, match: re.Match[str]) -> bytes:
         spec = _model_spec(match)
@@ -190,6 +235,11 @@ class RestApi:
             "metadata": {"signature_def": _to_dict(signatures)},
         }
         return json_codec.pretty(document, 1) + b"\n"
+
+
+def _resolve(future: asyncio.Future[RestResponse], response: RestResponse) -> None:
+    if not future.done():
+        future.set_result(response)
 
 
 async def _read_body(receive: Receive) -> bytes | None:

@@ -31,10 +31,13 @@ if TYPE_CHECKING:
 
     from .tensors import Array
 
-    # Takes the inputs in the order of their aliases; returns the requested outputs, a scalar string as bytes.
-    Function = Callable[..., list[Array | bytes]]
+    # Takes the inputs in the order of their aliases, and the milliseconds after which TensorFlow must stop (None: no
+    # limit); returns the requested outputs, a scalar string as bytes.
+    Function = Callable[[Sequence[Array], int | None], list[Array | bytes]]
 
 SERVING_TAG = "serve"
+# A graph without these takes a time that depends on its input's size, and not on its values.
+LOOPS = frozenset(["While", "StatelessWhile", "Enter", "RefEnter"])
 
 # Informational logs of the C++ side are noise for operators. It reads the variable when it is imported.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -66,6 +69,8 @@ class LoadedModel:
         # TensorFlow's threads keep spinning for a while when they run out of work. For a small model that costs more
         # than the computation.
         config.experimental.disable_thread_spinning = True
+        # Otherwise a model that computes for long could occupy the threads of all others.
+        config.use_per_session_threads = True
         self.path = path
         self.graph = API.graph()
         self.session = API.session(graph=self.graph, config=config)
@@ -73,6 +78,9 @@ class LoadedModel:
             with self.graph.as_default():
                 meta_graph = API.load(self.session, str(path))
             self.graph.finalize()
+            definition = meta_graph.graph_def
+            bodies = [definition.node, *(function.node_def for function in definition.library.function)]
+            self.has_loops = any(node.op in LOOPS for nodes in bodies for node in nodes)
             self.signatures = messages.SignatureDefMap()
             for key, definition in meta_graph.signature_def.items():
                 self.signatures.signature_def[key].ParseFromString(definition.SerializeToString())
@@ -94,7 +102,8 @@ def _private_api() -> TensorFlowApi:
         _put_stand_in()
     # Only after the stand-in is there.
     from tensorflow.core.framework.graph_pb2 import GraphDef
-    from tensorflow.core.protobuf.config_pb2 import CallableOptions, ConfigProto
+    from tensorflow.core.protobuf.config_pb2 import CallableOptions, ConfigProto, RunOptions
+    from tensorflow.python.client import pywrap_tf_session
     from tensorflow.python.client.session import Session
     from tensorflow.python.framework.errors_impl import OpError
     from tensorflow.python.framework.importer import import_graph_def
@@ -105,15 +114,41 @@ def _private_api() -> TensorFlowApi:
     def load(session: Any, path: str) -> Any:
         return SavedModelLoader(path).load(session, [SERVING_TAG])
 
-    def make_callable(session: Any, feeds: Sequence[str], fetches: Sequence[str]) -> Function:
+    def make_callable(session: Any, feeds: Sequence[str], fetches: Sequence[str]) -> Callable[..., Any]:
         options = CallableOptions(feed=feeds, fetch=fetches)
         # Run in the calling thread: handing a small model to another thread costs more than running it.
         options.run_options.inter_op_thread_pool = -1
-        function: Function = session._make_callable_from_options(options)
+        function: Callable[..., Any] = session._make_callable_from_options(options)
         return function
 
+    def run_until(session: Any, feeds: Mapping[Any, Array], fetches: Sequence[Any], timeout_ms: int) -> Any:
+        """Slower by two changes of threads. A callable has one deadline for all its calls, and in the calling thread
+        nothing would stop it."""
+        options = pywrap_tf_session.TF_NewBufferFromString(RunOptions(timeout_in_ms=timeout_ms).SerializeToString())
+        try:
+            return session._call_tf_sessionrun(options, feeds, fetches, [], None)
+        finally:
+            pywrap_tf_session.TF_DeleteBuffer(options)
+
     def make_function(model: LoadedModel, _: str, inputs: Mapping[str, str], outputs: Mapping[str, str]) -> Function:
-        return make_callable(model.session, [*inputs.values()], [*outputs.values()])
+        feeds, fetches = (
+            [model.graph.get_tensor_by_name(name)._as_tf_output() for name in names.values()]
+            for names in (inputs, outputs)
+        )
+
+        @functools.cache
+        def untimed() -> Callable[..., Any]:
+            return make_callable(model.session, [*inputs.values()], [*outputs.values()])
+
+        def run(arrays: Sequence[Array], timeout_ms: int | None) -> list[Array | bytes]:
+            values: list[Array | bytes] = (
+                untimed()(*arrays)
+                if timeout_ms is None
+                else run_until(model.session, dict(zip(feeds, arrays, strict=True)), fetches, timeout_ms)
+            )
+            return values
+
+        return run
 
     # As the real package does on import. Later would be too late for the fallback after a failed self-test.
     enable_eager_execution()
@@ -122,10 +157,12 @@ def _private_api() -> TensorFlowApi:
         import_graph_def(text_format.Parse(SELF_TEST_GRAPH, GraphDef()), name="")
     session = Session(graph=graph)
     try:
-        [doubled] = make_callable(session, ["x:0"], ["y:0"])(np.array([1, 2], np.float32))
+        x, y = (graph.get_tensor_by_name(name)._as_tf_output() for name in ("x:0", "y:0"))
+        given = np.array([1, 2], np.float32)
+        results = [make_callable(session, ["x:0"], ["y:0"])(given), run_until(session, {x: given}, [y], 60_000)]
     finally:
         session.close()
-    if not np.array_equal(doubled, [2, 4]):
+    if not np.array_equal(results, [[[2, 4]]] * 2):
         raise RuntimeError("a session callable computes something else")
     return TensorFlowApi(ConfigProto, Graph, Session, OpError, load, tf_record_iterator, make_function)
 
@@ -170,14 +207,17 @@ def _public_api() -> TensorFlowApi:
         def eager() -> Any:
             return tf.saved_model.load(str(model.path), [SERVING_TAG]).signatures[signature]
 
-        def run(*arrays: Array) -> list[Array | bytes]:
+        def run(arrays: Sequence[Array], timeout_ms: int | None) -> list[Array | bytes]:
             if all(
                 tensor.shape.is_compatible_with(np.shape(array)) for tensor, array in zip(tensors, arrays, strict=True)
             ):
-                values: list[Array | bytes] = model.session.run(fetches, dict(zip(tensors, arrays, strict=True)))
+                options = v1.RunOptions(timeout_in_ms=timeout_ms or 0)
+                values: list[Array | bytes] = model.session.run(
+                    fetches, dict(zip(tensors, arrays, strict=True)), options=options
+                )
                 return values
             # Session.run checks the shapes of the graph, which a session callable and TensorFlow Serving leave to the
-            # operations. An eager signature does, too, but has the variables in memory a second time.
+            # operations. An eager signature does, too, but has the variables in memory a second time, and no deadline.
             results = eager()(**{alias: tf.constant(array) for alias, array in zip(inputs, arrays, strict=True)})
             return [results[alias].numpy() for alias in outputs]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import os
 import signal
 import socket
 import threading
@@ -15,6 +16,7 @@ import uvicorn
 
 from tfserving_protos import messages
 
+from .admission import Admission
 from .batching import Batcher
 from .flags import read_text_proto
 from .grpc_server import GrpcServer
@@ -72,6 +74,8 @@ async def serve(flags: Flags, configuration: Configuration) -> None:
     # A request that waits for its batch occupies a thread: enough of them to fill one batch and begin the next.
     batch_threads = 2 * batching.max_batch_size if batching else 0
     max_threads = flags.grpc_max_threads
+    # Of one model at a time, as many as TensorFlow Serving runs of all; less than there are threads.
+    admission = Admission(max(1, min(max(4 * (os.cpu_count() or 1), batch_threads), max_threads - 1)))
     pool = ElasticPool(min(max(REST_THREADS, batch_threads), max_threads), max_threads)
     inference = Inference(manager, batcher.run) if batcher else Inference(manager)
     models, metrics = ModelService(manager), ServerMetrics()
@@ -82,6 +86,7 @@ async def serve(flags: Flags, configuration: Configuration) -> None:
         models,
         metrics,
         pool,
+        admission,
         timeout_s=flags.rest_api_timeout_in_ms / 1000,
         cors=flags.rest_api_enable_cors_support,
         metrics_path=(prometheus.path or DEFAULT_METRICS_PATH) if prometheus.enable else None,
@@ -90,7 +95,7 @@ async def serve(flags: Flags, configuration: Configuration) -> None:
         inference,
         models,
         metrics,
-        pool,
+        admission,
         threads=min(max(GRPC_THREADS, batch_threads), max_threads),
         max_threads=max_threads,
         channel_arguments=flags.grpc_channel_arguments,

@@ -13,15 +13,16 @@ from __future__ import annotations
 
 import functools
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import grpc
 import structlog
 
+from .context import Context
 from .fallback import try_private
-from .pool import ElasticThreads
+from .pool import ElasticPool, ElasticThreads
 from .status import Code
 
 if TYPE_CHECKING:
@@ -33,6 +34,8 @@ NO_FLAGS = 0
 # Calls that the core may accept before a thread picks one up, for each method.
 CALLS_REQUESTED = 2
 SELF_TEST_TIMEOUT_S = 5.0
+# More than this is no deadline: grpc reports about 300 years.
+LONGEST_S = 86_400 * 365
 
 
 class CallResult(NamedTuple):
@@ -44,8 +47,8 @@ class CallResult(NamedTuple):
 
 
 if TYPE_CHECKING:
-    # Maps a serialized request to its result, and must not raise.
-    Behavior = Callable[[bytes], CallResult]
+    # Takes a serialized request, and passes its result to the function, now or later. Must not raise.
+    Behavior = Callable[[bytes, Context, Callable[[CallResult], None]], None]
 
 
 class UnaryCalls(Protocol):
@@ -61,40 +64,51 @@ class UnaryCalls(Protocol):
 def serve_unary(
     server: grpc.Server, behaviors: Mapping[str, Behavior], *, threads: int, max_threads: int
 ) -> UnaryCalls:
-    """Register `behaviors`, by full method name, with a server that has not been started."""
+    """Register `behaviors`, by full method name, with a server that has not been started, on threads of their own."""
     if _is_cygrpc_usable():
         return CompletionQueueCalls(server, behaviors, threads, max_threads)
-    return PooledCalls(server, behaviors)
+    return PooledCalls(server, behaviors, threads, max_threads)
 
 
 class PooledCalls:
-    """The fallback on public API: grpc's server runs the behaviors in its own thread pool."""
+    """The fallback on public API: grpc's server runs the behaviors in a thread pool."""
 
-    def __init__(self, server: grpc.Server, behaviors: Mapping[str, Behavior]) -> None:
+    def __init__(self, server: grpc.Server, behaviors: Mapping[str, Behavior], threads: int, max_threads: int) -> None:
+        self._pool = ElasticPool(threads, max_threads)
         services: dict[str, dict[str, grpc.RpcMethodHandler[Any, Any]]] = {}
         for full_name, behavior in behaviors.items():
             service, method = full_name.strip("/").split("/")
-            handler: grpc.RpcMethodHandler[Any, Any] = grpc.unary_unary_rpc_method_handler(
-                partial(self._answer, behavior)
-            )
+            function: Any = partial(self._answer, behavior)
+            # A grpc without this attribute uses the pool of the server.
+            function.experimental_thread_pool = self._pool
+            handler: grpc.RpcMethodHandler[Any, Any] = grpc.unary_unary_rpc_method_handler(function)
             services.setdefault(service, {})[method] = handler
         server.add_generic_rpc_handlers(
             tuple(grpc.method_handlers_generic_handler(name, handlers) for name, handlers in services.items())
         )
 
-    @staticmethod
-    def _answer(behavior: Behavior, request: bytes, context: grpc.ServicerContext) -> bytes:
-        result = behavior(request)
+    def _answer(self, behavior: Behavior, request: bytes, servicer: grpc.ServicerContext) -> bytes:
+        left_s: float | None = servicer.time_remaining()
+        context = Context(None if left_s is None or left_s > LONGEST_S else time.monotonic() + left_s)
+        if not servicer.add_callback(context.cancel):
+            context.cancel()
+        future: Future[CallResult] = Future()
+        behavior(request, context, future.set_result)
+        if not future.done():
+            with self._pool.waiting():
+                future.exception()
+        result = future.result()
         if result.code is not Code.OK:
             # grpc refuses to encode lone surrogates, which a model's error message may hold.
-            context.abort(grpc.StatusCode[result.code.name], result.details.encode(errors="replace").decode())
+            servicer.abort(grpc.StatusCode[result.code.name], result.details.encode(errors="replace").decode())
         return result.message
 
     def start(self) -> None:
-        """Nothing to do: the server's own threads take the calls."""
+        """Nothing to do: the server takes the calls."""
 
     def stop(self) -> None:
-        """Nothing to do: they have ended with the server."""
+        """End the threads; the server has stopped, and with it every call."""
+        self._pool.shutdown()
 
 
 class CompletionQueueCalls:
@@ -111,6 +125,7 @@ class CompletionQueueCalls:
         for method in behaviors:
             self._core.register_method(method)
         self._thread_counts = threads, max_threads
+        self._is_stopped = False
 
     def start(self) -> None:
         """Take calls; the server has been started."""
@@ -121,6 +136,7 @@ class CompletionQueueCalls:
 
     def stop(self) -> None:
         """End the threads; the server has stopped, and with it every call."""
+        self._is_stopped = True
         self._threads.stop_growing()
         self._queue.shutdown()
 
@@ -148,25 +164,65 @@ class CompletionQueueCalls:
         except ValueError:
             log.info("last_call", method=method)
         receive = [self._cygrpc.ReceiveMessageOperation(NO_FLAGS)]
-        event.call.start_server_batch(receive, partial(self._on_request, event.call, self._behaviors[method]))
+        left_s = event.call_details.deadline - time.time()
+        context = _CallContext(self, event.call, None if left_s > LONGEST_S else time.monotonic() + left_s)
+        event.call.start_server_batch(receive, partial(self._on_request, context, self._behaviors[method]))
 
-    def _on_request(self, call: Any, behavior: Behavior, event: Any) -> None:
+    def _on_request(self, context: _CallContext, behavior: Behavior, event: Any) -> None:
         request = event.batch_operations[0].message()
         if request is None:
-            result = CallResult(Code.UNIMPLEMENTED, "The call requires exactly one request message")
+            self.send(context, CallResult(Code.UNIMPLEMENTED, "The call requires exactly one request message"))
         else:
-            result = behavior(request)
+            behavior(request, context, partial(self.send, context))
+
+    def receive_close(self, context: _CallContext) -> None:
+        """Cancel `context` when the client goes."""
+        operations = [self._cygrpc.ReceiveCloseOnServerOperation(NO_FLAGS)]
+        context.call.start_server_batch(operations, partial(_on_close, context))
+
+    def send(self, context: _CallContext, result: CallResult) -> None:
+        """End the call with `result`."""
+        if self._is_stopped:
+            # The call has ended with the server, and grpc's core aborts the process for work on its closed queue.
+            return
         cygrpc = self._cygrpc
         operations = [
             cygrpc.SendInitialMetadataOperation(None, NO_FLAGS),
             cygrpc.SendStatusFromServerOperation(
                 None, int(result.code), result.details.encode(errors="replace"), NO_FLAGS
             ),
-            cygrpc.ReceiveCloseOnServerOperation(NO_FLAGS),
         ]
+        if not context.is_watched:
+            # The core requires it, once.
+            operations.append(cygrpc.ReceiveCloseOnServerOperation(NO_FLAGS))
         if result.code is Code.OK:
             operations.append(cygrpc.SendMessageOperation(result.message, NO_FLAGS))
-        call.start_server_batch(operations, _on_end)
+        try:
+            context.call.start_server_batch(operations, _on_end)
+        except ValueError as error:
+            log.info("response_not_sent", reason=str(error))
+
+
+class _CallContext(Context):
+    """The context of one call on the core. The core itself drops calls that end before a thread takes them."""
+
+    __slots__ = ("_calls", "call", "is_watched")
+
+    def __init__(self, calls: CompletionQueueCalls, call: Any, ends: float | None) -> None:
+        super().__init__(ends)
+        self._calls = calls
+        self.call = call
+        self.is_watched = False
+
+    def watch(self) -> None:
+        """Only for calls that have to wait, because it costs one more event."""
+        self.is_watched = True
+        self._calls.receive_close(self)
+
+
+def _on_close(context: Context, event: Any) -> None:
+    if event.batch_operations[0].cancelled():
+        context.cancel()
 
 
 def _on_end(event: Any) -> None:
@@ -183,7 +239,14 @@ def _self_test() -> bool:
     results = {b"good": CallResult(Code.OK, message=b"message"), b"bad": CallResult(Code.NOT_FOUND, "details")}
     with ThreadPoolExecutor(1) as pool:
         server = grpc.server(pool)
-        calls = CompletionQueueCalls(server, {"/self.Test/Call": results.__getitem__}, 1, 1)
+
+        def behavior(request: bytes, context: Context, respond: Callable[[CallResult], None]) -> None:
+            if context.left_s() is None:
+                raise RuntimeError("a deadline is not passed on")
+            context.watch()
+            respond(results[request])
+
+        calls = CompletionQueueCalls(server, {"/self.Test/Call": behavior}, 1, 1)
         address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
         server.start()
         try:

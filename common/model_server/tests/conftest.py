@@ -67,6 +67,11 @@ class ServerUnderTest:
             return False
         return True
 
+    def cpu_s(self) -> float:
+        """CPU time that the server has used."""
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rsplit(")", 1)[1].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
     def terminate(self) -> int:
         """SIGTERM; the exit code."""
         self.process.send_signal(signal.SIGTERM)
@@ -96,9 +101,9 @@ def starting(folder: Path, *flags: str, **environment: str) -> Iterator[ServerUn
 
 
 @contextlib.contextmanager
-def running(folder: Path, *flags: str) -> Iterator[ServerUnderTest]:
+def running(folder: Path, *flags: str, **environment: str) -> Iterator[ServerUnderTest]:
     """A server with `flags` and open ports."""
-    with starting(folder, *flags) as server:
+    with starting(folder, *flags, **environment) as server:
         wait_until(server.is_up, UP_WITHIN_S)
         yield server
 
@@ -138,6 +143,7 @@ model_config_list {{
   config {{ name: "text" base_path: "{models}/text" model_platform: "tensorflow" }}
   config {{ name: "types" base_path: "{models}/types" model_platform: "tensorflow" }}
   config {{ name: "slow" base_path: "{models}/slow" model_platform: "tensorflow" }}
+  config {{ name: "endless" base_path: "{models}/endless" model_platform: "tensorflow" }}
   config {{
     name: "counted" base_path: "{models}/counted" model_platform: "tensorflow"
     model_version_policy {{ specific {{ versions: 1 versions: 2 }} }}

@@ -123,6 +123,13 @@ def slow() -> Signatures:
     return {"serving_default": signature({"n": n}, {"done": tf.reduce_sum(m)})}
 
 
+def endless() -> Signatures:
+    """Never ends by itself, and computes all the time."""
+    n = v1.placeholder(tf.int64, [], name="n")
+    [done] = tf.while_loop(lambda i: i < n, lambda i: i * 1, [n - 1])
+    return {"serving_default": signature({"n": n}, {"done": done})}
+
+
 def build_all(folder: Path) -> None:
     """Every model below `folder`, by name and version."""
     export(folder / "half_plus_two" / "00000123", half_plus(2.0))
@@ -133,3 +140,4 @@ def build_all(folder: Path) -> None:
     export(folder / "text" / "1", text)
     export(folder / "types" / "1", types)
     export(folder / "slow" / "1", slow)
+    export(folder / "endless" / "1", endless)

@@ -14,9 +14,18 @@ from model_server.fallback import VARIABLE, try_private
 from model_server.status import Code
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Mapping
+
+    from model_server.context import Context
 
 METHOD = "/test.Service/Method"
+
+
+def answering(results: Mapping[bytes, unary.CallResult]) -> unary.Behavior:
+    def behavior(request: bytes, _: Context, respond: Callable[[unary.CallResult], None]) -> None:
+        respond(results[request])
+
+    return behavior
 
 
 @pytest.fixture(autouse=True)
@@ -69,14 +78,16 @@ def test_changed_cygrpc_is_replaced_by_public_grpc(monkeypatch: pytest.MonkeyPat
         monkeypatch.setattr(
             calls,
             "__init__",
-            lambda self, server, behaviors, *n: real(self, server, {m: lambda _: result for m in behaviors}, *n),
+            lambda self, server, behaviors, *n: real(
+                self, server, {m: lambda _, __, respond: respond(result) for m in behaviors}, *n
+            ),
         )
     results = {
         b"good": unary.CallResult(Code.OK, message=b"message"),
         b"bad": unary.CallResult(Code.NOT_FOUND, "\ud800"),
     }
     server = grpc.server(ThreadPoolExecutor(1))
-    served = unary.serve_unary(server, {METHOD: results.__getitem__}, threads=1, max_threads=1)
+    served = unary.serve_unary(server, {METHOD: answering(results)}, threads=1, max_threads=1)
     assert isinstance(served, unary.PooledCalls)
     address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
     server.start()

@@ -1,0 +1,49 @@
+"""How long one request may take, and whether anybody still waits for its response."""
+
+from __future__ import annotations
+
+import time
+
+from .status import Code, StatusError
+
+
+class Context:
+    """The deadline and the cancellation of one request. Work that is over must not be started."""
+
+    __slots__ = ("ends", "is_cancelled")
+
+    def __init__(self, ends: float | None = None) -> None:
+        """`ends`: the deadline on time.monotonic's clock; None: no deadline."""
+        self.ends = ends
+        self.is_cancelled = False
+
+    def cancel(self) -> None:
+        """The client has gone."""
+        self.is_cancelled = True
+
+    def watch(self) -> None:
+        """Called before the request has to wait: from now on, `cancel` must be called when the client goes."""
+
+    def left_s(self) -> float | None:
+        """Seconds until the deadline, at least 0; None without one."""
+        return None if self.ends is None else max(0.0, self.ends - time.monotonic())
+
+    def left_ms(self) -> int | None:
+        """The same in TensorFlow's unit and never 0, which TensorFlow takes for no deadline."""
+        return None if self.ends is None else max(1, round((self.ends - time.monotonic()) * 1000))
+
+    def check(self) -> None:
+        """Raises CANCELLED or DEADLINE_EXCEEDED if nobody waits for the response."""
+        if self.is_cancelled:
+            raise StatusError(Code.CANCELLED, "The client has gone")
+        if self.ends is not None and time.monotonic() >= self.ends:
+            raise deadline_exceeded()
+
+
+def deadline_exceeded() -> StatusError:
+    """In the words of TensorFlow's session."""
+    return StatusError(Code.DEADLINE_EXCEEDED, "Timed out waiting for notification")
+
+
+# For work that is not part of a request.
+NO_LIMIT = Context()
