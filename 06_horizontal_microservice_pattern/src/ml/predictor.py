@@ -1,6 +1,6 @@
 """One binary classifier: this class, or any other."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -18,14 +18,14 @@ class Predictor:
     def __init__(self, batcher: MicroBatcher) -> None:
         self._batcher = batcher
 
-    async def predict(self, rows: list[list[float]]) -> list[list[float]]:
-        """Probabilities, shape (N, 2), for rows of shape (N, 4) in centimetres.
+    async def predict(self, rows: list[list[float]], is_wanted: Callable[[], bool] = lambda: True) -> list[list[float]]:
+        """Probabilities, shape (N, 2), for rows of shape (N, 4) in centimetres, unless nobody waits for them any more.
 
         Raises:
             serving_common.errors.Overloaded: too many requests are waiting.
-            serving_common.errors.Unavailable: the model's output is no probability.
+            serving_common.errors.Unavailable: the model's output is no probability, or not wanted.
         """
-        probabilities = await self._batcher.predict(np.array(rows, np.float32))
+        probabilities = await self._batcher.predict(np.array(rows, np.float32), is_wanted)
         if not (np.abs(probabilities - 0.5) <= 0.5 + ROUNDING).all():  # also for NaN
             raise Unavailable("The model returned numbers that are not probabilities")
         return probabilities.clip(0, 1).tolist()  # type: ignore[no-any-return]  # numpy's stubs say Any

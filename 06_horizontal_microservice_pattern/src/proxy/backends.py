@@ -19,6 +19,7 @@ from httpx_aiohttp import AiohttpTransport
 from prometheus_client import Counter
 
 from serving_common.breaker import CircuitBreaker
+from serving_common.callers import TIMEOUT_HEADER
 from serving_common.concurrency import ConcurrencyLimiter
 from src.configurations import ProxySettings
 
@@ -121,15 +122,17 @@ class Backend:
 
     async def call_unguarded(self, request: BackendRequest[T], context: RequestContext) -> T | Failure:
         """The service's response, whatever the circuit breaker says; the outcome does not count for it."""
+        deadline = context.arrived + self._timeout_s
+        remaining_ms = max(0, round((deadline - asyncio.get_running_loop().time()) * 1000))
         http_request = httpx.Request(
             request.method,
             self._url_of(request.path),
             content=request.body,
-            headers={**self._headers, "X-Request-ID": context.request_id},
+            headers={**self._headers, "X-Request-ID": context.request_id, TIMEOUT_HEADER: str(remaining_ms)},
         )
         try:
             async with (
-                asyncio.timeout_at(context.arrived + self._timeout_s),
+                asyncio.timeout_at(deadline),
                 aclosing(await self._send(http_request)) as response,
             ):
                 if response.status_code != httpx.codes.OK:

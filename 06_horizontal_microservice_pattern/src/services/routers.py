@@ -1,10 +1,11 @@
 """Endpoints of one specialised service."""
 
+from collections.abc import Callable
 from typing import Annotated, cast
 
 from fastapi import APIRouter, Depends, Request
 
-from serving_common import iris
+from serving_common import callers, iris
 from serving_common.problems import problem_responses
 from src.ml.predictor import Predictor
 from src.models import Health, Metadata, Prediction, PredictRequest
@@ -14,7 +15,12 @@ async def _predictor(request: Request) -> Predictor:
     return cast(Predictor, request.app.state.predictor)
 
 
+async def _waits(request: Request) -> Callable[[], bool]:
+    return callers.waits(request)
+
+
 PredictorDep = Annotated[Predictor, Depends(_predictor)]
+CallerWaitsDep = Annotated[Callable[[], bool], Depends(_waits)]
 
 health_router = APIRouter(tags=["health"])
 router = APIRouter(tags=["prediction"], responses=problem_responses(401))
@@ -42,15 +48,15 @@ async def metadata(request: Request) -> Metadata:
 
 
 @router.post("/predict", responses=problem_responses(413, 422, 429, 503))
-async def predict(request: PredictRequest, predictor: PredictorDep) -> Prediction:
+async def predict(request: PredictRequest, predictor: PredictorDep, caller_waits: CallerWaitsDep) -> Prediction:
     """The probability that each flower is of this service's class, and that it is not."""
-    return _response(await predictor.predict(request.data))
+    return _response(await predictor.predict(request.data, caller_waits))
 
 
 @router.get("/predict/test", responses=problem_responses(429, 503))
-async def predict_test(predictor: PredictorDep) -> Prediction:
+async def predict_test(predictor: PredictorDep, caller_waits: CallerWaitsDep) -> Prediction:
     """The same for a known setosa."""
-    return _response(await predictor.predict(iris.SAMPLE))
+    return _response(await predictor.predict(iris.SAMPLE, caller_waits))
 
 
 def _response(rows: list[list[float]]) -> Prediction:

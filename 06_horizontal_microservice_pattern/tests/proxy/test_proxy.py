@@ -2,6 +2,7 @@
 
 import asyncio
 import gzip
+import re
 import socket
 import struct
 import time
@@ -147,6 +148,18 @@ async def test_request_id_and_services_api_key_are_forwarded(services):
         assert b"x-request-id: joins-the-logs" in request.lower()
         assert b"x-api-key: secret" in request.lower()
         assert request.endswith(orjson.dumps(ONE_ROW))
+
+
+async def test_remaining_time_is_forwarded(services):
+    async with proxy(services, service_timeout_s=30, service_timeouts="setosa=0.9") as client:
+        await client.post("/predict", json=ONE_ROW)
+
+    remaining = {
+        name: int(re.findall(rb"x-request-timeout-ms: (\d+)\r", service.requests[0].lower())[0])
+        for name, service in services.items()
+    }
+    assert 0 <= remaining["setosa"] <= 900
+    assert 900 < remaining["virginica"] <= 30_000
 
 
 async def test_service_url_may_have_a_path(services):

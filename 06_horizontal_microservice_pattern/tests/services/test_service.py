@@ -1,14 +1,16 @@
 """One service, in process, with its real model."""
 
 import asyncio
+import socket
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import httpx
 import numpy as np
 import pytest
+import uvicorn
 from src.configurations import ServiceSettings
 from src.ml.predictor import Predictor
 from src.services.app import create_app
@@ -134,6 +136,77 @@ async def test_output_at_the_edge_of_0_to_1(client, output, status, prediction, 
         assert response.json() == {"prediction": prediction if rows == 1 else [prediction] * rows}
     else:
         assert response.json()["detail"] == "The model returned numbers that are not probabilities"
+
+
+class HeldBatcher(MicroBatcher):
+    """Its model waits to be released. `runs` has the number of rows of each run, `calls` the number of requests."""
+
+    def __init__(self) -> None:
+        super().__init__(self._held)
+        self.entered, self.released = threading.Event(), threading.Event()
+        self.runs: list[int] = []
+        self.calls = 0
+
+    def _held(self, batch: FloatArray) -> FloatArray:
+        self.runs.append(len(batch))
+        self.entered.set()
+        assert self.released.wait(30)
+        return np.full((len(batch), 2), 0.5, np.float32)
+
+    async def predict(self, batch: FloatArray, is_wanted: Callable[[], bool] = lambda: True) -> FloatArray:
+        self.calls += 1
+        return await super().predict(batch, is_wanted)
+
+
+async def test_expired_request_does_not_run(client):
+    async with HeldBatcher() as batcher:
+        batcher.released.set()
+        client._transport.app.state.predictor = Predictor(batcher)
+        statuses = [
+            (await client.get("/predict/test", headers={"X-Request-Timeout-Ms": timeout_ms})).status_code
+            for timeout_ms in ("0", "60000", "-1", "1e3", "9" * 99)
+        ]
+
+    assert statuses == [503, 200, 200, 200, 200]
+    assert batcher.runs == [1] * 4
+
+
+@pytest.mark.parametrize("path", ["POST /predict", "GET /predict/test"])
+async def test_request_whose_caller_has_gone_does_not_run(client, path):
+    app = client._transport.app
+    listener = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(app, lifespan="off", log_config=None))
+    serving = asyncio.create_task(server.serve([listener]))
+    body = b'{"data":[[5,3,1,1],[5,3,1,1]]}'
+    head = f"{path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+
+    async def send() -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        reader, writer = await asyncio.open_connection(*listener.getsockname())
+        writer.write(head.encode() + body)
+        return reader, writer
+
+    async def until(condition: Callable[[], bool]) -> None:
+        async with asyncio.timeout(30):
+            while not condition():  # noqa: ASYNC110 - the server has no event for it
+                await asyncio.sleep(0.01)
+
+    async with HeldBatcher() as batcher:
+        app.state.predictor = Predictor(batcher)
+        first = await send()
+        assert await asyncio.to_thread(batcher.entered.wait, 30)
+        gone, kept = await send(), await send()
+        await until(lambda: batcher.calls == 3)
+        gone[1].close()
+        await until(lambda: len(server.server_state.connections) == 2)
+        batcher.released.set()
+        for reader, writer in (first, kept):
+            assert (await reader.readline()).startswith(b"HTTP/1.1 200")
+            writer.close()
+        server.should_exit = True
+        await serving
+
+    assert len(batcher.runs) == 2
+    assert batcher.runs[0] == batcher.runs[1]  # one request each
 
 
 async def test_api_key_is_required_for_predictions_but_not_for_health(models):

@@ -3,13 +3,21 @@
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
 import numpy as np
 
-from serving_common.errors import Overloaded
+from serving_common.errors import Overloaded, Unavailable
 from serving_common.onnx import FloatArray
+
+
+@dataclass(slots=True, eq=False)
+class _Request:
+    batch: FloatArray
+    output: asyncio.Future[FloatArray]
+    is_wanted: Callable[[], bool]
 
 
 class MicroBatcher:
@@ -33,7 +41,7 @@ class MicroBatcher:
         self._run = run
         self._max_rows = max_rows
         self._max_waiting = max_waiting
-        self._waiting: list[tuple[FloatArray, asyncio.Future[FloatArray]]] = []
+        self._waiting: list[_Request] = []
         self._runner: asyncio.Task[None] | None = None
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
 
@@ -47,16 +55,21 @@ class MicroBatcher:
             await self._runner
         self._thread.shutdown()
 
-    async def predict(self, batch: FloatArray) -> FloatArray:
+    async def predict(self, batch: FloatArray, is_wanted: Callable[[], bool] = lambda: True) -> FloatArray:
         """The model's output for this batch, shape (N, …).
+
+        Args:
+            batch: shape (N, …).
+            is_wanted: called once, before the model runs; if it is false, or this call was cancelled, it does not run.
 
         Raises:
             Overloaded: too many requests are waiting.
+            Unavailable: the output is not wanted any more.
         """
         if len(self._waiting) >= self._max_waiting:
             raise Overloaded("The model has too many requests waiting")
         output: asyncio.Future[FloatArray] = asyncio.get_running_loop().create_future()
-        self._waiting.append((batch, output))
+        self._waiting.append(_Request(batch, output, is_wanted))
         if self._runner is None:
             self._runner = asyncio.create_task(self._run_batches())
         return await output
@@ -64,27 +77,41 @@ class MicroBatcher:
     async def _run_batches(self) -> None:
         loop = asyncio.get_running_loop()
         while self._waiting:
-            batches, outputs = self._next_batch()
+            requests = self._next_requests()
+            if not requests:
+                continue
             # A future that is already done was cancelled by its caller.
             try:
-                result = await loop.run_in_executor(self._thread, self._run, np.concatenate(batches))
+                batch = np.concatenate([request.batch for request in requests])
+                result = await loop.run_in_executor(self._thread, self._run, batch)
             except Exception as exc:  # noqa: BLE001 - the callers get it
-                for output in outputs:
-                    if not output.done():
-                        output.set_exception(exc)
+                for request in requests:
+                    if not request.output.done():
+                        request.output.set_exception(exc)
                 continue
             start = 0
-            for batch, output in zip(batches, outputs, strict=True):
-                if not output.done():
-                    output.set_result(result[start : start + len(batch)])
-                start += len(batch)
+            for request in requests:
+                if not request.output.done():
+                    request.output.set_result(result[start : start + len(request.batch)])
+                start += len(request.batch)
         self._runner = None
 
-    def _next_batch(self) -> tuple[list[FloatArray], list[asyncio.Future[FloatArray]]]:
+    def _next_requests(self) -> list[_Request]:
+        """Removes the requests of the next run from those that wait, and whatever nobody waits for any more."""
+        taken: list[_Request] = []
         count = rows = 0
-        for batch, _ in self._waiting:
-            if count and rows + len(batch) > self._max_rows:
+        for request in self._waiting:
+            if taken and rows + len(request.batch) > self._max_rows:
                 break
-            count, rows = count + 1, rows + len(batch)
-        taken, self._waiting = self._waiting[:count], self._waiting[count:]
-        return [batch for batch, _ in taken], [output for _, output in taken]
+            count += 1
+            if request.output.done():
+                continue
+            if request.is_wanted():
+                taken.append(request)
+                rows += len(request.batch)
+            else:
+                request.output.set_exception(
+                    Unavailable("The caller had gone, or its deadline passed, before the model ran")
+                )
+        del self._waiting[:count]
+        return taken

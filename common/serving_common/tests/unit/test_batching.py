@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serving_common.batching import MicroBatcher
-from serving_common.errors import Overloaded
+from serving_common.errors import Overloaded, Unavailable
 from serving_common.onnx import FloatArray
 
 
@@ -95,6 +95,26 @@ async def test_cancelled_caller_does_not_affect_the_others():
         cancelled.cancel()
         model.release(2)
         assert (await other).tolist() == [[4]]
+
+
+async def test_cancelled_and_unwanted_requests_do_not_run():
+    model = BlockingModel()
+    async with MicroBatcher(model.run) as batcher:
+        running = asyncio.create_task(batcher.predict(rows(1)))
+        await model.wait_until_entered()
+        cancelled = asyncio.create_task(batcher.predict(rows(2, 2)))
+        unwanted = asyncio.create_task(batcher.predict(rows(3, 3, 3), lambda: False))
+        wanted = asyncio.create_task(batcher.predict(rows(4, 4, 4, 4), lambda: True))
+        await asyncio.sleep(0)
+        cancelled.cancel()
+        model.release(2)
+        await asyncio.gather(running, wanted)
+        with pytest.raises(Unavailable):
+            await unwanted
+        with pytest.raises(Unavailable):
+            await batcher.predict(rows(5), lambda: False)  # alone
+
+    assert model.runs == [1, 4]
 
 
 async def test_failed_run_fails_only_its_own_callers():

@@ -276,7 +276,7 @@ async def test_check_that_raises_is_not_ready_without_its_text():
 
 
 async def test_check_that_hangs_is_not_ready_in_time_and_runs_once():
-    """The probes neither wait for the thread, which nothing can cancel, nor start another one."""
+    """Requests neither wait for the thread, which nothing can cancel, nor start another one."""
     released, started = threading.Event(), []
 
     async def ready() -> None:
@@ -284,13 +284,13 @@ async def test_check_that_hangs_is_not_ready_in_time_and_runs_once():
         await anyio.to_thread.run_sync(released.wait)
 
     async with connect(ready) as client:
-        probes = [await client.get("/health/ready") for _ in range(3)]
+        answers = [await client.get("/health/ready") for _ in range(3)]
         released.set()
         while (after := await client.get("/health/ready")).status_code == 503:
             pass
 
-    assert {probe.status_code for probe in probes} == {503}
-    assert probes[0].json()["reason"] == "the check took longer than 0.8 s"
+    assert {each.status_code for each in answers} == {503}
+    assert answers[0].json()["reason"] == "the check took longer than 0.8 s"
     assert after.json() == {"status": "ready"}
     assert len(started) == 1
 
