@@ -1,7 +1,15 @@
 """Constants of the design that operators have no reason to tune."""
 
-MAX_ID = 2**63 - 1
-"""The largest id that the database drivers accept."""
+from datetime import timedelta
+
+MAX_ID = 2**31 - 1
+"""The largest id: `items.id` is an INTEGER."""
+
+IDEMPOTENCY_KEY_LIFETIME = timedelta(days=1)
+"""How long a request can be repeated under its Idempotency-Key; the jobs delete older keys."""
+
+HEALTH_TIMEOUT_S = 0.8
+"""Until /health answers 503. Probes commonly wait 1 s."""
 
 MAX_ERROR_LENGTH = 255
 """Characters stored of the reason why a row cannot be predicted."""
@@ -10,7 +18,14 @@ READ_PAGE_ROWS = 1_000
 """Rows that a list reads at a time; bounds the API's memory."""
 
 INSERT_PAGE_ROWS = 1_000
-"""Rows per INSERT statement: far below the 1 MB at which PyMySQL would split it in two."""
+"""Rows per INSERT statement, or fewer where max_allowed_packet is small. Far below the 1 MB at which PyMySQL would
+split it in two."""
+
+INSERT_ROW_BYTES = 200
+"""More than a row takes in an INSERT statement: four numbers of up to 23 characters, and a time."""
+
+STATEMENT_BYTES = 500
+"""More than a statement takes without its rows."""
 
 CHUNK_ATTEMPTS = 5
 """How often a chunk is attempted while it conflicts with other transactions."""

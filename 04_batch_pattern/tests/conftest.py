@@ -186,7 +186,7 @@ def database(open_tables: Database) -> Database:
     """The empty tables."""
     with open_tables.transaction(write=True) as db:
         is_sqlite = db.connection().dialect.name == "sqlite"
-        for table in ("items", "batch_runs"):
+        for table in ("items", "batch_runs", "idempotency_keys"):
             db.execute(text(f"DELETE FROM {table}" if is_sqlite else f"TRUNCATE {table}"))
     return open_tables
 

@@ -1,16 +1,18 @@
 """The FastAPI application, `python -m src.api.app`: registers flowers and returns their predictions."""
 
 from collections.abc import AsyncIterator
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager, closing
+from typing import cast
 
 from anyio import to_thread
 from fastapi import FastAPI
 
 from serving_common.service import api_key_required, create_service, lazy_app, serve
 from serving_common.settings import load
+from src.api.health import Probe
 from src.api.routers import health_router, router
 from src.configurations import ApiSettings
-from src.db.database import open_database
+from src.db.database import Database, open_database
 from src.ml.metadata import read_metadata
 
 
@@ -22,13 +24,19 @@ def create_app(settings: ApiSettings) -> FastAPI:
         app.state.metadata = read_metadata(settings.model_filepath, settings.label_filepath)
         with ExitStack() as stack:
             app.state.database = await to_thread.run_sync(stack.enter_context, open_database(settings))
+            app.state.ping = stack.enter_context(closing(Probe(settings, Database.ping)))
+            app.state.readiness = stack.enter_context(closing(Probe(settings, Database.check_writable)))
             yield
+
+    async def ready() -> str | None:
+        return await cast(Probe, app.state.readiness).why_not()
 
     app = create_service(
         settings,
         title="Iris, registered now and predicted later",
         description="Stores flowers, which the batch job predicts later.",
         lifespan=lifespan,
+        ready=ready,
         invalid_input=400,
         invalid_detail="Invalid data format",
     )

@@ -16,7 +16,7 @@ def json_array(database: Database, row_filter: cruds.Filter, after_id: int, limi
     page leaves the array unterminated.
 
     Raises:
-        serving_common.errors.Unavailable: the database does not answer; raised here, not when the array is iterated.
+        Unavailable, Misconfigured: from the database; raised here, not when the array is iterated.
     """
     pages = _pages(database, row_filter, after_id, limit)
     return _array(chain([next(pages)], pages))

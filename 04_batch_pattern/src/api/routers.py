@@ -3,12 +3,14 @@
 import re
 from typing import Annotated, cast
 
-from fastapi import APIRouter, Body, Depends, HTTPException, Path, Query, Request, Response
+from fastapi import APIRouter, Body, Depends, Header, HTTPException, Path, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from pydantic import BeforeValidator, Field
 
 from serving_common.problems import problem_responses
+from src.api.health import Probe
 from src.api.listing import json_array
+from src.api.registration import register
 from src.constants import MAX_ID
 from src.db import cruds
 from src.db.database import Database
@@ -35,15 +37,16 @@ AtLeast0 = Annotated[int, Field(ge=0, le=MAX_ID), BeforeValidator(_require_digit
 AtLeast1 = Annotated[int, Field(ge=1), BeforeValidator(_require_digits)]
 AfterId = Annotated[AtLeast0, Query(description="Only items with ids greater than this one.")]
 Limit = Annotated[AtLeast1 | None, Query(description="Maximum number of items; fetch the rest with after_id.")]
+IdempotencyKey = Annotated[str | None, Header(min_length=1, max_length=255, include_in_schema=False)]
 
 health_router = APIRouter(tags=["health"])
 router = APIRouter(tags=["data"], responses=problem_responses(401))
 
 
 @health_router.get("/health", responses=problem_responses(503))
-def health(database: DatabaseDep) -> Health:
+async def health(request: Request) -> Health:
     """Whether the database answers."""
-    database.ping()
+    await cast(Probe, request.app.state.ping).run()
     return {"status": "ok"}
 
 
@@ -55,18 +58,24 @@ async def metadata(request: Request) -> ModelMetadata:
 
 # The name keeps the operationId of the OpenAPI document.
 @router.post("/data", name="register", response_model=Item, responses=problem_responses(400, 413, 429, 503))
-def register_item(item: Annotated[ItemBase, Body()], database: DatabaseDep) -> Response:
-    """Store one flower; the next batch predicts it."""
-    with database.transaction(write=True) as db:
-        [stored] = cruds.register_items(db, [item["values"]])
+def register_item(
+    item: Annotated[ItemBase, Body()], database: DatabaseDep, idempotency_key: IdempotencyKey = None
+) -> Response:
+    """Store one flower; the next batch predicts it.
+
+    A request with the header `Idempotency-Key` can be retried: the same key returns the same item, or 400 if the body
+    is another one.
+    """
+    [stored] = register(database, "/data", [item["values"]], idempotency_key)
     return Response(to_json(stored), media_type=JSON)
 
 
 @router.post("/data/list", response_model=list[Item], responses=problem_responses(400, 413, 429, 503))
-def register_list(items: Annotated[ItemList, Body()], database: DatabaseDep) -> Response:
-    """Store many flowers, all or none."""
-    with database.transaction(write=True) as db:
-        stored = cruds.register_items(db, [item["values"] for item in items])
+def register_list(
+    items: Annotated[ItemList, Body()], database: DatabaseDep, idempotency_key: IdempotencyKey = None
+) -> Response:
+    """Store many flowers, all or none. `Idempotency-Key` is that of POST /data."""
+    stored = register(database, "/data/list", [item["values"] for item in items], idempotency_key)
     return Response(to_json(stored), media_type=JSON)
 
 

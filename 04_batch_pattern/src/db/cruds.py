@@ -1,6 +1,6 @@
 """All reads and writes of the tables, in SQL that SQLite, MySQL and MariaDB share."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, TypeVar, cast
@@ -20,12 +20,21 @@ from sqlalchemy import (
     text,
     update,
 )
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 from sqlalchemy.schema import CreateTable
 
-from serving_common.errors import NotFound
-from src.constants import INSERT_PAGE_ROWS, MAX_ERROR_LENGTH, MAX_ID
-from src.db.models import BatchRun, ItemRow, new_predictions
+from serving_common.errors import NotFound, Unavailable
+from src.constants import (
+    IDEMPOTENCY_KEY_LIFETIME,
+    INSERT_PAGE_ROWS,
+    INSERT_ROW_BYTES,
+    MAX_ERROR_LENGTH,
+    MAX_ID,
+    STATEMENT_BYTES,
+)
+from src.db.failures import full_table
+from src.db.models import BatchRun, IdempotencyKey, ItemRow, new_predictions
 from src.db.schemas import Features, StoredItem
 
 items = cast(Table, ItemRow.__table__)
@@ -36,6 +45,7 @@ VALUES = items.c["values"].cast(Text).label("values")
 PREDICTION = items.c.prediction.cast(Text).label("prediction")
 SELECT_ITEMS = select(items.c.id, VALUES, PREDICTION, items.c.created_datetime, items.c.error)
 
+T = TypeVar("T")
 Statement = TypeVar("Statement", bound=Select[*tuple[Any, ...]])
 Filter = Sequence[ColumnElement[bool]]
 ALL: Filter = ()
@@ -67,17 +77,57 @@ class ClaimedItem:
     values: str  # JSON
 
 
+class KeyTaken(Unavailable):
+    """Another request has just been answered under the same Idempotency-Key."""
+
+
 # --- the API ---
 
 
 def register_items(db: Session, rows: Sequence[Features]) -> list[StoredItem]:
     """Store flowers, unpredicted. Their ids ascend in the order of the rows."""
     now = datetime.now(UTC).replace(tzinfo=None, microsecond=0)
-    ids = _insert(db, rows, now)
+    return new_items(_insert(db, rows, now), rows, now)
+
+
+def new_items(ids: Sequence[int], rows: Sequence[Features], created: datetime) -> list[StoredItem]:
+    """These rows as they are stored at first."""
     return [
-        StoredItem(item_id, orjson.dumps(values).decode(), None, now, None)
+        StoredItem(item_id, orjson.dumps(values).decode(), None, created, None)
         for item_id, values in zip(ids, rows, strict=True)
     ]
+
+
+def select_by_idempotency_key(db: Session, hashed_key: str) -> IdempotencyKey | None:
+    """What was answered under this key."""
+    return db.get(IdempotencyKey, hashed_key)
+
+
+def register_idempotency_key(db: Session, hashed_key: str, digest: str, items: Sequence[StoredItem]) -> None:
+    """Raises KeyTaken if another transaction has registered the key; then this one must be rolled back."""
+    ranges = [[some.start, some.stop, some.step] for some in _ranges([item.id for item in items])]
+    row = IdempotencyKey(
+        hashed_key=hashed_key, digest=digest, id_ranges=ranges, created_datetime=items[0].created_datetime
+    )
+    db.add(row)
+    try:
+        db.flush()
+    except IntegrityError as error:
+        raise KeyTaken("Another request with this Idempotency-Key is being worked on") from error
+
+
+def _ranges(ids: Sequence[int]) -> list[range]:
+    """Ascending ids, of which most are at equal distances."""
+    ranges: list[range] = []
+    for item_id in ids:
+        last = ranges[-1] if ranges else range(0)
+        if len(last) == 1:
+            ranges[-1] = range(last.start, item_id + 1, item_id - last.start)
+        elif last and item_id == last[-1] + last.step:
+            ranges[-1] = range(last.start, item_id + 1, last.step)
+        else:
+            ranges.append(range(item_id, item_id + 1))
+    return ranges
 
 
 def _insert(db: Session, rows: Sequence[Features], now: datetime) -> list[int]:
@@ -88,14 +138,24 @@ def _insert(db: Session, rows: Sequence[Features], now: datetime) -> list[int]:
     # unless several servers replicate to each other.
     step = 1 if has_returning else connection.scalar(text("SELECT @@auto_increment_increment"))
     ids: list[int] = []
-    for start in range(0, len(rows), INSERT_PAGE_ROWS):
-        page = [{"values": values, "created_datetime": now} for values in rows[start : start + INSERT_PAGE_ROWS]]
+    for some in _pages(db, rows, INSERT_ROW_BYTES, INSERT_PAGE_ROWS):
+        page = [{"values": values, "created_datetime": now} for values in some]
         if has_returning:
             ids += connection.scalars(returning, page)
         else:
             first = connection.execute(insert(items), page).lastrowid
             ids += range(first, first + len(page) * step, step)
+    if ids[-1] > MAX_ID:  # SQLite's integers end later
+        raise full_table()
     return ids
+
+
+def _pages(db: Session, rows: Sequence[T], row_bytes: int, most: int) -> Iterator[Sequence[T]]:
+    """The rows, divided into as many as one statement may hold."""
+    if (limit := db.connection().info.get("max_allowed_packet")) is not None:
+        most = max(1, min(most, (limit - STATEMENT_BYTES) // row_bytes))
+    for start in range(0, len(rows), most):
+        yield rows[start : start + most]
 
 
 def select_items(db: Session, row_filter: Filter, after_id: int, limit: int) -> list[StoredItem]:
@@ -138,7 +198,7 @@ def claim_items(db: Session, row_filter: Filter, after_id: int, last_id: int, li
 
 
 def register_predictions(db: Session, predictions: Mapping[int, str], model_version: str) -> None:
-    """Store the predictions (id to JSON) of claimed rows in one UPDATE.
+    """Store the predictions (id to JSON) of claimed rows in one UPDATE, or in several if max_allowed_packet is small.
 
     A driver's executemany of UPDATE sends one statement per row, but its executemany of INSERT is a bulk statement:
     so the predictions go into a temporary table first.
@@ -150,14 +210,17 @@ def register_predictions(db: Session, predictions: Mapping[int, str], model_vers
     # Bypasses SQLAlchemy, which would process each row's parameters in Python.
     placeholder = "?" if connection.dialect.paramstyle == "qmark" else "%s"
     insert_new = f"INSERT INTO new_predictions (id, prediction) VALUES ({placeholder}, {placeholder})"  # noqa: S608
-    connection.exec_driver_sql(insert_new, list(predictions.items()))
-    # Not a join, for which MySQL and MariaDB buffer all rows in another temporary table. The ids are literals because
-    # SQLite limits the number of parameters; every statement is different, so caching it would only cost memory.
-    new = select(new_predictions.c.prediction).where(new_predictions.c.id == items.c.id).scalar_subquery()
-    ids: ColumnElement[int] = literal_column(", ".join(map(str, predictions)))
-    statement = update(items).where(items.c.id.in_([ids])).values(prediction=new, model_version=model_version)
-    connection.execute(statement, execution_options={"compiled_cache": None})
-    connection.execute(delete(new_predictions))
+    row_bytes = 20 + 2 * max(map(len, predictions.values()))  # every character may be escaped
+    for rows in _pages(db, list(predictions.items()), row_bytes, len(predictions)):
+        connection.exec_driver_sql(insert_new, list(rows))
+        # Not a join, for which MySQL and MariaDB buffer all rows in another temporary table. The ids are literals
+        # because SQLite limits the number of parameters; every statement is different, so caching it would only cost
+        # memory.
+        new = select(new_predictions.c.prediction).where(new_predictions.c.id == items.c.id).scalar_subquery()
+        ids: ColumnElement[int] = literal_column(", ".join(str(item_id) for item_id, _ in rows))
+        statement = update(items).where(items.c.id.in_([ids])).values(prediction=new, model_version=model_version)
+        connection.execute(statement, execution_options={"compiled_cache": None})
+        connection.execute(delete(new_predictions))
 
 
 def register_errors(db: Session, errors: Mapping[int, str]) -> None:
@@ -183,6 +246,12 @@ def count_in_run(db: Session, run_id: int, predicted: int, errors: int) -> None:
         BatchRun.error_rows: BatchRun.error_rows + errors,
     }
     db.execute(update(BatchRun).where(BatchRun.id == run_id).values(counts))
+
+
+def delete_old_idempotency_keys(db: Session) -> None:
+    """Those older than IDEMPOTENCY_KEY_LIFETIME."""
+    oldest = datetime.now(UTC).replace(tzinfo=None) - IDEMPOTENCY_KEY_LIFETIME
+    db.execute(delete(IdempotencyKey).where(IdempotencyKey.created_datetime < oldest))
 
 
 def end_run(db: Session, run_id: int) -> None:

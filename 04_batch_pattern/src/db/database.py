@@ -1,4 +1,4 @@
-"""Connections and transactions: URL, pool, timeouts, table creation, and the database's errors as the service's own."""
+"""Connections and transactions: pool, timeouts, table creation."""
 
 import time
 from collections.abc import Iterator
@@ -8,13 +8,15 @@ from typing import Any
 
 import orjson
 import structlog
-from sqlalchemy import Engine, create_engine, exc, func, inspect, select, text
+from sqlalchemy import Engine, ExceptionContext, create_engine, event, exc, false, func, insert, inspect, select, text
 from sqlalchemy.orm import Session
 
 from serving_common.errors import StartupError, Unavailable
 from src.configurations import DatabaseSettings
 from src.db import sqlite_lock
+from src.db.failures import ReadOnlyServer, TransactionConflict, is_read_only, serving_error, with_cause
 from src.db.models import Base
+from src.db.tls import tls_arguments
 
 # Together the number of threads in which FastAPI runs plain functions.
 POOL_SIZE, POOL_OVERFLOW = 10, 30
@@ -23,18 +25,11 @@ POOL_RECYCLE_S = 1800  # below MySQL's wait_timeout, after which the server clos
 RETRY_INTERVAL_S = 0.5
 SCHEMA_LOCK, SCHEMA_LOCK_WAIT_S = "batch_pattern_schema", 60
 
-# Lock wait timeout, deadlock, and MariaDB's "record has changed since last read".
-CONFLICT_CODES = {1205, 1213, 1020}
-
 log = structlog.get_logger()
 
 
-class TransactionConflict(Unavailable):
-    """Rolled back in favour of another transaction (deadlock or lock timeout); a retry will probably succeed."""
-
-
 class Database:
-    """Transactions on one engine; while the database is down they raise `Unavailable`."""
+    """Transactions on one engine. What they raise while the database fails is in src/db/failures.py."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -49,18 +44,39 @@ class Database:
         Raises:
             TransactionConflict: retry.
             Unavailable: the database does not answer.
+            Misconfigured: the database refuses, by its configuration or for lack of rights.
         """
         try:
             with Session(self._engine) as session, session.begin():
                 session.connection(execution_options={"write": write})
                 yield session
-        except (exc.OperationalError, exc.InterfaceError, exc.InternalError, exc.TimeoutError) as error:
-            raise _serving_error(error) from error
+        except exc.SQLAlchemyError as error:
+            if (known := serving_error(error)) is None:
+                raise
+            log.warning("database_failed", reason=with_cause(known))
+            raise known from error
 
     def ping(self) -> None:
         """Raises Unavailable if the database does not answer."""
         with self.transaction() as session:
             session.execute(select(1))
+
+    def check_writable(self) -> None:
+        """Raises what registering a row would raise, but stores nothing and uses up no id."""
+        self.ping()
+        try:
+            with self.transaction(write=True) as session:
+                for name in ("items", "idempotency_keys"):
+                    table = Base.metadata.tables[name]
+                    columns = [column for column in table.c if column.computed is None]
+                    session.execute(insert(table).from_select(columns, select(*columns).where(false())))
+        except TransactionConflict:
+            pass  # another transaction holds the lock, and will release it
+        except Unavailable as error:
+            raise Unavailable("The database answers, but its tables do not: they may be locked") from error
+
+    def close(self) -> None:
+        self._engine.dispose()
 
 
 @contextmanager
@@ -68,9 +84,9 @@ def open_database(settings: DatabaseSettings) -> Iterator[Database]:
     """The database, with missing tables created.
 
     Raises:
-        StartupError: the database does not answer in time, is not a database, or has tables with other columns.
+        StartupError: the database does not answer in time, refuses, or has tables with other columns.
     """
-    engine = _create_engine(settings)
+    engine = _create_engine(settings, settings.database_timeout_s)
     try:
         _wait_for_tables(engine, settings.database_wait_s)
         yield Database(engine)
@@ -78,7 +94,12 @@ def open_database(settings: DatabaseSettings) -> Iterator[Database]:
         engine.dispose()
 
 
-def _create_engine(settings: DatabaseSettings) -> Engine:
+def open_for_probes(settings: DatabaseSettings, timeout_s: float) -> Database:
+    """One connection of its own, opened when it is used, which waits for the server no longer than this."""
+    return Database(_create_engine(settings, timeout_s, pool_size=1, max_overflow=0))
+
+
+def _create_engine(settings: DatabaseSettings, timeout_s: float, **pool: int) -> Engine:
     url = settings.url
     common: dict[str, Any] = {
         "json_serializer": lambda value: orjson.dumps(value).decode(),
@@ -86,15 +107,16 @@ def _create_engine(settings: DatabaseSettings) -> Engine:
         "pool_size": POOL_SIZE,
         "max_overflow": POOL_OVERFLOW,
         "pool_timeout": POOL_WAIT_S,
+        **pool,
     }
     if url.get_backend_name() == "sqlite":
         _make_folder(Path(str(url.database)).parent)
         # No cached statements: each bulk UPDATE is different, with thousands of ids, and would keep a megabyte.
-        connect_args = {"timeout": settings.database_timeout_s, "cached_statements": 0}
+        connect_args = {"timeout": timeout_s, "cached_statements": 0}
         engine = create_engine(url, **common, connect_args=connect_args)
-        sqlite_lock.install(engine, settings.database_timeout_s)
+        sqlite_lock.install(engine, timeout_s)
         return engine
-    return create_engine(
+    engine = create_engine(
         url,
         **common,
         pool_pre_ping=True,
@@ -102,12 +124,32 @@ def _create_engine(settings: DatabaseSettings) -> Engine:
         # Releases the locks of rows that a query reads but does not match, and takes no gap locks.
         isolation_level="READ COMMITTED",
         connect_args={
-            "connect_timeout": settings.database_timeout_s,
-            "read_timeout": settings.database_timeout_s,
-            "write_timeout": settings.database_timeout_s,
+            "password": (url.password or "").encode(),  # the driver would encode text as Latin-1
+            "connect_timeout": timeout_s,
+            "read_timeout": timeout_s,
+            "write_timeout": timeout_s,
             "init_command": "SET time_zone = '+00:00'",
+            **tls_arguments(settings.tls),
         },
     )
+    event.listen(engine, "connect", _learn_packet_limit)
+    event.listen(engine, "handle_error", _leave_read_only_server)
+    return engine
+
+
+def _learn_packet_limit(connection: Any, record: Any) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT @@max_allowed_packet")
+        [record.info["max_allowed_packet"]] = cursor.fetchone()
+
+
+def _leave_read_only_server(context: ExceptionContext) -> None:
+    """After a failover the old primary lives on as a replica: all connections to it are replaced.
+
+    The next one looks up the server's name again.
+    """
+    if is_read_only(context.original_exception):
+        context.is_disconnect = True
 
 
 def _make_folder(folder: Path) -> None:
@@ -118,18 +160,19 @@ def _make_folder(folder: Path) -> None:
 
 
 def _wait_for_tables(engine: Engine, wait_s: float) -> None:
-    where = engine.url.render_as_string(hide_password=True)
+    url = engine.url
+    where = url.database if engine.dialect.name == "sqlite" else f"{url.host}:{url.port or 3306}/{url.database}"
     deadline = time.monotonic() + wait_s
     while True:
         try:
             return _create_tables(engine)
-        except (exc.OperationalError, exc.InterfaceError, exc.InternalError) as error:
-            if time.monotonic() > deadline:
-                raise StartupError(f"the database at {where} does not answer: {error.orig}") from error
-            log.info("waiting for the database", reason=str(error.orig))
+        except exc.SQLAlchemyError as error:
+            if (known := serving_error(error)) is None:
+                raise
+            if not isinstance(known, Unavailable | ReadOnlyServer) or time.monotonic() > deadline:
+                raise StartupError(f"{with_cause(known)}, at {where}") from error
+            log.info("waiting for the database", reason=with_cause(known))
             time.sleep(RETRY_INTERVAL_S)
-        except exc.DatabaseError as error:  # for instance a file that is not a database; retrying will not help
-            raise StartupError(f"the database at {where} cannot be used: {error.orig}") from error
 
 
 def _create_tables(engine: Engine) -> None:
@@ -148,12 +191,3 @@ def _create_tables(engine: Engine) -> None:
         finally:
             if is_mysql:
                 connection.execute(text("DO RELEASE_LOCK(:name)"), {"name": SCHEMA_LOCK})
-
-
-def _serving_error(error: exc.SQLAlchemyError) -> Unavailable:
-    original = getattr(error, "orig", None)
-    log.warning("database_failed", reason=str(original or error))
-    code = original.args[0] if original is not None and original.args else None
-    if sqlite_lock.is_busy(original) or code in CONFLICT_CODES:
-        return TransactionConflict("The database is busy")
-    return Unavailable("The database does not answer")

@@ -8,6 +8,9 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from src.constants import MAX_ERROR_LENGTH
 
+# JSON null, which other programs may store, is no prediction either. SQLite gives its type in lower case.
+_IS_PREDICTED = "prediction IS NOT NULL AND JSON_TYPE(prediction) NOT IN ('NULL', 'null')"
+
 
 class Base(DeclarativeBase):
     pass
@@ -26,8 +29,8 @@ class ItemRow(Base):
     model_version: Mapped[str | None] = mapped_column(String(64))
     created_datetime: Mapped[datetime] = mapped_column(TIMESTAMP, server_default=func.current_timestamp())  # UTC
     # MySQL cannot index a JSON column, but it can index these generated ones.
-    is_predicted: Mapped[bool] = mapped_column(Computed("prediction IS NOT NULL", persisted=True))
-    is_failed: Mapped[bool] = mapped_column(Computed("error IS NOT NULL AND prediction IS NULL", persisted=True))
+    is_predicted: Mapped[bool] = mapped_column(Computed(_IS_PREDICTED, persisted=True))
+    is_failed: Mapped[bool] = mapped_column(Computed(f"error IS NOT NULL AND NOT ({_IS_PREDICTED})", persisted=True))
 
     __table_args__: Any = (
         # Every database appends the primary key, so the index yields each list ordered by id.
@@ -52,6 +55,19 @@ class BatchRun(Base):
     predicted_rows: Mapped[int] = mapped_column(default=0)
     error_rows: Mapped[int] = mapped_column(default=0)
     model_version: Mapped[str] = mapped_column(String(64))
+
+    __table_args__: Any = ({"mysql_engine": "InnoDB", "mysql_charset": "utf8mb4"},)
+
+
+class IdempotencyKey(Base):
+    """A request that was answered under an Idempotency-Key, and what its answer cannot be computed from otherwise."""
+
+    __tablename__ = "idempotency_keys"
+
+    hashed_key: Mapped[str] = mapped_column(String(64), primary_key=True)
+    digest: Mapped[str] = mapped_column(String(64))  # of the request
+    id_ranges: Mapped[list[list[int]]] = mapped_column(JSON)
+    created_datetime: Mapped[datetime] = mapped_column(TIMESTAMP, server_default=func.current_timestamp(), index=True)
 
     __table_args__: Any = ({"mysql_engine": "InnoDB", "mysql_charset": "utf8mb4"},)
 

@@ -15,7 +15,7 @@ from sqlalchemy import Connection, Engine, event, exc
 POLL_INTERVAL_S = 0.001
 
 
-def install(engine: Engine, timeout_s: int) -> None:
+def install(engine: Engine, timeout_s: float) -> None:
     """Begin every transaction of this engine explicitly; with the execution option `write`, take the write lock first.
 
     Args:
@@ -37,7 +37,7 @@ def _configure(connection: Any, _record: object) -> None:
     connection.execute("PRAGMA journal_mode = WAL").close()  # readers and the writer do not block each other
 
 
-def _begin(connection: Connection, polling: threading.Lock, timeout_s: int) -> None:
+def _begin(connection: Connection, polling: threading.Lock, timeout_s: float) -> None:
     if not connection.get_execution_options().get("write", False):
         connection.exec_driver_sql("BEGIN")
         return
@@ -54,6 +54,6 @@ def _begin(connection: Connection, polling: threading.Lock, timeout_s: int) -> N
                     raise
                 time.sleep(POLL_INTERVAL_S)
     finally:
-        connection.exec_driver_sql(f"PRAGMA busy_timeout = {1000 * timeout_s}").close()
+        connection.exec_driver_sql(f"PRAGMA busy_timeout = {round(1000 * timeout_s)}").close()
         if is_polling:
             polling.release()

@@ -21,12 +21,13 @@ from dataclasses import dataclass
 import structlog
 
 from serving_common import logs
-from serving_common.errors import StartupError, Unavailable
+from serving_common.errors import ServingError, StartupError
 from serving_common.settings import load
 from src.configurations import JobSettings
 from src.constants import CHUNK_ATTEMPTS, CHUNK_RETRY_DELAY_S
 from src.db import cruds
-from src.db.database import Database, TransactionConflict, open_database
+from src.db.database import Database, open_database
+from src.db.failures import TransactionConflict, with_cause
 from src.ml.prediction import IrisClassifier
 from src.task import metrics
 from src.task.progress import Progress
@@ -68,6 +69,7 @@ def predict_next_chunk(batch: Batch, after_id: int) -> Outcome | None:
 
     Raises:
         Unavailable: the database does not answer, or every attempt ended in a conflict.
+        Misconfigured: it refuses.
     """
     for _ in range(CHUNK_ATTEMPTS - 1):
         try:
@@ -90,7 +92,7 @@ def run_batch(
         repredict: instead, predict again the rows that this older version of the model predicted.
 
     Raises:
-        Unavailable: the database does not answer. Chunks before that are committed.
+        Unavailable, Misconfigured: the database does not answer, or refuses. Chunks before that are committed.
     """
     started = time.perf_counter()
     log.info("starting batch", model_version=classifier.version)
@@ -98,6 +100,7 @@ def run_batch(
     with database.transaction(write=True) as db:
         run_id = cruds.start_run(db, classifier.version)
         rows = cruds.count_items(db, row_filter)
+        cruds.delete_old_idempotency_keys(db)
     log.info(f"found {rows.count} {'unpredicted items' if repredict is None else f'items of model {repredict}'}")
     log.info(f"starting inference with {settings.batch_threads} threads")
     with ThreadPoolExecutor(settings.batch_threads) as executor, closing(Progress(rows)) as progress:
@@ -156,8 +159,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not stopping.is_set():
             with open_database(settings) as database:
                 run_batch(database, classifier, settings, stopping, arguments.repredict)
-    except (StartupError, Unavailable) as exc:
+    except StartupError as exc:
         log.critical("batch failed", reason=str(exc))
+        return 1
+    except ServingError as exc:
+        log.critical("batch failed", reason=with_cause(exc))
         return 1
     except Exception:
         log.exception("batch failed")

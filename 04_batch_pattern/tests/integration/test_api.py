@@ -1,5 +1,9 @@
 """The API over HTTP, on SQLite and on a MySQL or MariaDB server."""
 
+import re
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import httpx
 import pytest
 from pydantic import SecretStr
@@ -118,7 +122,7 @@ def test_unknown_id_returns_404(api, item_id):
         "/data/all?limit=x",
         "/data/all?limit=1.0",
         "/data/predicted?after_id=-1",
-        "/data/unpredicted?after_id=9223372036854775808",
+        "/data/unpredicted?after_id=2147483648",
     ],
 )
 def test_invalid_id_or_page_returns_400(api, path):
@@ -165,13 +169,14 @@ def test_metadata_and_health(api):
     assert metadata["outputs"][-1]["shape"] == ["N", 3]
 
 
-def test_missing_table_returns_500_until_it_is_back(fresh_settings):
+def test_missing_table_is_named_until_it_is_back(fresh_settings):
     with serving(fresh_settings) as api, open_database(fresh_settings) as database:
         with database.transaction() as db:
             db.execute(text("ALTER TABLE items RENAME TO moved"))
         for answer in (api.get("/data/all"), api.get("/data/1"), api.post("/data", json={"values": ROW})):
-            assert answer.status_code >= 500
-            assert answer.json()["request_id"]
+            assert answer.status_code == 503
+            assert "Retry-After" not in answer.headers
+            assert re.search("no such table: items|table of the database is missing", answer.json()["detail"])
         with database.transaction() as db:
             db.execute(text("ALTER TABLE moved RENAME TO items"))
         assert api.get("/data/all").json() == []
@@ -222,3 +227,66 @@ def test_requests_are_counted_by_route(api):
     item = api.post("/data", json={"values": ROW}).json()
     api.get(f"/data/{item['id']}")
     assert 'route="/data/{id}"' in api.get("/metrics").text
+
+
+@pytest.mark.parametrize(
+    ("path", "body"), [("/data", {"values": ROW}), ("/data/list", [{"values": ROW}] * (INSERT_PAGE_ROWS + 1))]
+)
+def test_same_idempotency_key_and_body_return_the_first_answer(api, path, body):
+    first = api.post(path, json=body, headers={"Idempotency-Key": "order 4711"})
+    api.post("/data", json={"values": ROW})
+    again = api.post(path, json=body, headers={"Idempotency-Key": "order 4711"})
+    assert (first.status_code, again.status_code) == (200, 200)
+    assert again.json() == first.json()
+    number_of_items = len(body) if isinstance(body, list) else 1
+    assert len(api.get("/data/all").json()) == number_of_items + 1
+    other = api.post(path, json=body, headers={"Idempotency-Key": "order 4712"})
+    assert other.json() != first.json()
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/data", {"values": [5.0, 3.5, 1.4, 0.2]}),
+        ("/data/list", [{"values": ROW}]),
+        ("/data", {"values": [*ROW, 1]}),
+    ],
+    ids=["another body", "another endpoint", "an invalid body"],
+)
+def test_idempotency_key_of_another_request_returns_400(api, path, body):
+    headers = {"Idempotency-Key": "order 4711"}
+    item = api.post("/data", json={"values": ROW}, headers=headers).json()
+    answer = api.post(path, json=body, headers=headers)
+    assert (answer.status_code, answer.json()["detail"]) == (400, "Invalid data format")
+    assert answer.json()["errors"][0]["field"] in ("Idempotency-Key", "values")
+    assert api.get("/data/all").json() == [item]
+
+
+def test_idempotency_key_of_invalid_length_returns_400(api):
+    for key in ("", "x" * 256):
+        answer = api.post("/data", json={"values": ROW}, headers={"Idempotency-Key": key})
+        assert answer.status_code == 400
+        assert answer.json()["errors"][0]["field"] == "idempotency-key"
+
+
+def test_simultaneous_requests_with_one_idempotency_key_store_one_item(api):
+    barrier = threading.Barrier(8)
+
+    def register(_):
+        barrier.wait()
+        return api.post("/data", json={"values": ROW}, headers={"Idempotency-Key": "order 4711"})
+
+    for _ in range(3):
+        with ThreadPoolExecutor(8) as executor:
+            answers = list(executor.map(register, range(8)))
+        assert {answer.status_code for answer in answers} <= {200, 503}
+        items = api.get("/data/all").json()
+        assert len(items) == 1
+        assert all(answer.json() == items[0] for answer in answers if answer.status_code == 200)
+
+
+def test_probes_need_no_api_key_and_no_free_thread(database, settings):
+    with serving(settings.model_copy(update={"api_key": SecretStr("secret")})) as api:
+        assert api.get("/health/live").json() == {"status": "alive"}
+        assert api.get("/health/ready").json() == {"status": "ready"}
+        assert api.head("/health").status_code == api.head("/health/ready").status_code == 200

@@ -6,11 +6,14 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from sqlalchemy import event, text
 from src.configurations import ApiSettings
 from src.constants import INSERT_PAGE_ROWS
 from src.db import cruds
-from src.db.database import TransactionConflict, open_database
+from src.db.database import open_database
+from src.db.failures import TransactionConflict
 
 from serving_common.errors import StartupError
 from tests.conftest import ROW, read, register_rows, write
@@ -189,3 +192,13 @@ def test_unreachable_database_raises_startup_error_without_the_password():
     with pytest.raises(StartupError, match="does not answer") as caught, open_database(settings):
         pass
     assert "secret" not in str(caught.value)
+
+
+@given(st.lists(st.integers(1, 50), unique=True).map(sorted))
+def test_id_ranges_hold_all_ids(ids):
+    assert [item_id for some in cruds._ranges(ids) for item_id in some] == ids
+
+
+@pytest.mark.parametrize("step", [1, 3])
+def test_equally_distant_ids_are_one_range(step):
+    assert cruds._ranges(range(7, 70_000, step)) == [range(7, 70_000, step)]

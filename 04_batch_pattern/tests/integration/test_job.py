@@ -1,17 +1,19 @@
 """The job, on SQLite and on a MySQL or MariaDB server: what it stores, what it logs, how it stops."""
 
+import hashlib
 import json
 import signal
 import socket
 import threading
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import select, text
+from src.constants import IDEMPOTENCY_KEY_LIFETIME
 from src.db import cruds
-from src.db.models import BatchRun
+from src.db.models import BatchRun, IdempotencyKey
 
 from serving_testing.processes import wait_until
 from tests.conftest import ROW, count, environment_of, read, register_rows, write
@@ -93,6 +95,28 @@ def test_existing_predictions_are_not_overwritten(database, run_batch):
     run_batch()
     assert json.loads(read(database)[1].prediction or "") == {"0": 1, "1": 0, "2": 0}
     assert len(read(database, cruds.PREDICTED)) == 3
+
+
+def test_json_null_counts_as_unpredicted(api, database, run_batch):
+    ids = register_rows(database, [ROW] * 3)
+    with database.transaction(write=True) as db:
+        db.execute(text("UPDATE items SET prediction = 'null' WHERE id <= :id"), {"id": ids[1]})
+        cruds.register_errors(db, {ids[1]: "an older fault"})
+    assert [item["id"] for item in api.get("/data/unpredicted").json()] == [ids[0], ids[2]]
+    assert [item["id"] for item in api.get("/data/failed").json()] == [ids[1]]
+    run_batch()
+    assert [item["id"] for item in api.get("/data/predicted").json()] == [ids[0], ids[2]]
+
+
+def test_old_idempotency_keys_are_deleted(api, database, run_batch):
+    requests = {key: {"json": {"values": ROW}, "headers": {"Idempotency-Key": key}} for key in ("old", "new")}
+    first = {key: api.post("/data", **request).json()["id"] for key, request in requests.items()}
+    with database.transaction(write=True) as db:
+        old = db.get_one(IdempotencyKey, hashlib.sha256(b"old").hexdigest())
+        old.created_datetime -= IDEMPOTENCY_KEY_LIFETIME + timedelta(minutes=1)
+    run_batch()
+    assert api.post("/data", **requests["new"]).json()["id"] == first["new"]
+    assert api.post("/data", **requests["old"]).json()["id"] > first["new"]
 
 
 def test_repredict_replaces_the_predictions_of_an_older_model(database, run_batch):

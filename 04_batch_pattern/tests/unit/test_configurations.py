@@ -1,9 +1,14 @@
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 from sqlalchemy import make_url
 from src.configurations import ApiSettings, JobSettings
+from src.db.tls import SslMode, Tls
+
+from serving_common.settings import load
 
 
 @given(st.text(st.characters(codec="utf-8"), min_size=1))
@@ -53,6 +58,54 @@ def test_invalid_database_url_is_rejected_without_being_shown(invalid):
     with pytest.raises(ValidationError) as caught:
         JobSettings(database_url=invalid)
     assert all("secret" not in error["msg"] for error in caught.value.errors())
+
+
+@pytest.mark.parametrize(
+    ("variables", "wanted"),
+    [
+        ({}, Tls(mode=SslMode.PREFERRED)),
+        ({"mysql_ssl_mode": "VERIFY_CA", "mysql_ssl_ca": "/ca.pem"}, Tls(mode=SslMode.VERIFY_CA, ca=Path("/ca.pem"))),
+        ({"database_url": "mysql://u:p@h/d?ssl-mode=REQUIRED"}, Tls(mode=SslMode.REQUIRED)),
+        ({"database_url": "mysql://u:p@h/d?sslMode=verify_identity"}, Tls(mode=SslMode.VERIFY_IDENTITY)),
+        ({"database_url": "mysql://u:p@h/d?ssl_mode=DISABLED&charset=utf8mb4"}, Tls(mode=SslMode.DISABLED)),
+        ({"database_url": "mysql://u:p@h/d?ssl_ca=/ca.pem"}, Tls(mode=SslMode.VERIFY_CA, ca=Path("/ca.pem"))),
+        ({"database_url": "mysql://u:p@h/d?sslaccept=strict&reconnect=true"}, Tls(mode=SslMode.VERIFY_IDENTITY)),
+        (
+            {"database_url": "mysql://u:p@h/d?ssl_ca=/ca.pem&ssl_verify_cert=true&ssl_verify_identity=true"},
+            Tls(mode=SslMode.VERIFY_IDENTITY, ca=Path("/ca.pem")),
+        ),
+        ({"mysql_ssl_ca": "/ca.pem"}, Tls(mode=SslMode.VERIFY_CA, ca=Path("/ca.pem"))),
+        ({"database_url": "mysql://u:p@h/d", "mysql_ssl_mode": "REQUIRED"}, Tls(mode=SslMode.REQUIRED)),
+    ],
+)
+def test_tls_modes_of_variables_and_connection_strings(variables, wanted):
+    settings = JobSettings.model_validate(variables)
+    assert settings.tls == wanted
+    assert not any("ssl" in name.lower() for name in settings.url.query)
+
+
+@pytest.mark.parametrize(
+    ("database_url", "reason"),
+    [
+        ("mysql://u:s3cret@tail@h/d", "must be written as %40"),
+        ("mysql://u:s3cret@h", "must name a database"),
+        ("mysql://u:s3cret@h/", "must name a database"),
+        (
+            "mysql://u:s3cret@h/d?compress=true",
+            "has the option compress with a value that is not understood; known are ssl-mode,",
+        ),
+        ("mysql://u:s3cret@h/d?ssl-mode=s3cret", "has another ssl-mode than DISABLED, PREFERRED"),
+    ],
+)
+def test_unclear_database_url_is_named_in_one_line(monkeypatch, database_url, reason):
+    monkeypatch.setenv("DATABASE_URL", database_url)
+    with pytest.raises(SystemExit) as caught:
+        load(JobSettings)
+    message = str(caught.value)
+    assert reason in message
+    assert "\n" not in message
+    assert "s3cret" not in message
+    assert "tail" not in message
 
 
 @pytest.mark.parametrize("invalid", [-1, float("inf"), float("nan"), 1e10])
