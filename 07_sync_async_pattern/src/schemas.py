@@ -13,11 +13,11 @@ PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGP4DwABAQEAsGH
 
 
 class PredictRequest(BaseModel):
-    """An image file: JPEG, PNG, WebP or GIF."""
+    """An image file: JPEG, PNG, WebP, GIF, BMP or AVIF."""
 
     image_data: str = Field(
         strict=True,
-        description="The file in Base64; whitespace and the prefix of a data URL are allowed.",
+        description="The file in Base64; whitespace, the URL-safe alphabet and the prefix of a data URL are allowed.",
         examples=[PIXEL],
         json_schema_extra={"format": "base64-image"},
     )

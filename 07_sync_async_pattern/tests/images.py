@@ -24,11 +24,20 @@ def encode(image: Image.Image, file_format: str, **options: object) -> bytes:
     return buffer.getvalue()
 
 
+def chunk(name: bytes, body: bytes, checksum: int | None = None) -> bytes:
+    """A PNG's chunk, its checksum correct unless another one is given."""
+    correct = zlib.crc32(name + body)
+    return struct.pack(">I", len(body)) + name + body + struct.pack(">I", correct if checksum is None else checksum)
+
+
+def insert_chunk(png: bytes, name: bytes, body: bytes, *, before: bytes, checksum: int | None = None) -> bytes:
+    """The PNG with another chunk before the first one with that name."""
+    at = png.index(before) - 4
+    return png[:at] + chunk(name, body, checksum) + png[at:]
+
+
 def png_header(width: int, height: int) -> bytes:
     """A PNG whose header claims this size, with hardly any data: a decompression bomb."""
-
-    def chunk(name: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
 
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     return (

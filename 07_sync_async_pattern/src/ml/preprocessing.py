@@ -1,16 +1,17 @@
 """From the request to the models' input: Base64, image, 224x224 pixels, normalised numbers."""
 
-import contextlib
 import io
 import warnings
 from enum import StrEnum
+from urllib.parse import unquote
 
 import numpy as np
 import pybase64
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import AvifImagePlugin, Image, ImageCms
 
 from serving_common.errors import InvalidInput
 from serving_common.onnx import FloatArray
+from src.ml.image_file import Damaged, ImageFile, Unreadable, exif_orientation, read_file
 
 SIZE = 224
 SHORT_SIDE = 256
@@ -20,22 +21,46 @@ FILTER = Image.Resampling.BICUBIC
 MEAN = np.array([0.485, 0.456, 0.406])
 STD = np.array([0.229, 0.224, 0.225])
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF")
 MAX_SIDE = 65_535
 """JPEG's own limit. Pillow resizes the width first, so a tall image passes through one of 224 x its height."""
 MAX_RATIO = 255
 """Images with a larger aspect ratio are cropped first: scaled to a short side of 256 they could take gigabytes."""
 MAX_IMAGE_PIXELS = 178_956_970
 """Pillow's own limit."""
-MAX_SEGMENTS = 500
-"""Most scans, and EXIF segments, of a JPEG. Ten scans are usual; 7 MB can hold 90,000, and libjpeg goes through the
-whole image for each, or 300,000 EXIF segments, and Pillow copies all earlier ones for each."""
+BYTES_PER_PIXEL = 8
+"""Memory for decoding and converting, for each pixel of the limit. Formats that need more are limited to fewer."""
+CPU_S = 1.8
+"""Seconds for decoding and resizing an image, as estimated from its header; more with a limit above 50,000,000."""
+RESIZE_NS = 10
+CONVERT_NS = 10
+STRIP_PIXELS = 1_000_000
+"""Pixels that are converted at a time, so that an intermediate mode does not need memory for the whole image."""
+
+MAX_ESCAPES = 10_000
+"""Most percent escapes in a data URL, besides those of `+`, `/`, `=` and whitespace."""
 
 SCALE = (1 / (255 * STD)).astype(np.float32)
 OFFSET = (-MEAN / STD).astype(np.float32)
 
 # Pillow warns about odd but readable files; on stderr that would break up the JSON log.
 warnings.filterwarnings("ignore", module=r"PIL\.")
+AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # each caller is one of several threads already
+
+# EXIF's orientation, as the step that undoes it.
+TRANSPOSE = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+# Bytes of a pixel in Pillow's memory; 4 in the modes that are missing here.
+MODE_BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2}
+# The mode that the colours of a profile have, by the name in the profile.
+PROFILE_MODES = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}
+SRGB = ImageCms.createProfile("sRGB")
 
 
 class ResizeMode(StrEnum):
@@ -44,21 +69,22 @@ class ResizeMode(StrEnum):
 
 
 def decode_base64(text: str) -> bytes:
-    """The decoded bytes; whitespace and the prefix of a data URL are allowed.
+    """The decoded bytes. Whitespace, the prefix of a data URL, the URL-safe alphabet and no padding are allowed.
 
     Raises:
         InvalidInput: the text is empty, or not Base64.
     """
     text = text.lstrip()
-    if text[:5].lower() == "data:":
+    is_url = text[:5].lower() == "data:"
+    if is_url:
         header, _, text = text.partition(",")
         if not header.replace(" ", "").lower().endswith(";base64"):
             raise _unreadable("is a data URL without ;base64")
     try:
         data = pybase64.b64decode(text, validate=True)
-    except ValueError:  # strip whitespace only now, because few texts have any
+    except ValueError:  # only now, because few texts are anything but plain Base64
         try:
-            data = pybase64.b64decode("".join(text.split()), validate=True)
+            data = pybase64.b64decode(_plain_base64(text, is_url), validate=True)
         except ValueError as exc:
             raise _unreadable("is not valid Base64") from exc
     if not data:
@@ -66,58 +92,144 @@ def decode_base64(text: str) -> bytes:
     return data
 
 
+def _plain_base64(text: str, is_url: bool) -> str:
+    if is_url and "%" in text:
+        for escape, character in (("%2B", "+"), ("%2F", "/"), ("%3D", "="), ("%0D", ""), ("%0A", ""), ("%20", "")):
+            text = text.replace(escape, character).replace(escape.lower(), character)
+        # unquote makes an object of each escape, which takes a hundred times the memory of its text.
+        if text.count("%") > MAX_ESCAPES:
+            raise ValueError
+        text = unquote(text)
+    text = "".join(text.split()).replace("-", "+").replace("_", "/")
+    return text if "=" in text else text + "=" * (-len(text) % 4)
+
+
 def load_image(data: bytes, *, max_pixels: int) -> Image.Image:
-    """The image as a viewer shows it, in mode RGB: first frame, EXIF orientation applied, transparency on white.
+    """The first frame, transparency on white.
+
+    What is cheaper after resizing is left to `resize` and `to_srgb`, in `info`: EXIF's `orientation`, and the
+    `icc_profile` of the colours.
+
+    Returns: an image in mode RGB or L, or CMYK if it has a profile.
 
     Raises:
-        InvalidInput: the format is not in FORMATS; the image is too large, which is checked on its header before
-            anything is decoded; it would take minutes to decode; or it is damaged.
+        InvalidInput: the format is not in FORMATS; decoding would need too much memory or time, which is estimated from
+            the header before anything is decoded; or the image is damaged.
     """
-    if data.startswith(b"\xff\xd8") and max(data.count(b"\xff\xda"), data.count(b"\xff\xe1")) > MAX_SEGMENTS:
-        raise _unreadable(f"has more than {MAX_SEGMENTS} scans, or pieces of EXIF data")
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        file = read_file(data)
+        image = _open(file, max_pixels)
+        try:
+            image.load()
+            return _as_shown(image, file)
+        except Exception as exc:  # Pillow's decoders raise nearly any exception on a damaged file
+            raise Damaged from exc
+    except Unreadable as exc:
+        raise _unreadable(str(exc)) from exc
+
+
+def _open(file: ImageFile, max_pixels: int) -> Image.Image:
+    """The image, not decoded yet. Raises Unreadable."""
+    try:
+        image = Image.open(io.BytesIO(file.data), formats=[file.format])
     except Image.DecompressionBombError as exc:
-        raise _unreadable(f"has too many pixels: more than {max_pixels}") from exc
-    except UnidentifiedImageError as exc:
-        raise _unreadable(f"is not an image in a known format ({', '.join(FORMATS)})") from exc
+        raise Unreadable(f"has too many pixels: more than {max_pixels}") from exc
     except Exception as exc:
-        raise _unreadable("is a damaged or truncated image") from exc
-    width, height = image.size
-    if width * height > max_pixels:
-        raise _unreadable(f"has too many pixels: {width}x{height} are more than {max_pixels}")
-    if max(width, height) > MAX_SIDE:
-        raise _unreadable(f"is too large: {width}x{height}, and no side may be longer than {MAX_SIDE}")
-    try:
-        image.load()
-        with contextlib.suppress(Exception):  # malformed EXIF data do not make the image unreadable
-            ImageOps.exif_transpose(image, in_place=True)
-        return _on_white(image)
-    except Exception as exc:  # Pillow's decoders raise nearly any exception on a damaged file
-        raise _unreadable("is a damaged or truncated image") from exc
+        raise Damaged from exc
+    if file.format == "AVIF":
+        file.orientation = exif_orientation(image.info.get("exif", b"").removeprefix(b"Exif\0\0"))
+    for width, height in (image.size, file.canvas[2:] if file.canvas else image.size):
+        if width * height > max_pixels:
+            raise Unreadable(f"has too many pixels: {width}x{height} are more than {max_pixels}")
+        if max(width, height) > MAX_SIDE:
+            raise Unreadable(f"is too large: {width}x{height}, and no side may be longer than {MAX_SIDE}")
+    pixels = image.width * image.height
+    changes = (image.mode not in ("L", "RGB") or image.has_transparency_data) + (file.canvas is not None)
+    decoded = MODE_BYTES.get(image.mode, 4)
+    memory = decoded + max(file.memory_per_pixel, 4 if changes else 0)
+    if pixels * memory > max_pixels * BYTES_PER_PIXEL:
+        raise Unreadable(
+            f"needs too much memory to decode: {image.width}x{image.height} in {memory:.0f} bytes a pixel, "
+            f"which a {file.format} of at most {int(max_pixels * BYTES_PER_PIXEL / memory)} pixels may have"
+        )
+    if image.mode == "RGB":  # one transparent colour, for which each pixel is compared
+        changes += image.has_transparency_data
+    seconds = file.cpu_s(*image.size) + pixels * (RESIZE_NS + CONVERT_NS * changes) / 1e9
+    if seconds > CPU_S * max(1, max_pixels / 50_000_000):
+        scans = f" in {file.scans} scans" if file.scans > 1 else ""
+        raise Unreadable(f"takes too long to decode: {image.width}x{image.height}{scans}, {len(file.data)} bytes")
+    return image
+
+
+def _as_shown(image: Image.Image, file: ImageFile) -> Image.Image:
+    profile = file.profile or image.info.get("icc_profile")
+    shown = image if image.mode == "CMYK" and profile else _on_white(image)
+    if file.canvas is not None:
+        left, top, *size = file.canvas
+        canvas = Image.new(shown.mode, (size[0], size[1]), "white")
+        canvas.paste(shown, (left, top))
+        shown = canvas
+    shown.info = {"orientation": file.orientation, "icc_profile": profile}
+    return shown
 
 
 def _on_white(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # 16-bit grey, which convert() would clip at 255 instead of scaling
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
-    if not image.has_transparency_data:
-        return image if image.mode == "RGB" else image.convert("RGB")
-    visible = image.convert("RGBA")
-    white = Image.new("RGB", image.size, "white")
-    white.paste(visible, mask=visible)
+    if image.mode in ("L", "RGB") and not image.has_transparency_data:
+        return image
+    is_grey = image.mode.startswith(("1", "I")) and (image.mode != "1" or not image.has_transparency_data)
+    white = Image.new("L" if is_grey else "RGB", image.size, "white")
+    rows = max(1, STRIP_PIXELS // image.width)
+    for top in range(0, image.height, rows):
+        strip = image.crop((0, top, image.width, min(top + rows, image.height)))
+        if image.mode.startswith("I"):  # 16-bit grey, which convert() would clip at 255 instead of scaling
+            values = np.asarray(strip)
+            grey = ((values.astype(np.uint32) * 255 + 32_895) >> 16).astype(np.uint8)  # values / 257, rounded
+            if (transparent := image.info.get("transparency")) is not None:
+                grey[values == transparent] = 255
+            white.paste(Image.fromarray(grey), (0, top))
+        elif image.has_transparency_data:
+            visible = strip.convert("RGBA")
+            white.paste(visible, (0, top), mask=visible)
+        else:
+            white.paste(strip.convert(white.mode), (0, top))
     return white
 
 
+def to_srgb(image: Image.Image) -> Image.Image:
+    """The image in mode RGB, its colours converted from the profile in its `info`. One that is invalid is ignored."""
+    if profile := image.info.get("icc_profile"):
+        try:
+            source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+            mode = PROFILE_MODES[source.profile.xcolor_space.strip()]
+            if (mode == "CMYK") == (image.mode == "CMYK"):
+                # Not optimised: building a table for all colours takes longer than converting 224x224 pixels.
+                flags = ImageCms.Flags.NOOPTIMIZE
+                transform = ImageCms.buildTransform(source, SRGB, mode, "RGB", flags=flags)
+                return transform.apply(image.convert(mode))
+        except (ImageCms.PyCMSError, KeyError, ValueError, OSError):
+            pass
+    return image.convert("RGB")
+
+
 def resize(image: Image.Image, mode: ResizeMode) -> Image.Image:
-    """224x224 pixels: the whole image stretched, or its centre after scaling the short side to 256."""
+    """224x224 pixels, upright: the whole image stretched, or its centre after scaling the short side to 256."""
     if mode is ResizeMode.STRETCH:
-        return image.resize((SIZE, SIZE), FILTER)
+        return _scale_upright(image, (SIZE, SIZE))
     short = min(image.size)
     if max(image.size) > MAX_RATIO * short:
         middle = (min(image.width, MAX_RATIO * short), min(image.height, MAX_RATIO * short))
         image = image.crop(_centre(image.size, middle))
-    whole = image.resize((image.width * SHORT_SIDE // short, image.height * SHORT_SIDE // short), FILTER)
+    whole = _scale_upright(image, (image.width * SHORT_SIDE // short, image.height * SHORT_SIDE // short))
     return whole.crop(_centre(whole.size, (SIZE, SIZE)))
+
+
+def _scale_upright(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """The same pixels as of an image that is turned first, which would take twice the time and memory."""
+    orientation = image.info.get("orientation", 1)
+    if orientation > 4:  # on its side: Pillow scales the width first, which is the height now
+        image = image.resize((image.width, size[1]), FILTER)
+    scaled = image.resize(size, FILTER)
+    return scaled.transpose(TRANSPOSE[orientation]) if orientation != 1 else scaled
 
 
 def _centre(size: tuple[int, int], part: tuple[int, int]) -> tuple[int, int, int, int]:
@@ -142,7 +254,7 @@ def preprocess(data: bytes, *, resize_mode: ResizeMode, max_pixels: int) -> Floa
     Raises:
         InvalidInput: the image cannot be decoded; the error says why.
     """
-    return normalise(resize(load_image(data, max_pixels=max_pixels), resize_mode))
+    return normalise(to_srgb(resize(load_image(data, max_pixels=max_pixels), resize_mode)))
 
 
 def _unreadable(reason: str) -> InvalidInput:

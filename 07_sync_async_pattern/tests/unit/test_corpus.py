@@ -1,0 +1,82 @@
+"""What decoding costs is bounded: every file is decoded within CPU seconds and memory, or refused for a named reason.
+
+Each runs in a process of its own, so that its peak of memory is its own.
+"""
+
+import time
+from multiprocessing import get_context
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from src.ml.preprocessing import BYTES_PER_PIXEL, ResizeMode, preprocess
+
+from serving_common.errors import InvalidInput
+from tests.corpus import CASES
+
+MAX_PIXELS = 50_000_000
+MAX_CPU_S = 2.0
+MAX_MEMORY_MB = BYTES_PER_PIXEL * MAX_PIXELS / 1e6 + 3 * 12  # the file and copies of it
+USUAL_S = 0.15
+"""CPU seconds of `usual_work` on the machine for which MAX_CPU_S holds; a slower one may take more, in proportion."""
+
+# A process for each file, forked from one that has everything imported and has held no file.
+CHILDREN = get_context("forkserver")
+CHILDREN.set_forkserver_preload(["tests.corpus", "src.ml.preprocessing"])
+
+pytestmark = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peaks of memory are Linux's")
+
+
+def memory_mb(name: str) -> float:
+    [line] = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name)]
+    return int(line.split()[1]) * 1024 / 1e6
+
+
+def usual_work() -> float:
+    """CPU seconds, here and now, for a work that has nothing to do with the files."""
+    started = time.process_time()
+    Image.new("RGB", (4_000, 4_000)).resize((224, 224))
+    return time.process_time() - started
+
+
+def measure(path: Path, answer) -> None:
+    """In the child: what came out, CPU seconds, megabytes, and how much slower than usual the machine is."""
+    slowness = max(1, usual_work() / USUAL_S)
+    data = path.read_bytes()
+    Path("/proc/self/clear_refs").write_text("5")
+    before_mb, started = memory_mb("VmRSS"), time.process_time()
+    try:
+        preprocess(data, resize_mode=ResizeMode.STRETCH, max_pixels=MAX_PIXELS)
+        outcome = "decoded"
+    except InvalidInput as exc:
+        outcome = exc.errors[0]["reason"]
+    seconds = time.process_time() - started
+    slowness = max(slowness, usual_work() / USUAL_S)
+    answer.send((outcome, seconds, memory_mb("VmHWM") - before_mb, slowness))
+
+
+def make(case: str, path: Path) -> None:
+    path.write_bytes(CASES[case][0]())
+
+
+def in_child(call, *args) -> None:
+    process = CHILDREN.Process(target=call, args=args)
+    process.start()
+    process.join(120)
+    assert process.exitcode == 0
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_file_is_decoded_within_bounds_or_refused(case, tmp_path):
+    path = tmp_path / "file"
+    in_child(make, case, path)  # a child, because this process would keep the memory
+    parent, child = CHILDREN.Pipe()
+    in_child(measure, path, child)
+    outcome, seconds, memory, slowness = parent.recv()
+    print(f"{case}: {path.stat().st_size / 1e6:.1f} MB, {seconds:.2f} s, {memory:.0f} MB, {outcome}")
+
+    assert path.stat().st_size <= 12_000_000
+    assert seconds < MAX_CPU_S * slowness
+    assert memory < MAX_MEMORY_MB
+    if (is_decoded := CASES[case][1]) is not None:
+        assert (outcome == "decoded") == is_decoded
