@@ -16,6 +16,7 @@ import uvicorn
 from fastapi import Depends, FastAPI, Response, Security
 from fastapi.params import Depends as DependsParam
 from fastapi.security import APIKeyHeader
+from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.middleware import Middleware
 from starlette.responses import JSONResponse
@@ -62,7 +63,8 @@ def create_service(
         invalid_input: status of requests that violate the schema.
         invalid_detail: their `detail`.
     """
-    app = FastAPI(
+    app = FastAPIOffline(  # /docs without a CDN
+        static_url="/docs/static",
         title=title,
         description=description,
         version="1.1.0",

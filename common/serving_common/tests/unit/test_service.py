@@ -301,6 +301,18 @@ async def test_health_answers_head(client, path):
     assert (await client.head("/flowers")).status_code == 405
 
 
+async def test_docs_need_no_other_host(client):
+    page = (await client.get("/docs")).text
+    assets = re.findall(r'(?:src|href)="([^"]+)"', page)
+
+    assert "//" not in page.replace("<!-- ", "").replace("http://www.w3.org", "")
+    assert len(assets) == 3
+    for asset in assets:
+        response = await client.get(asset)
+        assert response.status_code == 200
+        assert len(response.content) > 1000
+
+
 async def test_metric_labels_are_route_templates_and_known_methods(client):
     await client.post("/flowers", json=ONE)
     await client.get("/limited?limit=7")
