@@ -35,7 +35,7 @@ class ImageSettings(Settings):
         50_000_000,
         gt=0,
         le=MAX_IMAGE_PIXELS,
-        description="Larger images are rejected before decoding (400); a pixel needs 8 bytes of memory.",
+        description="Larger images are rejected before decoding (400); a pixel of it allows 8 bytes of memory.",
     )
     model_precision: Precision = Field(
         Precision.FLOAT32, description="`int8` uses the quantised model in the same folder, `…_int8.onnx`."
@@ -51,8 +51,11 @@ class ProxySettings(HttpSettings, QueueSettings, ImageSettings):
 
     deprecated_variables: ClassVar = {"MAX_WAITING": "MAX_IN_FLIGHT"}
 
+    max_image_bytes: PositiveInt = Field(12_000_000, description="Larger image files are rejected with 413.")
     max_body_bytes: int = Field(
-        10 * 1024 * 1024, gt=0, description="Larger request bodies are rejected with 413, unread."
+        17 * 1024 * 1024,
+        gt=0,
+        description="Larger request bodies are rejected with 413, unread; Base64 needs 4/3 of MAX_IMAGE_BYTES.",
     )
     max_inflight_body_bytes: int = Field(
         64 * 1024 * 1024, gt=0, description="Total size of bodies in memory; what exceeds it is rejected with 429."

@@ -10,7 +10,8 @@ from fastapi import FastAPI
 from fastapi.staticfiles import StaticFiles
 
 from serving_common.errors import StartupError
-from serving_common.redis import connect
+from serving_common.queue.client import JobQueue
+from serving_common.redis import QueueUnavailable, connect
 from serving_common.service import api_key_required, create_service, lazy_app, serve
 from serving_common.settings import load
 from src.configurations import ProxySettings
@@ -18,8 +19,11 @@ from src.jobs import Jobs
 from src.ml.classifier import Classifier
 from src.ml.weights import weights_of
 from src.proxy.page import STATIC, page_router
-from src.proxy.predictor import SyncPredictor
+from src.proxy.predictor import SyncPredictor, too_large
 from src.proxy.routers import health_router, router
+
+REDIS_WITHIN_S = 0.5
+"""Seconds after which /health/ready reports that Redis does not answer."""
 
 
 def create_app(settings: ProxySettings) -> FastAPI:
@@ -46,12 +50,26 @@ def create_app(settings: ProxySettings) -> FastAPI:
             app.state.predictor = await stack.enter_async_context(SyncPredictor(classifier, app.state.jobs, settings))
             yield
 
+    async def ready() -> None:
+        # The fast answer needs no Redis.
+        queue: JobQueue = app.state.jobs.queue
+        try:
+            async with asyncio.timeout(REDIS_WITHIN_S):
+                if (reason := await queue.why_unavailable(REDIS_WITHIN_S)) is None:
+                    app.state.warnings = await queue.missing_guarantees()
+                    return
+        except (QueueUnavailable, TimeoutError):
+            reason = f"Redis does not answer within {REDIS_WITHIN_S:g} s"
+        app.state.warnings = [f"degraded, no jobs for the better model: {reason}"]
+
     app = create_service(
         settings,
         title="Image classification: fast now, better later",
         description="POST /predict answers at once, with a fast model; GET /job/{job_id} has a better model's answer.",
         lifespan=lifespan,
+        ready=ready,
         invalid_input=400,
+        body_too_large=too_large(settings),
     )
     app.include_router(health_router)
     app.include_router(router, dependencies=api_key_required(settings))

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Depends, Path, Query, Request
 from serving_common.problems import problem_responses
 from serving_common.queue.types import JobId
 from src.jobs import MAX_WAIT_S, Jobs
+from src.proxy.disconnect import while_connected
 from src.proxy.predictor import SyncPredictor
 from src.schemas import Health, ImageJobResult, Metadata, PredictRequest, PredictResponse
 
@@ -54,19 +55,19 @@ async def metadata(request: Request) -> Metadata:
 
 
 @router.post("/predict", responses=problem_responses(400, 413, 429))
-async def predict(request: PredictRequest, predictor: PredictorDep) -> PredictResponse:
+async def predict(body: PredictRequest, request: Request, predictor: PredictorDep) -> PredictResponse:
     """The fast model's label for an image, and the id of the job for the better model's."""
-    return await _predict(predictor, request.image_data)
+    return await _predict(request, predictor, body.image_data)
 
 
 @router.get("/predict/test", responses=problem_responses(429))
 async def predict_test(request: Request, predictor: PredictorDep) -> PredictResponse:
     """The same for the proxy's own sample photograph."""
-    return await _predict(predictor, request.app.state.sample)
+    return await _predict(request, predictor, request.app.state.sample)
 
 
-async def _predict(predictor: SyncPredictor, image_data: str) -> PredictResponse:
-    job_id, prediction = await predictor.predict(image_data)
+async def _predict(request: Request, predictor: SyncPredictor, image_data: str) -> PredictResponse:
+    job_id, prediction = await while_connected(request, predictor.predict(image_data))
     structlog.contextvars.bind_contextvars(job_id=job_id)
     log.info("POST /predict - job_id: %s", job_id)
     log.info("Sync prediction: %s", prediction.label)
@@ -75,6 +76,7 @@ async def _predict(predictor: SyncPredictor, image_data: str) -> PredictResponse
 
 @router.get("/job/{job_id}", responses=problem_responses(400, 404, 503))
 async def get_job(
+    request: Request,
     job_id: Annotated[JobId, Depends(_job_id)],
     jobs: Annotated[Jobs, Depends(_jobs)],
     detail: Annotated[bool, Query(description="Also return the five best classes of both models.")] = False,
@@ -84,7 +86,7 @@ async def get_job(
     ] = 0,
 ) -> dict[str, ImageJobResult]:
     """The better model's label; empty until the job has completed."""
-    state = await jobs.get(job_id, wait)
+    state = await while_connected(request, jobs.get(job_id, wait))
     entry: ImageJobResult = {"prediction": (state.result or b"").decode()}
     if state.error is not None:
         entry["error"] = state.error

@@ -1,4 +1,4 @@
-"""The worker: `python -m src.worker.main`. Its HTTP port has only /metrics and /health."""
+"""The worker: `python -m src.worker.main`. Its HTTP port has only metrics and health."""
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -36,9 +36,10 @@ def create_app(settings: WorkerSettings) -> FastAPI:
                 delete_data=True,
             )
             app.state.worker, app.state.processes = worker, processes
+            app.state.queue = JobQueue(redis, keys, ttl_s=settings.result_ttl_s)
             async with run_consumers(
                 worker,
-                JobQueue(redis, keys, ttl_s=settings.result_ttl_s),
+                app.state.queue,
                 partial(process, redis, worker, processes, settings.result_ttl_s),
                 # One more than processes: while they predict, it claims the next jobs, so that none waits for Redis.
                 concurrency=settings.num_workers + 1,
@@ -49,7 +50,17 @@ def create_app(settings: WorkerSettings) -> FastAPI:
             ):
                 yield
 
-    app = create_service(settings, title="Worker", description="Predicts what is queued.", lifespan=lifespan)
+    async def ready() -> str | None:
+        if not app.state.worker.is_alive:
+            return "Redis has no heartbeat of this worker"
+        if not app.state.processes.is_up:
+            return "no model process is up"
+        app.state.warnings = await app.state.queue.missing_guarantees()
+        return None
+
+    app = create_service(
+        settings, title="Worker", description="Predicts what is queued.", lifespan=lifespan, ready=ready
+    )
 
     @app.get("/health")
     async def health(response: Response) -> dict[str, str]:

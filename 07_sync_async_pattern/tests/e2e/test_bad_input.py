@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.corpus import scans
 from tests.images import bomb, encode, gif_header, picture, png_header, webp_header
 
-MAX_BODY = 10 * 1024 * 1024
+MAX_FILE = 12_000_000
+MAX_BODY = 17 * 1024 * 1024
 GROWTH_MB = 400  # 8 bytes for each of 50,000,000 pixels
 JSON = {"Content-Type": "application/json"}
 
@@ -49,14 +51,14 @@ CASES = {
     "a link": (body("https://example.com/cat.jpg"), 400, "is not valid Base64"),
     "a file name": (body("/etc/passwd"), 400, "image"),
     "wrong padding": (body("iVBORw0KGg="), 400, "is not valid Base64"),
-    "the URL alphabet": (body("_-_-"), 400, "is not valid Base64"),
+    "text in the URL's alphabet": (body("_-_-"), 400, "known format"),
     "a lone surrogate": (b'{"image_data": "\\ud800"}', 400, "image_data"),
     "text": (body(b"hello, world"), 400, "known format"),
     "one byte": (body(b"\x89"), 400, "known format"),
     "SVG": (body(b'<svg xmlns="http://www.w3.org/2000/svg"/>'), 400, "known format"),
     "PDF": (body(encode(picture(), "PDF")), 400, "known format"),
-    "TIFF": (body(encode(picture(), "TIFF")), 400, "known format"),
-    "BMP": (body(encode(picture(), "BMP")), 400, "known format"),
+    "TIFF": (body(encode(picture(), "TIFF")), 400, "is a TIFF file"),
+    "HEIC": (body(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"), 400, "export it as JPEG"),
     "a ZIP": (body(b"PK\x03\x04" + bytes(100)), 400, "known format"),
     "only a JPEG's first bytes": (body(JPEG[:3]), 400, "image"),
     "half a JPEG": (body(JPEG[: len(JPEG) // 2]), 400, "damaged or truncated"),
@@ -71,7 +73,10 @@ CASES = {
     "a WebP that claims 268 megapixels": (body(webp_header(16_383, 16_383)), 400, "too many pixels"),
     "a GIF that claims 4 gigapixels": (body(gif_header(65_535, 65_535)), 400, "too many pixels"),
     "a strip": (body(png_header(70_000, 1)), 400, "is too large"),
-    "a body that is too large": (body("A" * MAX_BODY), 413, "larger than"),
+    "a JPEG with too many scans": (body(scans(7_000, 7_000, 488)), 400, "takes too long to decode"),
+    "a WebP that needs too much memory": (body(webp_header(16_383, 3_051)), 400, "needs too much memory"),
+    "a file that is too large": (body(bytes(MAX_FILE + 1)), 413, "The image file is larger than 12,000,000 bytes"),
+    "a body that is too large": (body("A" * MAX_BODY), 413, "The image file is larger than 12,000,000 bytes"),
 }
 
 
@@ -153,7 +158,7 @@ def test_decompression_bombs_return_400_within_memory_bound(proxy, tmp_path):
 
 @pytest.mark.usefixtures("memory_bounded")
 def test_concurrent_large_bodies_return_429_within_memory_bound(proxy):
-    large = body("A" * (MAX_BODY - 100))
+    large = body("A" * (MAX_FILE * 4 // 3))
 
     with ThreadPoolExecutor(60) as pool:
         posts = [pool.submit(proxy.post, "/predict", content=large, headers=JSON) for _ in range(60)]
@@ -161,6 +166,21 @@ def test_concurrent_large_bodies_return_429_within_memory_bound(proxy):
 
     assert statuses.keys() == {400, 429}, statuses
     assert proxy.get("/health").status_code == 200
+
+
+def test_largest_file_is_predicted(proxy):
+    """With the line breaks that `base64` makes."""
+    text = base64.encodebytes(PNG + bytes(MAX_FILE - len(PNG))).decode()
+    response = proxy.post("/predict", content=json.dumps({"image_data": text}).encode(), headers=JSON)
+
+    assert response.status_code == 200, response.text
+
+
+@pytest.mark.parametrize("file_format", ["BMP", "AVIF"])
+def test_formats_that_browsers_show_are_predicted(proxy, file_format):
+    response = proxy.post("/predict", content=body(encode(picture(), file_format)), headers=JSON)
+
+    assert response.json()["result_sync"]
 
 
 def test_valid_image_is_predicted_after_bad_input(proxy):

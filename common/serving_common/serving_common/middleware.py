@@ -126,12 +126,14 @@ class LastResortErrorMiddleware:
 class BodyLimitMiddleware:
     """Limits one body, and the bodies of all requests in flight together."""
 
-    def __init__(self, app: ASGIApp, max_body_bytes: int, max_inflight_body_bytes: int) -> None:
+    def __init__(
+        self, app: ASGIApp, max_body_bytes: int, max_inflight_body_bytes: int, too_large: str | None = None
+    ) -> None:
         self._app = app
         self._max_body_bytes = max_body_bytes
         self._max_inflight_body_bytes = max_inflight_body_bytes
         self._inflight_body_bytes = 0
-        self._too_large = f"The request body is larger than {max_body_bytes} bytes"
+        self._too_large = too_large or f"The request body is larger than {max_body_bytes} bytes"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":

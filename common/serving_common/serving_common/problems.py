@@ -33,7 +33,8 @@ STATUS: Mapping[ErrorKind, int] = {
 _JSON_TYPES = {"model_attributes_type": "object", "dict_type": "object", "list_type": "array"}
 
 # RFC 9110's names, which http.HTTPStatus has from Python 3.13 on.
-_TITLES = {413: "Content Too Large", 422: "Unprocessable Content"}
+# 499 is nginx's name for what no client reads, but logs and metrics count.
+_TITLES = {413: "Content Too Large", 422: "Unprocessable Content", 499: "Client Closed Request"}
 
 
 def title(status: int) -> str:

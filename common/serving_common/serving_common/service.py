@@ -51,6 +51,7 @@ def create_service(
     ready: ReadinessCheck | None = None,
     invalid_input: int = 422,
     invalid_detail: str = "Invalid input",
+    body_too_large: str | None = None,
 ) -> FastAPI:
     """A FastAPI application to which a pattern adds its routers.
 
@@ -62,6 +63,7 @@ def create_service(
         ready: decides what /health/ready answers; without it the service is ready as soon as it serves.
         invalid_input: status of requests that violate the schema.
         invalid_detail: their `detail`.
+        body_too_large: the `detail` of a 413, where users do not know the size of their request.
     """
     app = FastAPIOffline(  # /docs without a CDN
         static_url="/docs/static",
@@ -74,7 +76,7 @@ def create_service(
             Middleware(RequestContextMiddleware),
             Middleware(RequestMetricsMiddleware),
             Middleware(LastResortErrorMiddleware),
-            Middleware(BodyLimitMiddleware, settings.max_body_bytes, settings.max_inflight_body_bytes),
+            Middleware(BodyLimitMiddleware, settings.max_body_bytes, settings.max_inflight_body_bytes, body_too_large),
         ],
     )
     app.state.on_stop = list[Callable[[], None]]()  # called at shutdown, to release waiting requests

@@ -8,10 +8,14 @@ import socket
 import subprocess
 import sys
 import threading
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import httpx
 import numpy as np
 import pytest
+import uvicorn
 from PIL import Image
 from src import jobs
 from src.configurations import ProxySettings, WorkerSettings
@@ -19,6 +23,7 @@ from src.jobs import store
 from src.ml.classifier import Classifier, ImagePrediction
 from src.ml.preprocessing import preprocess
 from src.proxy.app import create_app
+from src.proxy.metrics import STAGE_TIME
 
 from serving_common.errors import StartupError
 from serving_common.queue.types import JobId
@@ -256,6 +261,86 @@ async def test_job_is_enqueued_while_model_runs_off_the_event_loop(redis, held, 
     model.released.set()
     job_id = (await request).json()["job_id"]
     assert await redis.lrange("queue:jobs", 0, -1) == [job_id.encode()]
+
+
+async def test_late_event_loop_is_not_taken_for_a_redis_failure(redis, settings, photo):
+    """Between any two turns of the loop passes more time than Redis has to answer."""
+    async with proxy(settings(job_timeout_s=0.01)) as client:
+        requests = [asyncio.create_task(client.post("/predict", json=body_of(photo))) for _ in range(3)]
+        while not all(request.done() for request in requests):
+            time.sleep(0.02)  # noqa: ASYNC251 - to be late is the point
+            await asyncio.sleep(0)
+
+    job_ids = [request.result().json()["job_id"] for request in requests]
+    assert sorted(await redis.lrange("queue:jobs", 0, -1)) == sorted(job_id.encode() for job_id in job_ids)
+
+
+async def test_clients_that_have_gone_leave_no_work(redis, settings, photo):
+    """Their images are not decoded, no job is stored for them, and the next request need not wait for them."""
+    app = create_app(settings())
+    body = json.dumps(body_of(photo)).encode()
+    head = f"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    decoded = STAGE_TIME.labels("read")
+    async with app.router.lifespan_context(app), serving(app) as address, AsyncExitStack() as stack:
+        predictor = app.state.predictor
+        model = predictor._classifier = HeldClassifier(predictor._classifier)
+        stack.callback(model.released.set)
+        client = await stack.enter_async_context(httpx.AsyncClient(base_url=f"http://127.0.0.1:{address}", timeout=60))
+        threads = predictor._threads._max_workers
+        held = [asyncio.create_task(client.post("/predict", json=body_of(photo))) for _ in range(threads)]
+        for _ in held:
+            assert await asyncio.to_thread(model.entered.acquire, timeout=60)
+        decoded_before = decoded._sum.get()
+        writers = [(await asyncio.open_connection("127.0.0.1", address))[1] for _ in range(20)]
+        for writer in writers:
+            writer.write(head.encode() + body)
+
+        async def in_flight(count: int) -> bool:
+            return bool(predictor._limiter._free == 64 - count)
+
+        await until(lambda: in_flight(threads + 20))
+        for writer in writers:
+            writer.close()
+        await until(lambda: in_flight(threads))
+        assert decoded._sum.get() == decoded_before
+        model.released.set()
+        answers = [*await asyncio.gather(*held), await client.post("/predict", json=body_of(photo))]
+
+    job_ids = [answer.json()["job_id"] for answer in answers]
+    assert sorted(await redis.lrange("queue:jobs", 0, -1)) == sorted(job_id.encode() for job_id in job_ids)
+
+
+@asynccontextmanager
+async def serving(app) -> AsyncIterator[int]:
+    """A server in this event loop; its port."""
+    server = uvicorn.Server(uvicorn.Config(app, lifespan="off", log_config=None))
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        running = asyncio.create_task(server.serve([listener]))
+        yield listener.getsockname()[1]
+        server.should_exit = True
+        await running
+
+
+async def test_proxy_is_ready_with_and_without_redis(redis, settings):
+    async with proxy(settings()) as client:
+        assert (await client.get("/health/live")).json() == {"status": "alive"}
+        ready = await client.get("/health/ready")
+        assert (ready.status_code, ready.json()["status"]) == (200, "ready")
+        assert not any("degraded" in warning for warning in ready.json().get("warnings", []))
+    async with proxy(settings(redis_port=free_port())) as client:
+        degraded = await client.get("/health/ready")
+        assert (degraded.status_code, degraded.json()["status"]) == (200, "ready")
+        [warning] = degraded.json()["warnings"]
+        assert warning.startswith("degraded, no jobs for the better model: Redis")
+
+
+async def test_file_over_limit_returns_413_with_its_size(redis, settings, photo):
+    async with proxy(settings(max_image_bytes=len(photo) - 1)) as client:
+        response = await client.post("/predict", json=body_of(photo))
+
+    assert response.status_code == 413
+    assert response.json()["detail"] == f"The image file is larger than {len(photo) - 1:,} bytes"
+    assert await redis.keys() == []
 
 
 async def test_requests_over_concurrency_limit_return_429(held, photo):

@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 from importlib.resources import files
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 from prometheus_client import REGISTRY
@@ -192,3 +193,19 @@ async def test_resnet50_result_equals_direct_inference(jobs, settings):
         assert (await final_state(jobs, job_id)).status is JobStatus.COMPLETED
     prediction = predict_directly(Classifier.load(chosen.async_model_path, LABELS), photograph, chosen)
     assert is_same((await jobs.details(job_id))["async"], prediction)
+
+
+async def test_worker_is_ready_with_heartbeat_and_process(redis, settings):
+    async with worker(settings(heartbeat_s=60)) as app:
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://worker") as client:
+            assert (await client.get("/health/live")).json() == {"status": "alive"}
+            async with asyncio.timeout(30):
+                while (await client.get("/health/ready")).status_code != 200:  # noqa: ASYNC110 - no event says so
+                    await asyncio.sleep(0.01)
+
+            [process] = app.state.processes._all
+            process.is_up = False  # as after its death
+            response = await client.get("/health/ready")
+            assert (response.status_code, response.json()["reason"]) == (503, "no model process is up")
+            process.is_up = True
