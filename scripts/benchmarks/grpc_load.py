@@ -14,7 +14,7 @@ from typing import Any
 
 import grpc
 
-from scripts.benchmarks.load import Load
+from serving_testing.load import Load
 from tfserving_protos import messages
 
 PREDICT = "/tensorflow.serving.PredictionService/Predict"

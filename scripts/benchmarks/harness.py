@@ -15,13 +15,13 @@ from typing import TypeVar
 
 from redis.asyncio import Redis
 
-from scripts.benchmarks.load import Load, run_in_process
 from scripts.devstack.runs import PatternRun
 from scripts.devstack.stack import DevStack
 from scripts.devstack.steps import FLOWERS
 from scripts.devstack.table import ROOT
 from serving_common.queue.client import JobQueue
 from serving_common.queue.types import JobKeys
+from serving_testing.load import Load, run_in_process
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
@@ -126,7 +126,7 @@ async def send_load(
     """One round of load from a process of its own."""
     text = None if body is None else json.dumps(body)
     arguments = {"url": url, "connections": connections, "seconds": seconds, "body": text, "rate": rate, "then": then}
-    return await asyncio.to_thread(run_in_process, "scripts.benchmarks.load", **arguments)
+    return await asyncio.to_thread(run_in_process, "serving_testing.load", **arguments)
 
 
 async def take_turns(rounds: int, cases: Mapping[K, Callable[[], Awaitable[V]]]) -> dict[K, list[V]]:

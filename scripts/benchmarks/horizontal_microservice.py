@@ -10,11 +10,11 @@ from functools import partial
 
 from scripts.benchmarks import harness
 from scripts.benchmarks.harness import ROW, TYPICAL_CONNECTIONS, Benchmark, Endpoint, plural, rate_of, send_load
-from scripts.benchmarks.load import Load
 from scripts.devstack.machine import resident_mb
 from scripts.devstack.patterns import PATTERNS
 from scripts.devstack.steps import FLOWERS
 from scripts.devstack.table import HOST, ProcessDefinition, web_process
+from serving_testing.load import Load
 
 BODY = {"data": [ROW]}
 PATTERN = PATTERNS["06"]

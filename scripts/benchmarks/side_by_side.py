@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from importlib import import_module
 
 from scripts.benchmarks.harness import SAME_LOAD, Benchmark, Endpoint, Measurement, measurements_of, rate_of
-from scripts.benchmarks.load import Load
 from scripts.devstack.machine import resident_mb
 from scripts.devstack.patterns import PATTERNS
 from scripts.devstack.runs import PatternRun, SkippedError
 from scripts.devstack.stack import private_stack
+from serving_testing.load import Load
 
 PERCENTILES = (*range(1, 100), 99.5, 99.9)
 # Only the pattern itself shall be measured: no full queue, and no batch that begins in the middle.

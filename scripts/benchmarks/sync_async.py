@@ -22,7 +22,6 @@ from PIL import Image
 from redis.asyncio import Redis
 
 from scripts.benchmarks.harness import ARTIFACTS, Benchmark, Endpoint, drain, fill, plural, send_load, take_turns
-from scripts.benchmarks.load import Load
 from scripts.devstack.patterns import PATTERNS
 from scripts.devstack.runs import require_redis
 from scripts.devstack.stack import DevStack, ManagedProcess
@@ -30,6 +29,7 @@ from scripts.devstack.table import ROOT
 from serving_common.onnx import available_cpus
 from serving_common.queue.client import JobQueue
 from serving_common.queue.types import JobKeys
+from serving_testing.load import Load
 
 KEYS = JobKeys("queue:jobs", data="image:{}", result="result:{}", status="status:{}")
 CONNECTIONS = (1, 4, 10, 32)

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from scripts.benchmarks.harness import ROW, Benchmark, Endpoint, latency_ms, plural, rate_of, send_load, take_turns
-from scripts.benchmarks.load import Load, run_in_process
 from scripts.devstack.machine import resident_mb
 from scripts.devstack.stack import DevStack
 from scripts.devstack.table import HOST, ProcessDefinition
+from serving_testing.load import Load, run_in_process
 
 PATH = "/v1/models/iris:predict"
 ENDPOINTS = [Endpoint("02 prediction (REST)", "PORT_02_REST", PATH, lambda: {"instances": [ROW]})]

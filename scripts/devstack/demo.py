@@ -3,7 +3,7 @@
     make demo PATTERNS="04 06"
     python -m scripts.devstack.demo --svg docs/demo.svg    also draws the summary, for the README
 
-Exit code 0 if every answer was right. State starts empty; the logs of the processes stay in .run/logs/.
+Exit code 0 if every answer was right. State starts empty, in .run/demo/ with the logs.
 Each pattern's requests are the function `demo` of its module in scripts/devstack/patterns.
 """
 
@@ -27,9 +27,11 @@ from rich.text import Text
 from scripts.devstack.patterns import DEMOS, PATTERNS
 from scripts.devstack.stack import DevStack, StackError, run
 from scripts.devstack.steps import Demo, Step
-from scripts.devstack.table import Pattern
+from scripts.devstack.table import ROOT, Pattern
 from scripts.devstack.terminal import INTERRUPTED, event_printer, make_console, parsed, parser_of_patterns
 
+# Not the state of `make up`, which may be running on other ports.
+RUN_DIR = ROOT / ".run/demo"
 REQUEST_TIMEOUT_S = 30
 ONE_LINE = 100
 PICTURE_WIDTH, PICTURE_CELL = 166, 48
@@ -54,7 +56,9 @@ async def show_all(
     api_key = {"X-API-Key": key} if (key := caller_api_key()) else {}  # the services read it too
     try:
         async with (
-            DevStack(numbers, table=table, fresh=True, on_event=event_printer(console, table)) as stack,
+            DevStack(
+                numbers, table=table, run_dir=RUN_DIR, fresh=True, on_event=event_printer(console, table)
+            ) as stack,
             httpx.AsyncClient(trust_env=False, timeout=REQUEST_TIMEOUT_S, headers=api_key) as client,
         ):
             for number in numbers:

@@ -12,7 +12,7 @@ import pytest
 
 from scripts.benchmarks import grpc_load
 from scripts.benchmarks.harness import Endpoint
-from scripts.benchmarks.load import run_in_process
+from serving_testing.load import run_in_process
 from tfserving_protos import messages, services
 
 
@@ -54,7 +54,7 @@ def server():
 def test_load_is_measured_in_a_closed_and_in_an_open_loop(server):
     def measured(path, connections, seconds, **more):
         url = f"{server}{path}"
-        return run_in_process("scripts.benchmarks.load", url=url, connections=connections, seconds=seconds, **more)
+        return run_in_process("serving_testing.load", url=url, connections=connections, seconds=seconds, **more)
 
     closed = measured("/predict", 2, 0.2, body="{}", then="/job/{}")
     assert closed.latencies

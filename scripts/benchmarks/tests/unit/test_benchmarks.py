@@ -10,12 +10,12 @@ import pytest
 from scripts.benchmarks import __main__ as program
 from scripts.benchmarks import side_by_side
 from scripts.benchmarks.harness import Benchmark, Measurement, measurements_of
-from scripts.benchmarks.load import Load
 from scripts.benchmarks.report import markdown, write
 from scripts.benchmarks.side_by_side import SideBySide
 from scripts.devstack.machine import described, libraries
 from scripts.devstack.patterns import PATTERNS
 from scripts.devstack.runs import Profile, SkippedError, modules
+from serving_testing.load import Load
 
 KNOWN = modules("scripts.benchmarks")
 

@@ -32,7 +32,7 @@ def test_the_demo_of_each_pattern_succeeds(number, environ):
 
 
 def test_correct_responses_are_printed_and_summarized(start):
-    leftover = ROOT / ".run/90/leftover"
+    leftover = ROOT / ".run/demo/90/leftover"
     leftover.parent.mkdir(parents=True, exist_ok=True)
     leftover.touch()
     demo = start("demo", "90")
@@ -81,7 +81,7 @@ def test_a_process_that_does_not_start_fails_the_demo(start):
 
 
 def test_sigint_stops_the_demo(start):
-    log = ROOT / ".run/logs/94-patient.log"
+    log = ROOT / ".run/demo/logs/94-patient.log"
     log.unlink(missing_ok=True)
     demo = start("demo", "94")
     wait_until(lambda: log.exists() and log.read_text())

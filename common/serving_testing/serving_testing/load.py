@@ -1,6 +1,6 @@
 """An HTTP load generator cheap enough that, on two cores, it measures the server and not itself.
 
-`python -m scripts.benchmarks.load` reads the arguments of `run` as a JSON object and prints a Load as one. It uses
+`python -m serving_testing.load` reads the arguments of `run` as a JSON object and prints a Load as one. It uses
 asyncio's protocols because Python's HTTP clients take longer for a request than the fastest servers measured here.
 """
 
@@ -16,8 +16,6 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, cast
 from urllib.parse import urlsplit
-
-from scripts.devstack.table import ROOT
 
 
 @dataclass(frozen=True)
@@ -144,7 +142,7 @@ def run_in_process(module: str, **arguments: Any) -> Load:
     # Unbuffered, Python drops the rest of a line that a pipe takes only a part of.
     env = {**os.environ, "PYTHONUNBUFFERED": ""}
     command, text = [sys.executable, "-m", module], json.dumps(arguments)
-    done = subprocess.run(command, cwd=ROOT, env=env, input=text, stdout=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run(command, env=env, input=text, stdout=subprocess.PIPE, text=True, check=True)
     return Load(**json.loads(done.stdout))
 
 
