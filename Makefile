@@ -14,7 +14,15 @@ PATTERNS ?= $(foreach folder,$(all_patterns),$(firstword $(subst _, ,$(folder)))
 # Which folders `test` tests.
 FOLDERS ?= $(all_patterns) models scripts common
 # `common` stands for every package in it.
-folders = $(foreach folder,$(FOLDERS:/=),$(if $(filter common,$(folder)),$(patsubst %/pyproject.toml,%,$(wildcard common/*/pyproject.toml)),$(folder)))
+folders := $(foreach folder,$(FOLDERS:/=),$(if $(filter common,$(folder)),$(patsubst %/pyproject.toml,%,$(wildcard common/*/pyproject.toml)),$(folder)))
+
+# Every target checks its words here. FOLDERS=06 is short for the folder of the pattern 06.
+numbers := $(foreach folder,$(all_patterns),$(firstword $(subst _, ,$(folder))))
+unknown := $(filter-out $(numbers),$(PATTERNS))
+$(if $(unknown),$(error PATTERNS: no pattern "$(unknown)"; write for instance PATTERNS="04 06", of $(numbers)))
+folders := $(foreach folder,$(folders),$(if $(filter $(numbers),$(folder)),$(wildcard $(folder)_*_pattern),$(folder)))
+unknown := $(foreach folder,$(folders),$(if $(wildcard $(folder)/.),,$(folder)))
+$(if $(strip $(unknown)),$(error FOLDERS: no folder "$(strip $(unknown))"; write for instance FOLDERS="06 common"))
 
 # 03 calls 02's model server.
 pattern_folders = $(sort $(foreach number,$(PATTERNS) $(if $(filter 03,$(PATTERNS)),02),$(wildcard $(number)_*)))

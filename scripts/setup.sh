@@ -11,7 +11,7 @@ die() { printf 'setup: %s\n' "$*" >&2; exit 1; }
 # Python 3.13 if there is one, also where pyenv keeps versions that are not on PATH; else the newest that will do.
 find_python() {
   local candidate
-  for candidate in ${PYTHON-} python3.13 "${PYENV_ROOT:-$HOME/.pyenv}"/versions/3.13.*/bin/python3.13 \
+  for candidate in ${PYTHON-} python3.13 "${PYENV_ROOT:-${HOME-}/.pyenv}"/versions/3.13.*/bin/python3.13 \
     python3.12 python3.11 python3; do
     # A pyenv shim exists for versions that it then refuses to run: only a Python that answers counts.
     if "$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; then
@@ -29,10 +29,15 @@ find_uv() {
   fi
   if [ ! -x .tools/bin/uv ]; then
     say "installing uv into .tools/"
-    { "$1" -m pip --version >/dev/null 2>&1 &&
-      "$1" -m pip install --quiet --disable-pip-version-check --root-user-action ignore --target .tools -c constraints.txt uv; } ||
-      { "$1" -m venv .tools && .tools/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt uv; } ||
+    # PIP_USER=0: `user = true` in the user's pip configuration contradicts --target.
+    local pip=(-m pip install --quiet --disable-pip-version-check -c constraints.txt) out
+    if "$1" -m pip --version >/dev/null 2>&1; then
+      out=$(PIP_USER=0 "$1" "${pip[@]}" --root-user-action ignore --target .tools uv 2>&1) || die "cannot install uv: ${out##*$'\n'}"
+    elif out=$("$1" -m venv .tools 2>&1); then
+      out=$(PIP_USER=0 .tools/bin/python "${pip[@]}" uv 2>&1) || die "cannot install uv: ${out##*$'\n'}"
+    else
       die "cannot install uv: $1 has neither pip nor ensurepip (on Debian: apt install python3-venv)"
+    fi
   fi
   echo "$PWD/.tools/bin/uv"
 }
@@ -68,14 +73,21 @@ for part in "$@"; do
   esac
 done
 
-# One stamp for each set of requirements, valid for the files that it was made from.
+# One stamp for each set of requirements, valid for the files that it was made from. What development needs is all.
 wanted=$(cat constraints.txt pyproject.toml ./*/pyproject.toml common/*/pyproject.toml scripts/setup.sh | cksum)
 stamp=.venv/.installed-$(printf '%s' "$mode $* ${models[*]}" | cksum | tr ' ' -)
-if [ -x .venv/bin/python ] && [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]; then exit 0; fi
+[ "$mode" != dev ] || stamp=.venv/.installed-dev
+for made in "$stamp" .venv/.installed-dev; do
+  if [ -x .venv/bin/python ] && [ "$(cat "$made" 2>/dev/null)" = "$wanted" ]; then exit 0; fi
+done
 
 python=$(find_python)
 uv=$(find_uv "$python")
 export UV_PYTHON_DOWNLOADS=never VIRTUAL_ENV=$PWD/.venv
+# The certificates of the machine, as pip takes them: a company's own authority is only there.
+export UV_SYSTEM_CERTS=${UV_SYSTEM_CERTS-1}
+# An arbitrary user, as OpenShift assigns, has no home to keep a cache in.
+[ -w "${HOME:-/nonexistent}" ] || export UV_CACHE_DIR=${UV_CACHE_DIR-$PWD/.tools/cache}
 if ! .venv/bin/python -c '' 2>/dev/null; then
   say "creating .venv with $("$python" --version)"
   "$uv" venv --quiet --clear --python "$python" .venv
