@@ -68,7 +68,7 @@ def stub(descriptors: FileDescriptorSet) -> Iterator[str]:
     yield "from google.protobuf.internal.containers import RepeatedCompositeFieldContainer"
     yield "from google.protobuf.internal.containers import RepeatedScalarFieldContainer"
     yield "from google.protobuf.message import Message"
-    yield "from google.protobuf.wrappers_pb2 import Int64Value, StringValue"
+    yield "from google.protobuf.wrappers_pb2 import BoolValue, Int64Value, StringValue"
     yield ""
     yield "POOL: DescriptorPool"
     for file in descriptors.file:

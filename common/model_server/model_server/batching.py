@@ -100,9 +100,8 @@ class Batcher:
                 and UNAVAILABLE when the queue is full.
         """
         context.check()
-        # Check first, so that a request of the wrong shape does not fail the others in its batch.
-        for alias, array in inputs.items():
-            signature.inputs[alias].check(alias, array)
+        # Check first, so that a request of the wrong type does not fail the others in its batch.
+        signature.check(inputs)
         rows = _row_count(inputs)
         limit = self._options.max_batch_size
         if rows > limit:

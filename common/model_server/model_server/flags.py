@@ -1,4 +1,4 @@
-"""The command line: the flags of TensorFlow Serving that this server supports. Others are rejected."""
+"""The command line: every flag of TensorFlow Serving. Some have no effect here; others than those are rejected."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+import structlog
 from google.protobuf import text_format
 
 from tfserving_protos import messages
@@ -18,11 +19,52 @@ from .manager import validated
 from .status import invalid
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from google.protobuf.message import Message
 
     M = TypeVar("M", bound=Message)
+
+
+log = structlog.get_logger()
+
+# Flags for what this server does not have, does always, or does in another way. docs/model-server.md says which.
+WITHOUT_EFFECT = (
+    "enable_grpc_healthcheck_service",
+    "enable_per_model_batching_parameters",
+    "enable_profiler",
+    "enable_serialization_as_tensor_content",
+    "enable_signature_method_name_check",
+    "flush_filesystem_caches",
+    "load_retry_interval_micros",
+    "max_num_load_retries",
+    "mixed_precision",
+    "num_load_threads",
+    "num_tflite_interpreters_per_pool",
+    "num_tflite_pools",
+    "num_unload_threads",
+    "per_process_gpu_memory_fraction",
+    "platform_config_file",
+    "prefer_tflite_model",
+    "remove_unused_fields_from_bundle_metagraph",
+    "rest_api_num_threads",
+    "skip_initialize_tpu",
+    "tensorflow_session_config_file",
+    "thread_pool_factory_config_file",
+    "use_alts_credentials",
+    "use_tflite_model",
+    "xla_cpu_compilation_enabled",
+    "xla_gpu_compilation_enabled",
+)
+# Fields of BatchingParameters, likewise.
+BATCHING_WITHOUT_EFFECT = frozenset(
+    [
+        "enable_large_batch_splitting",
+        "max_execution_batch_size",
+        "thread_pool_name",
+        "pad_variable_length_inputs",
+    ]
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +89,12 @@ class Flags:
     monitoring_config_file: Path | None
     enable_batching: bool
     batching_parameters_file: Path | None
+    num_request_iterations_for_warmup: int
+    saved_model_tags: str
     tensorflow_session_parallelism: int
+    tensorflow_intra_op_parallelism: int
+    tensorflow_inter_op_parallelism: int
+    without_effect: Mapping[str, str]
 
 
 def parse(arguments: Sequence[str] | None = None) -> Flags:
@@ -62,7 +109,7 @@ def parse(arguments: Sequence[str] | None = None) -> Flags:
     add("--grpc_socket_path", default="", help="also serve gRPC on this UNIX socket")
     add("--grpc_max_threads", type=_positive, default=64, help="limit of requests that run at the same time")
     add("--grpc_channel_arguments", type=_channel_arguments, default=(), help="name=value,name=value")
-    add("--ssl_config_file", type=Path, help="SSLConfig as text: serve gRPC with TLS")
+    add("--ssl_config_file", type=_path, help="SSLConfig as text: serve gRPC with TLS")
     add("--rest_api_port", type=_port, default=0, help="HTTP port; 0: no REST API")
     add(
         "--rest_api_timeout_in_ms",
@@ -73,7 +120,7 @@ def parse(arguments: Sequence[str] | None = None) -> Flags:
     _add_bool(parser, "--rest_api_enable_cors_support", default=False, text="send CORS headers")
     add("--model_name", default="default", help="name of the one model (ignored with --model_config_file)")
     add("--model_base_path", default="", help="folder of its version folders (ignored with --model_config_file)")
-    add("--model_config_file", type=Path, help="ModelServerConfig as text: several models, policies, labels")
+    add("--model_config_file", type=_path, help="ModelServerConfig as text: several models, policies, labels")
     add(
         "--model_config_file_poll_wait_seconds",
         type=float,
@@ -93,12 +140,22 @@ def parse(arguments: Sequence[str] | None = None) -> Flags:
         text="a new label may point at a version that is not loaded yet",
     )
     _add_bool(parser, "--enable_model_warmup", default=True, text="run a model's warm-up requests before it serves")
-    add("--monitoring_config_file", type=Path, help="MonitoringConfig as text: Prometheus metrics")
+    add("--monitoring_config_file", type=_path, help="MonitoringConfig as text: Prometheus metrics")
     _add_bool(parser, "--enable_batching", default=False, text="join waiting requests into batches")
-    add("--batching_parameters_file", type=Path, help="BatchingParameters as text")
-    add("--tensorflow_session_parallelism", type=int, default=0, help="threads inside one operation; 0: one per core")
+    add("--batching_parameters_file", type=_path, help="BatchingParameters as text")
+    add("--num_request_iterations_for_warmup", type=int, default=1, help="how often each warm-up request is run")
+    add("--saved_model_tags", default="serve", help="comma-separated tags of the graph to load from a SavedModel")
+    add("--tensorflow_session_parallelism", type=int, default=0, help="sets both of the next; 0: one per core")
+    add("--tensorflow_intra_op_parallelism", type=int, default=0, help="threads inside one operation; 0: one per core")
+    add("--tensorflow_inter_op_parallelism", type=int, default=0, help="operations at a time; 0: one per core")
+    for name in WITHOUT_EFFECT:
+        add(f"--{name}", nargs="?", const="true", help="accepted, without effect")
     add("--version", action=_PrintVersion, nargs=0, help="print the version and exit")
     values = vars(parser.parse_args(arguments))
+    if values["use_alts_credentials"] not in (None, "false", "0"):
+        # Without effect, it would open a port without any encryption.
+        parser.error("argument --use_alts_credentials: ALTS is not supported; use --ssl_config_file")
+    values["without_effect"] = {name: values[name] for name in WITHOUT_EFFECT if values[name] is not None}
     return Flags(**{field.name: values[field.name] for field in fields(Flags)})
 
 
@@ -143,6 +200,8 @@ def read_files(flags: Flags) -> Configuration:
     Raises:
         StatusError: INVALID_ARGUMENT, naming the file or the flag that is wrong.
     """
+    if flags.without_effect:
+        log.warning("flags_without_effect", flags=dict(flags.without_effect))
     if not flags.port and not flags.grpc_socket_path:
         raise invalid("server_options.grpc_port is not set.")
     monitoring = messages.MonitoringConfig()
@@ -155,9 +214,7 @@ def read_files(flags: Flags) -> Configuration:
 def _models(flags: Flags) -> messages.ModelServerConfig:
     config = messages.ModelServerConfig()
     if flags.model_config_file:
-        read_text_proto(flags.model_config_file, config)
-        validated(config)
-        return config
+        return read_models(flags.model_config_file)
     if not flags.model_base_path:
         raise invalid("Both server_options.model_base_path and server_options.model_config_file are empty!")
     model = config.model_config_list.config.add()
@@ -165,6 +222,23 @@ def _models(flags: Flags) -> messages.ModelServerConfig:
     model.base_path = flags.model_base_path
     model.model_platform = "tensorflow"
     validated(config)
+    return config
+
+
+def read_models(path: Path) -> messages.ModelServerConfig:
+    """The models of a configuration file.
+
+    Raises:
+        StatusError: INVALID_ARGUMENT, naming the file or the model that is wrong.
+    """
+    config = read_text_proto(path, messages.ModelServerConfig())
+    validated(config)
+    ignored = {
+        model.name: [field for field in ("logging_config",) if model.HasField(field)]
+        for model in config.model_config_list.config
+    }
+    if any(ignored.values()):
+        log.warning("config_without_effect", path=str(path), models={name: f for name, f in ignored.items() if f})
     return config
 
 
@@ -179,7 +253,15 @@ def _batching(flags: Flags) -> BatchingOptions | None:
     message = messages.BatchingParameters()
     if flags.batching_parameters_file:
         read_text_proto(flags.batching_parameters_file, message)
+        ignored = [field.name for field, _ in message.ListFields() if field.name in BATCHING_WITHOUT_EFFECT]
+        if ignored:
+            log.warning("config_without_effect", path=str(flags.batching_parameters_file), fields=ignored)
     return BatchingOptions.from_message(message)
+
+
+def _path(text: str) -> Path | None:
+    """Empty means none, as in TensorFlow Serving."""
+    return Path(text) if text else None
 
 
 def _add_bool(parser: argparse.ArgumentParser, name: str, *, default: bool, text: str) -> None:

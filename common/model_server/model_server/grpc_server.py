@@ -70,11 +70,15 @@ class GrpcServer:
             (model, "GetModelStatus"): models.status,
             (model, "HandleReloadConfigRequest"): models.reload_config,
         }
+
+        def record(name: str, api: str, code: Code, duration_s: float) -> None:
+            metrics.record(models.known(name), api, "GRPC", code, duration_s)
+
         self._calls = [
             serve_unary(
                 self._server,
                 {
-                    f"/{prediction}/{name}": _run_behavior(_Method(prediction, name, metrics), function, admission)
+                    f"/{prediction}/{name}": _run_behavior(name, function, admission, record)
                     for name, function in runs.items()
                 },
                 threads=threads,
@@ -83,7 +87,7 @@ class GrpcServer:
             serve_unary(
                 self._server,
                 {
-                    f"/{service}/{name}": _control_behavior(_Method(service, name, metrics), function)
+                    f"/{service}/{name}": _control_behavior(service, name, function)
                     for (service, name), function in controls.items()
                 },
                 threads=1,
@@ -122,58 +126,58 @@ class GrpcServer:
         self._control_pool.shutdown()
 
 
-class _Method:
-    """What the behaviors of all methods have in common."""
-
-    def __init__(self, service: str, api: str, metrics: ServerMetrics) -> None:
-        self._api = api
-        self._metrics = metrics
-        self._request_class = services.METHODS[service][api].request
-
-    def parse(self, serialized: bytes, respond: Callable[[CallResult], None]) -> Any:
-        """The request; None, and a response, if it is malformed."""
-        try:
-            return self._request_class.FromString(serialized)
-        except DecodeError:
-            respond(CallResult(Code.INTERNAL, "Exception deserializing request!"))
-            return None
-
-    def answer(self, request: Any, function: Callable[[Any], Message], started: float) -> CallResult:
-        """The response of `function`; never raises."""
-        name, code, details, message = "", Code.OK, "", b""
-        try:
-            message = function(request).SerializeToString()
-            # Only successful requests carry a model name: unknown names would add time series without bound.
-            name = request.model_spec.name if "model_spec" in self._request_class.DESCRIPTOR.fields_by_name else ""
-        except StatusError as error:
-            code, details = error.code, str(error)
-        except Exception:
-            code, details = Code.INTERNAL, "Internal error; see the server's log"
-            log.exception("call_failed", api=self._api)
-        self._metrics.record(name, self._api, "GRPC", code.name, time.perf_counter() - started)
-        return CallResult(code, details, message)
+def _parsed(request_class: type[Message], serialized: bytes, respond: Callable[[CallResult], None]) -> Any:
+    """The request; None, and a response, if it is malformed."""
+    try:
+        return request_class.FromString(serialized)
+    except DecodeError:
+        respond(CallResult(Code.INTERNAL, "Exception deserializing request!"))
+        return None
 
 
-def _control_behavior(method: _Method, function: Callable[[Any], Message]) -> Behavior:
+def _result(api: str, function: Callable[[], Message]) -> CallResult:
+    """How a call of `function` ends; never raises."""
+    try:
+        return CallResult(Code.OK, message=function().SerializeToString())
+    except StatusError as error:
+        return CallResult(error.code, str(error))
+    except Exception:
+        log.exception("call_failed", api=api)
+        return CallResult(Code.INTERNAL, "Internal error; see the server's log")
+
+
+def _control_behavior(service: str, api: str, function: Callable[[Any], Message]) -> Behavior:
+    request_class = services.METHODS[service][api].request
+
     def behavior(serialized: bytes, _: Context, respond: Callable[[CallResult], None]) -> None:
-        started = time.perf_counter()
-        if (request := method.parse(serialized, respond)) is not None:
-            respond(method.answer(request, function, started))
+        request = _parsed(request_class, serialized, respond)
+        if request is not None:
+            respond(_result(api, lambda: function(request)))
 
     return behavior
 
 
-def _run_behavior(method: _Method, function: Callable[[Any, Context], Message], admission: Admission) -> Behavior:
+def _run_behavior(
+    api: str,
+    function: Callable[[Any, Context], Message],
+    admission: Admission,
+    record: Callable[[str, str, Code, float], None],
+) -> Behavior:
+    request_class = services.METHODS[services.PREDICTION_SERVICE][api].request
+
     def behavior(serialized: bytes, context: Context, respond: Callable[[CallResult], None]) -> None:
         started = time.perf_counter()
-        request = method.parse(serialized, respond)
+        request = _parsed(request_class, serialized, respond)
         if request is None:
             return
+        name = _model_name(request)
 
         def work() -> None:
-            respond(method.answer(request, lambda request: function(request, context), started))
+            result = _result(api, lambda: function(request, context))
+            record(name, api, result.code, time.perf_counter() - started)
+            respond(result)
 
-        admission.submit(_model_name(request), context, work)
+        admission.submit(name, context, work)
 
     return behavior
 

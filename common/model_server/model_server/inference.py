@@ -139,6 +139,10 @@ class ModelService:
     def __init__(self, manager: ModelManager) -> None:
         self._manager = manager
 
+    def known(self, name: str) -> str:
+        """As ModelManager.known."""
+        return self._manager.known(name)
+
     def status(self, request: messages.GetModelStatusRequest) -> messages.GetModelStatusResponse:
         """ModelService.GetModelStatus: one version, or all seen since the start, newest first."""
         _require_spec(request)

@@ -9,6 +9,7 @@ import re
 from itertools import chain
 from typing import TYPE_CHECKING, Any, cast
 
+import ml_dtypes
 import numpy as np
 import orjson
 
@@ -64,7 +65,7 @@ def parse_body(body: bytes) -> JsonObject:
 def _parse_leniently(body: bytes) -> JsonValue:
     """The slow parser: accepts NaN and Infinity, and says what is wrong."""
     try:
-        document = json.loads(body.decode("utf-8-sig"))
+        document = json.loads(body.decode("utf-8-sig"), parse_float=_finite, parse_int=_integer)
         if rb"\u" in body:
             # A lone surrogate is not a character: neither a response nor a message can contain it.
             json.dumps(document, ensure_ascii=False).encode()
@@ -78,9 +79,22 @@ def _parse_leniently(body: bytes) -> JsonValue:
         raise invalid("JSON Parse error: The surrogate pair in string is invalid.") from None
     except RecursionError:
         raise invalid("JSON Parse error: the document is nested too deeply") from None
-    except ValueError as error:
-        # Such as an integer with more digits than Python's limit.
-        raise invalid(f"JSON Parse error: {error}") from None
+    except OverflowError as error:
+        offset = body.index(str(error).encode())
+        raise invalid(f"JSON Parse error: Number too big to be stored in double. at offset: {offset}") from None
+
+
+def _finite(text: str) -> float:
+    """The number in `text`. Raises OverflowError with it if a double cannot hold it."""
+    value = float(text)
+    if math.isinf(value):
+        raise OverflowError(text)
+    return value
+
+
+def _integer(text: str) -> int:
+    _finite(text)
+    return int(text)
 
 
 def signature_name(document: JsonObject) -> str:
@@ -247,7 +261,11 @@ def _leaves_to_array(leaves: list[Any], element: ElementType, shape: list[int]) 
 
 
 # Largest absolute values. Numbers with too many digits are rounded silently, as TensorFlow Serving documents it.
-LARGEST = {"float": float(np.finfo(np.float32).max), "double": float(np.finfo(np.float64).max)}
+LARGEST = {
+    element.name: float(ml_dtypes.finfo(element.dtype).max)  # type: ignore[no-untyped-call]
+    for element in ELEMENT_TYPES.values()
+    if element.name in ("half", "bfloat16", "float", "double")
+}
 
 
 def _is_in_range(value: float, largest: float) -> bool:

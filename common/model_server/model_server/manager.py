@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from tfserving_protos import messages
+
 from . import versions
 from .status import Code, StatusError, invalid
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
-
-    from tfserving_protos import messages
 
     from .model import Servable
     from .runtime import LoadedModel
@@ -88,6 +88,14 @@ class ModelManager:
             raise StatusError(Code.NOT_FOUND, f"Servable not found for request: Specific({spec.name}, {version})")
         return loaded[version]
 
+    def known(self, name: str) -> str:
+        """`name` if it is, or was, the name of a configured model; otherwise the empty string."""
+        return name if name in self._statuses or name in self._configs else ""
+
+    def missing(self) -> list[str]:
+        """The configured models of which no version serves."""
+        return [name for name in self._configs if not self._serving.get(name)]
+
     def version_of(self, spec: messages.ModelSpec) -> int | None:
         """The version number that `spec` names, directly or by a label; None if it names neither."""
         choice = spec.WhichOneof("version_choice")
@@ -119,10 +127,9 @@ class ModelManager:
             while not stop.is_set():
                 self.poll()
                 self._raise_failures(self._configs)
-                missing = [name for name in self._configs if not self._serving.get(name)]
-                if not missing:
+                if not self.missing():
                     break
-                log.warning("no_versions_found", models=missing)
+                log.warning("no_versions_found", models=self.missing())
                 stop.wait(max(poll_s, 1))
             self._labels = self._checked_labels(config.model_config_list.config)
 
@@ -265,9 +272,13 @@ def validated(config: messages.ModelServerConfig) -> list[messages.ModelConfig]:
             raise invalid(
                 f"Expected model {model.name} to have an absolute path or URI; got base_path()={model.base_path}"
             )
-        if not model.model_platform:
+        if model.model_type and model.model_platform:
+            raise invalid("Illegal setting both model_type(deprecated) and model_platform.")
+        if not model.model_type and not model.model_platform:
             raise invalid("Illegal setting neither model_type(deprecated) nor model_platform.")
-        if model.model_platform != "tensorflow":
+        if model.model_type not in (messages.MODEL_TYPE_UNSPECIFIED, messages.TENSORFLOW):
+            raise invalid(f"Model {model.name} requests unsupported model_type OTHER")
+        if model.model_platform not in ("", "tensorflow"):
             raise invalid(f"Model {model.name} requests unsupported platform {model.model_platform}")
     return models
 

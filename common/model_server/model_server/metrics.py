@@ -6,6 +6,8 @@ import threading
 from bisect import bisect_left
 from typing import TYPE_CHECKING
 
+from .status import Code
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
@@ -75,10 +77,15 @@ class ServerMetrics:
         self.requests = Counter("request_count", ["model_name", "status"])
         self.latency = Histogram("request_latency", ["model_name", "API", "entrypoint"])
 
-    def record(self, model: str, api: str, entrypoint: str, status: str, duration_s: float) -> None:
-        """One finished request. `model` must be the name of a served model, or empty for a failed request."""
-        self.requests.increment(model, status)
-        self.latency.observe(duration_s * 1e6, model, api, entrypoint)
+    def record(self, model: str, api: str, entrypoint: str, code: Code, duration_s: float) -> None:
+        """One finished run of a model. `model` must be a configured one: other names would add series without bound.
+
+        As in TensorFlow Serving, the latency is that of successful requests, status and metadata do not count, and
+        `api` is "Predict" over gRPC and "predict" over REST.
+        """
+        self.requests.increment(model, code.name)
+        if code is Code.OK:
+            self.latency.observe(duration_s * 1e6, model, api, entrypoint)
 
     def page(self) -> bytes:
         """The page that Prometheus scrapes."""

@@ -13,14 +13,14 @@ from tfserving_protos import messages
 from .context import NO_LIMIT
 from .runtime import LoadedModel, OpError
 from .status import Code, StatusError, invalid
-from .tensors import ELEMENT_TYPES, decode, shape_text
+from .tensors import ELEMENT_TYPES, decode
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
     from .context import Context
-    from .runtime import Function
+    from .runtime import Function, SessionOptions
     from .tensors import Array
 
 DEFAULT_SIGNATURE = "serving_default"
@@ -36,35 +36,13 @@ QUICK_S = 0.02
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """One input or output of a signature. Shape: None for an unknown rank, None for an unknown size."""
+    """One input or output of a signature: the tensor's name, and its type for reading JSON.
+
+    A signature also has shapes, which are documentation: what a model computes, its graph decides.
+    """
 
     name: str
     data_type: int
-    shape: tuple[int | None, ...] | None
-
-    def check(self, alias: str, array: Array) -> None:
-        """Raises INVALID_ARGUMENT, naming the input and what was wanted, unless `array` fits."""
-        element = ELEMENT_TYPES.get(self.data_type)
-        if element is not None and array.dtype != element.dtype:
-            given = next((e.name for e in ELEMENT_TYPES.values() if e.dtype == array.dtype), str(array.dtype))
-            raise invalid(
-                f'Expects input "{alias}" to be {element.name} {shape_text(self.shape)} '
-                f"but {given} {shape_text(array.shape)} is provided"
-            )
-        if not self._takes(array.shape):
-            raise invalid(
-                f'Expects input "{alias}" to have shape {shape_text(self.shape)} but got {shape_text(array.shape)}'
-            )
-
-    def _takes(self, given: tuple[int, ...]) -> bool:
-        # A dimension of size 1 accepts any size: TensorFlow Serving leaves shapes to the model's operations, and its
-        # own half_plus_two example sends [1.0, 2.0, 5.0] to an input of [-1,1].
-        wanted = self.shape
-        return wanted is None or (
-            len(given) <= len(wanted)
-            and all(size == 1 for size in wanted[len(given) :])
-            and all(size in (None, 1, got) for size, got in zip(wanted, given, strict=False))
-        )
 
 
 class Signature:
@@ -72,10 +50,11 @@ class Signature:
 
     def __init__(self, name: str, definition: messages.SignatureDef, model: LoadedModel) -> None:
         self.name = name
-        self.inputs = {alias: _spec(info) for alias, info in sorted(definition.inputs.items())}
-        self.outputs = {alias: _spec(info) for alias, info in sorted(definition.outputs.items())}
+        self.inputs = {alias: TensorSpec(info.name, info.dtype) for alias, info in sorted(definition.inputs.items())}
+        self.outputs = {alias: TensorSpec(info.name, info.dtype) for alias, info in sorted(definition.outputs.items())}
         self.defaults = {alias: decode(alias, proto) for alias, proto in definition.defaults.items()}
         self._model = model
+        self._types = {alias: model.data_type(spec.name) for alias, spec in self.inputs.items()}
         self._functions: dict[tuple[str, ...], Function] = {}
         # Runs with inputs of up to so many bytes have been quick.
         self._quick_bytes = -1
@@ -90,12 +69,12 @@ class Signature:
                 for the result; otherwise what TensorFlow reports.
         """
         context.check()
+        self.check(inputs)
         arguments = []
-        for alias, spec in self.inputs.items():
+        for alias in self.inputs:
             array = inputs.get(alias)
             if array is None:
                 array = self.defaults[alias]
-            spec.check(alias, array)
             arguments.append(array)
         wanted = outputs or tuple(self.outputs)
         size = sum(map(_size, arguments))
@@ -110,6 +89,17 @@ class Signature:
         arrays = [np.array(value, object) if isinstance(value, bytes) else value for value in values]
         return dict(zip(wanted, arrays, strict=True))
 
+    def check(self, inputs: Mapping[str, Array]) -> None:
+        """Raises INVALID_ARGUMENT if an input is not of its type.
+
+        TensorFlow's own error does not name the input, and its public API silently converts.
+        """
+        for alias, array in inputs.items():
+            wanted = ELEMENT_TYPES.get(self._types[alias])
+            if wanted is not None and array.dtype != wanted.dtype:
+                given = next((e.name for e in ELEMENT_TYPES.values() if e.dtype == array.dtype), str(array.dtype))
+                raise invalid(f'Expects input "{alias}" to be {wanted.name} but {given} is provided')
+
     def _learn(self, size: int, duration_s: float) -> None:
         if duration_s > QUICK_S:
             self._quick_bytes = min(self._quick_bytes, size - 1)
@@ -120,7 +110,12 @@ class Signature:
         found = self._functions.get(outputs)
         if found is None:
             feeds = {alias: spec.name for alias, spec in self.inputs.items()}
-            found = self._model.function(self.name, feeds, {alias: self.outputs[alias].name for alias in outputs})
+            fetches = {alias: self.outputs[alias].name for alias in outputs}
+            try:
+                found = self._model.function(self.name, feeds, fetches)
+            except (KeyError, ValueError) as error:
+                # A tensor that the signature names is not in the graph.
+                raise StatusError(Code.NOT_FOUND, str(error.args[0])) from None
             if len(self._functions) < MAX_FILTERS:
                 self._functions[outputs] = found
         return found
@@ -140,8 +135,8 @@ class Servable:
         }
 
     @classmethod
-    def load(cls, name: str, version: int, path: Path, parallelism: int = 0) -> Servable:
-        """Read the SavedModel at `path`. `parallelism`: threads inside one operation, 0 for one per core.
+    def load(cls, name: str, version: int, path: Path, options: SessionOptions) -> Servable:
+        """Read the SavedModel at `path`.
 
         Raises:
             StatusError: with TensorFlow's code and message, if it cannot be loaded.
@@ -152,7 +147,7 @@ class Servable:
             )
         model = None
         try:
-            model = LoadedModel(path, parallelism)
+            model = LoadedModel(path, options)
             return cls(name, version, model)
         except Exception as error:
             if model is not None:
@@ -176,9 +171,3 @@ def _is_runnable(definition: messages.SignatureDef) -> bool:
         info.name and info.dtype != messages.DT_INVALID
         for info in (*definition.inputs.values(), *definition.outputs.values())
     )
-
-
-def _spec(info: messages.TensorInfo) -> TensorSpec:
-    if info.tensor_shape.unknown_rank:
-        return TensorSpec(info.name, info.dtype, None)
-    return TensorSpec(info.name, info.dtype, tuple(None if dim.size < 0 else dim.size for dim in info.tensor_shape.dim))

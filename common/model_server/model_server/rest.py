@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import time
 import zlib
@@ -43,8 +44,14 @@ CONTROL_THREADS = 2
 # A request that has not been answered by then is cancelled when its client goes. Watching every request would cost more
 # than what the short ones could save.
 WATCH_AFTER_S = 0.05
-# Limits what a small compressed body can expand to.
-MAX_INFLATED_BYTES = 1 << 30
+# What reading a body may take, in bytes: its text, and about how much Python needs to hold the parsed document. Half of
+# a container of 1 GiB; the server itself has the other half.
+MAX_BODY_MEMORY = int(os.environ.get("MODEL_SERVER_MAX_BODY_MEMORY", 512 << 20))
+INFLATE_STEP = 1 << 20
+# Measured: a Python number with the references to it, an empty list, an object with one key.
+BYTES_PER_VALUE = 56
+BYTES_PER_LIST = 88
+BYTES_PER_OBJECT = 240
 
 _MODEL = r"/v1/models/(?P<name>[^/:]+)(?:/versions/(?P<version>\d+)|/labels/(?P<label>[^/:]+))?"
 _PREDICTION = re.compile(_MODEL + r":(?P<verb>classify|regress|predict)", re.IGNORECASE | re.ASCII)
@@ -53,11 +60,21 @@ _NO_MODEL = re.compile(r"/v1/models(?:/metadata)?", re.IGNORECASE)
 
 _JSON = (b"content-type", b"application/json")
 _TEXT = (b"content-type", b"text/plain")
+_CLOSE = (b"connection", b"close")
 _CORS = (
     (b"access-control-allow-origin", b"*"),
     (b"access-control-allow-methods", b"POST, GET"),
     (b"access-control-allow-headers", b"Content-Type"),
 )
+
+
+class BodyTooLarge(StatusError):
+    """413, which no other status code stands for."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            Code.INVALID_ARGUMENT, f"Reading the body would take more than {MAX_BODY_MEMORY} bytes of memory"
+        )
 
 
 class RestResponse(NamedTuple):
@@ -99,7 +116,14 @@ class RestApi:
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """One request."""
         method, path = scope["method"], scope["raw_path"].decode("latin-1")
-        body = await _read_body(receive)
+        if method in ("GET", "HEAD") and path in ("/health/live", "/health/ready"):
+            await self._send(send, method, self._health(path))
+            return
+        try:
+            body = await _read_body(receive)
+        except BodyTooLarge as error:
+            await self._send(send, method, _failure(error), _CLOSE)
+            return
         if body is None:
             return
         if method == "POST" and (match := _PREDICTION.fullmatch(path)):
@@ -111,8 +135,20 @@ class RestApi:
         else:
             loop = asyncio.get_running_loop()
             response = await loop.run_in_executor(self._control_pool, self._respond, method, path)
+        await self._send(send, method, response)
+
+    def _health(self, path: str) -> RestResponse:
+        """Whether the process runs, or whether every model serves. Never waits for anything."""
+        if path == "/health/live":
+            return RestResponse(200, _JSON, b'{"status": "alive"}')
+        if missing := self._manager.missing():
+            document = {"status": "not ready", "reason": f"No version is available of: {', '.join(missing)}"}
+            return RestResponse(503, _JSON, json_codec.pretty(document, 1))
+        return RestResponse(200, _JSON, b'{"status": "ready"}')
+
+    async def _send(self, send: Send, method: str, response: RestResponse, *more: tuple[bytes, bytes]) -> None:
         length = (b"content-length", str(len(response.body)).encode())
-        headers = [response.content_type, length, *self._headers]
+        headers = [response.content_type, length, *self._headers, *more]
         await send({"type": "http.response.start", "status": response.status, "headers": headers})
         await send({"type": "http.response.body", "body": b"" if method == "HEAD" else response.body})
 
@@ -172,21 +208,24 @@ class RestApi:
         """The response to a prediction; never raises."""
         verb = match["verb"].lower()
         started = time.perf_counter()
-        name, status = "", Code.INTERNAL.name
+        code = Code.INTERNAL
         try:
             context.check()
             spec = _model_spec(match)
-            content = getattr(self, f"_{verb}")(spec, _inflate(body, encoding), context)
-            name, status = spec.name, Code.OK.name
+            text = _inflate(body) if encoding.lower() == b"gzip" else body
+            _check_memory(_memory(text))
+            content = getattr(self, f"_{verb}")(spec, text, context)
+            code = Code.OK
             return RestResponse(200, _JSON, content)
         except StatusError as error:
-            status = error.code.name
+            code = error.code
             return _failure(error)
         except Exception:
             log.exception("request_failed", path=match[0])
             return _failure(StatusError(Code.INTERNAL, "Internal error; see the server's log"))
         finally:
-            self._metrics.record(name, verb.capitalize(), "REST", status, time.perf_counter() - started)
+            name = self._manager.known(_unquote(match["name"]))
+            self._metrics.record(name, verb, "REST", code, time.perf_counter() - started)
 
     def _predict(self, spec: messages.ModelSpec, body: bytes, context: Context) -> bytes:
         document = json_codec.parse_body(body)
@@ -243,28 +282,55 @@ def _resolve(future: asyncio.Future[RestResponse], response: RestResponse) -> No
 
 
 async def _read_body(receive: Receive) -> bytes | None:
-    """The whole body; None if the client has disconnected."""
+    """The whole body; None if the client has disconnected.
+
+    Raises:
+        BodyTooLarge: already its text takes too much memory.
+    """
     chunks = []
+    size = 0
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":
             return None
         chunks.append(message.get("body", b""))
+        size += len(chunks[-1])
+        _check_memory(size)
         if not message.get("more_body"):
             return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 
-def _inflate(body: bytes, encoding: bytes) -> bytes:
-    if encoding.lower() != b"gzip":
-        return body
+def _inflate(body: bytes) -> bytes:
     inflater = zlib.decompressobj(zlib.MAX_WBITS | 16)
+    parts, memory = [], 0
     try:
-        inflated = inflater.decompress(body, MAX_INFLATED_BYTES)
+        while body and not inflater.eof:
+            # In steps, because a few megabytes can expand to a thousand times as many.
+            parts.append(inflater.decompress(body, INFLATE_STEP))
+            body = inflater.unconsumed_tail
+            memory += _memory(parts[-1])
+            _check_memory(memory)
     except zlib.error as error:
         raise invalid(f"Cannot decompress the body: {error}") from None
-    if inflater.unconsumed_tail:
-        raise invalid(f"The decompressed body is larger than {MAX_INFLATED_BYTES} bytes")
-    return inflated
+    if not inflater.eof:
+        raise invalid("Cannot decompress the body: it is incomplete")
+    return b"".join(parts)
+
+
+def _memory(text: bytes) -> int:
+    """About the bytes that it takes to read a JSON text: twice the text, its strings, and Python's objects."""
+    per_character = 3 if text.isascii() else 6
+    return (
+        len(text) * per_character
+        + text.count(b",") * BYTES_PER_VALUE
+        + text.count(b"[") * BYTES_PER_LIST
+        + text.count(b"{") * BYTES_PER_OBJECT
+    )
+
+
+def _check_memory(memory: int) -> None:
+    if memory > MAX_BODY_MEMORY:
+        raise BodyTooLarge
 
 
 def _model_spec(match: re.Match[str]) -> messages.ModelSpec:
@@ -288,4 +354,5 @@ def _to_dict(message: Message) -> dict[str, Any]:
 
 
 def _failure(error: StatusError) -> RestResponse:
-    return RestResponse(HTTP_STATUS[error.code], _JSON, json_codec.error_body(str(error)))
+    status = 413 if isinstance(error, BodyTooLarge) else HTTP_STATUS[error.code]
+    return RestResponse(status, _JSON, json_codec.error_body(str(error)))

@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     # limit); returns the requested outputs, a scalar string as bytes.
     Function = Callable[[Sequence[Array], int | None], list[Array | bytes]]
 
-SERVING_TAG = "serve"
 # A graph without these takes a time that depends on its input's size, and not on its values.
 LOOPS = frozenset(["While", "StatelessWhile", "Enter", "RefEnter"])
 
@@ -51,32 +50,44 @@ class TensorFlowApi:
     graph: Any
     session: Any
     op_error: Any
-    load: Callable[[Any, str], Any]
+    load: Callable[[Any, str, list[str]], Any]
     read_records: Callable[[str], Iterator[bytes]]
     make_function: Callable[[LoadedModel, str, Mapping[str, str], Mapping[str, str]], Function]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionOptions:
+    """Which graph of a SavedModel is loaded, and with how many threads; 0: one per core."""
+
+    tags: tuple[str, ...] = ("serve",)
+    intra_op_threads: int = 0
+    inter_op_threads: int = 0
 
 
 class LoadedModel:
     """A SavedModel in a session of its own."""
 
-    def __init__(self, path: Path, parallelism: int) -> None:
-        """Load it. `parallelism`: threads inside one operation, 0 for one per core.
+    def __init__(self, path: Path, options: SessionOptions) -> None:
+        """Load it.
 
         Raises:
             OpError, or any error of a parser, if the SavedModel is damaged.
         """
-        config = API.config(intra_op_parallelism_threads=parallelism, inter_op_parallelism_threads=parallelism)
+        config = API.config(
+            intra_op_parallelism_threads=options.intra_op_threads, inter_op_parallelism_threads=options.inter_op_threads
+        )
         # TensorFlow's threads keep spinning for a while when they run out of work. For a small model that costs more
         # than the computation.
         config.experimental.disable_thread_spinning = True
         # Otherwise a model that computes for long could occupy the threads of all others.
         config.use_per_session_threads = True
         self.path = path
+        self.tags = [*options.tags]
         self.graph = API.graph()
         self.session = API.session(graph=self.graph, config=config)
         try:
             with self.graph.as_default():
-                meta_graph = API.load(self.session, str(path))
+                meta_graph = API.load(self.session, str(path), self.tags)
             self.graph.finalize()
             definition = meta_graph.graph_def
             bodies = [definition.node, *(function.node_def for function in definition.library.function)]
@@ -91,6 +102,14 @@ class LoadedModel:
     def function(self, signature: str, inputs: Mapping[str, str], outputs: Mapping[str, str]) -> Function:
         """The computation of `outputs` from `inputs`; both map an alias to the name of a tensor."""
         return API.make_function(self, signature, inputs, outputs)
+
+    def data_type(self, tensor: str) -> int:
+        """The type that the graph has for a tensor; 0 if it has none, so that calling it fails, and not loading."""
+        try:
+            data_type: int = self.graph.get_tensor_by_name(tensor).dtype.base_dtype.as_datatype_enum
+        except (KeyError, ValueError):
+            return messages.DT_INVALID
+        return data_type
 
     def close(self) -> None:
         """Free what TensorFlow holds."""
@@ -111,8 +130,8 @@ def _private_api() -> TensorFlowApi:
     from tensorflow.python.lib.io.tf_record import tf_record_iterator
     from tensorflow.python.saved_model.loader_impl import SavedModelLoader
 
-    def load(session: Any, path: str) -> Any:
-        return SavedModelLoader(path).load(session, [SERVING_TAG])
+    def load(session: Any, path: str, tags: list[str]) -> Any:
+        return SavedModelLoader(path).load(session, tags)
 
     def make_callable(session: Any, feeds: Sequence[str], fetches: Sequence[str]) -> Callable[..., Any]:
         options = CallableOptions(feed=feeds, fetch=fetches)
@@ -194,18 +213,19 @@ def _public_api() -> TensorFlowApi:
     tf.get_logger().setLevel("ERROR")
     v1 = tf.compat.v1
 
-    def load(session: Any, path: str) -> Any:
-        return v1.saved_model.loader.load(session, [SERVING_TAG], path)
+    def load(session: Any, path: str, tags: list[str]) -> Any:
+        return v1.saved_model.loader.load(session, tags, path)
 
     def make_function(
         model: LoadedModel, signature: str, inputs: Mapping[str, str], outputs: Mapping[str, str]
     ) -> Function:
-        tensors = [model.graph.get_tensor_by_name(name) for name in inputs.values()]
-        fetches = [*outputs.values()]
+        tensors, fetches = (
+            [model.graph.get_tensor_by_name(name) for name in names.values()] for names in (inputs, outputs)
+        )
 
         @functools.cache
         def eager() -> Any:
-            return tf.saved_model.load(str(model.path), [SERVING_TAG]).signatures[signature]
+            return tf.saved_model.load(str(model.path), model.tags).signatures[signature]
 
         def run(arrays: Sequence[Array], timeout_ms: int | None) -> list[Array | bytes]:
             if all(
@@ -218,7 +238,11 @@ def _public_api() -> TensorFlowApi:
                 return values
             # Session.run checks the shapes of the graph, which a session callable and TensorFlow Serving leave to the
             # operations. An eager signature does, too, but has the variables in memory a second time, and no deadline.
-            results = eager()(**{alias: tf.constant(array) for alias, array in zip(inputs, arrays, strict=True)})
+            try:
+                results = eager()(**{alias: tf.constant(array) for alias, array in zip(inputs, arrays, strict=True)})
+            except (TypeError, ValueError) as error:
+                # Some eager signatures check shapes themselves.
+                raise tf.errors.InvalidArgumentError(None, None, str(error)) from None
             return [results[alias].numpy() for alias in outputs]
 
         return run

@@ -14,11 +14,9 @@ from typing import TYPE_CHECKING
 import structlog
 import uvicorn
 
-from tfserving_protos import messages
-
 from .admission import Admission
 from .batching import Batcher
-from .flags import read_text_proto
+from .flags import read_models
 from .grpc_server import GrpcServer
 from .inference import Inference, ModelService
 from .manager import ModelManager, Poller
@@ -26,6 +24,7 @@ from .metrics import ServerMetrics
 from .model import Servable
 from .pool import ElasticPool
 from .rest import DEFAULT_METRICS_PATH, RestApi
+from .runtime import SessionOptions
 from .status import StatusError
 from .warmup import warm_up
 
@@ -170,10 +169,16 @@ def _listen(port: int) -> socket.socket:
 
 
 def _loader(flags: Flags) -> Callable[[str, int, Path], Servable]:
+    options = SessionOptions(
+        tags=tuple(flags.saved_model_tags.split(",")),
+        intra_op_threads=flags.tensorflow_intra_op_parallelism or flags.tensorflow_session_parallelism,
+        inter_op_threads=flags.tensorflow_inter_op_parallelism or flags.tensorflow_session_parallelism,
+    )
+
     def load(name: str, version: int, folder: Path) -> Servable:
-        servable = Servable.load(name, version, folder, flags.tensorflow_session_parallelism)
+        servable = Servable.load(name, version, folder, options)
         if flags.enable_model_warmup:
-            warm_up(servable, folder)
+            warm_up(servable, folder, flags.num_request_iterations_for_warmup)
         return servable
 
     return load
@@ -190,7 +195,7 @@ def _reloader(path: Path, manager: ModelManager) -> Callable[[], None]:
             return
         applied = content
         try:
-            manager.reload(read_text_proto(path, messages.ModelServerConfig()))
+            manager.reload(read_models(path))
         except StatusError as error:
             log.error("config_refused", path=str(path), error=error.describe())
 

@@ -11,14 +11,19 @@ if TYPE_CHECKING:
     from tfserving_protos.messages import FileSystemStoragePathSourceConfig
 
 
+# Versions are int64 in the protocol.
+MAX_VERSION = 2**63 - 1
+
+
 def on_disk(base_path: Path) -> dict[int, Path]:
-    """The folders of `base_path` that are named by a version number, leading zeros allowed.
+    """The folders of `base_path` that are named by a version number, leading zeros allowed. Others are ignored.
 
     Raises:
         OSError: the base path cannot be listed.
     """
     folders = (child for child in base_path.iterdir() if child.name.isascii() and child.name.isdigit())
-    return {int(folder.name): folder for folder in sorted(folders, reverse=True)}
+    found = {int(folder.name): folder for folder in sorted(folders, reverse=True)}
+    return {version: folder for version, folder in found.items() if version <= MAX_VERSION}
 
 
 def wanted(available: Iterable[int], policy: FileSystemStoragePathSourceConfig.ServableVersionPolicy) -> set[int]:

@@ -33,8 +33,10 @@ class _SingleVersionFinder:
         return self._servable
 
 
-def warm_up(servable: Servable, folder: Path) -> None:
+def warm_up(servable: Servable, folder: Path, repeats: int) -> None:
     """Run assets.extra/tf_serving_warmup_requests, a TFRecord file of PredictionLogs, if there is one.
+
+    Each request is run `repeats` times, at least once.
 
     Raises:
         StatusError: the file is damaged, or a request fails; the version must not serve then.
@@ -49,7 +51,9 @@ def warm_up(servable: Servable, folder: Path) -> None:
             count += 1
             if count > MAX_RECORDS:
                 raise invalid(f"Number of warmup records exceeds the maximum ({MAX_RECORDS}) at {path}")
-            _run(inference, messages.PredictionLog.FromString(record))
+            request = messages.PredictionLog.FromString(record)
+            for _ in range(max(1, repeats)):
+                _run(inference, request)
     except DecodeError:
         raise invalid(f"Failed to parse warmup record: {count} from {path}") from None
     except OpError as error:

@@ -72,6 +72,11 @@ class ServerUnderTest:
         fields = Path(f"/proc/{self.process.pid}/stat").read_text().rsplit(")", 1)[1].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
+    def peak_memory(self) -> int:
+        """The most memory that the server has used so far, in bytes."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        return int(status.split("VmHWM:")[1].split()[0]) << 10
+
     def terminate(self) -> int:
         """SIGTERM; the exit code."""
         self.process.send_signal(signal.SIGTERM)
@@ -139,6 +144,7 @@ CONFIG = """
 model_config_list {{
   config {{ name: "iris" base_path: "{iris}" model_platform: "tensorflow" }}
   config {{ name: "half_plus_two" base_path: "{models}/half_plus_two" model_platform: "tensorflow" }}
+  config {{ name: "half_plus_three" base_path: "{models}/half_plus_three" model_platform: "tensorflow" }}
   config {{ name: "several" base_path: "{models}/several" model_platform: "tensorflow" }}
   config {{ name: "text" base_path: "{models}/text" model_platform: "tensorflow" }}
   config {{ name: "types" base_path: "{models}/types" model_platform: "tensorflow" }}

@@ -70,6 +70,17 @@ def half_plus(offset: float) -> Callable[[], Signatures]:
     return build
 
 
+def half_plus_three() -> Signatures:
+    """As TensorFlow Serving's own test model of this name: the TensorInfo of its signature has no shape at all."""
+    x = v1.placeholder(tf.float32, name="x")
+    found = signature({"x": x}, {"y": x * 0.5 + 3})
+    for info in (found.inputs["x"], found.outputs["y"]):
+        info.ClearField("tensor_shape")
+    missing = signature({"x": x}, {"y": x})
+    missing.outputs["y"].name = "nowhere:0"
+    return {"serving_default": found, "missing": missing}
+
+
 def several() -> Signatures:
     """The three named inputs of the REST documentation."""
     tag = v1.placeholder(tf.string, [None], name="tag")
@@ -133,6 +144,7 @@ def endless() -> Signatures:
 def build_all(folder: Path) -> None:
     """Every model below `folder`, by name and version."""
     export(folder / "half_plus_two" / "00000123", half_plus(2.0))
+    export(folder / "half_plus_three" / "1", half_plus_three)
     export(folder / "counted" / "1", half_plus(1.0))
     export(folder / "counted" / "2", half_plus(2.0))
     export(folder / "counted" / "3", half_plus(3.0))

@@ -117,6 +117,18 @@ def test_broken_version_is_reported_and_old_version_keeps_serving(
         assert predict(watcher, "broken") == 2.0
 
 
+def test_folder_whose_number_is_no_int64_is_ignored(models: Path, watcher: ServerUnderTest, tmp_path: Path) -> None:
+    """As in TensorFlow Serving: a date with microseconds has 20 digits."""
+    base = tmp_path / "dated"
+    add_version(models, base, "counted/1", 1)
+    add_version(models, base, "counted/2", 20261128235959123456)
+    add_version(models, base, "counted/3", 2**63)
+    with serve(watcher, base):
+        assert watcher.states("dated") == {"1": "AVAILABLE"}
+        assert watcher.get("/v1/models/dated/metadata").json()["model_spec"]["version"] == "1"
+        assert predict(watcher, "dated") == 1.0
+
+
 def test_slowly_copied_version_is_loaded_once_complete(models: Path, watcher: ServerUnderTest, tmp_path: Path) -> None:
     base = tmp_path / "copied"
     add_version(models, base, "counted/1", 1)
@@ -144,6 +156,37 @@ def test_removed_versions_are_unloaded_but_not_on_a_missing_base_path(
         wait_until(lambda: watcher.states("removed") == {"1": "END"})
         code, message = grpc_error(watcher.predictions.Predict, predict_request("removed", x=[0.0]))
         assert (code, message) == ("NOT_FOUND", "Servable not found for request: Latest(removed)")
+
+
+def test_real_command_line_starts(models: Path, tmp_path: Path) -> None:
+    """With a configuration file as TensorFlow Serving's guide has it, and flags that have no effect here."""
+    file = tmp_path / "models.config"
+    file.write_text(f"""
+        model_config_list {{
+          config {{
+            name: "m" base_path: "{models}/counted" model_type: TENSORFLOW
+            logging_config {{ sampling_config {{ sampling_rate: 0.01 }} }}
+          }}
+        }}""")
+    flags = ["--rest_api_num_threads=8", "--tensorflow_intra_op_parallelism=1", "--tensorflow_inter_op_parallelism=1"]
+    others = ["--enable_signature_method_name_check=false", "--flush_filesystem_caches", "--max_num_load_retries=2"]
+    with running(tmp_path, f"--model_config_file={file}", *flags, *others) as server:
+        assert predict(server, "m") == 3.0
+        assert "flags_without_effect" in server.log.read_text()
+        assert "config_without_effect" in server.log.read_text()
+
+
+def test_readiness_names_the_model_without_a_version(models: Path, watcher: ServerUnderTest, tmp_path: Path) -> None:
+    base = tmp_path / "unready"
+    add_version(models, base, "counted/1", 1)
+    with serve(watcher, base):
+        assert watcher.get("/health/ready").status_code == 200
+        shutil.rmtree(base / "1")
+        wait_until(lambda: watcher.get("/health/ready").status_code == 503)
+        reason = "No version is available of: unready"
+        assert watcher.get("/health/ready").json() == {"status": "not ready", "reason": reason}
+        assert watcher.get("/health/live").json() == {"status": "alive"}
+    assert watcher.get("/health/ready").status_code == 200
 
 
 def test_ports_open_when_the_first_version_arrives(models: Path, tmp_path: Path) -> None:
@@ -270,8 +313,8 @@ def test_batching_joins_waiting_requests(models: Path, tmp_path: Path) -> None:
             "INVALID_ARGUMENT",
             "Task size 9 is larger than maximum input batch size 8",
         )
-        wrong = predict_request("m", x=[[1.0]])
-        assert 'Expects input "x" to have shape' in grpc_error(server.predictions.Predict, wrong)[1]
+        wrong = predict_request("m", x=np.ones(1))
+        assert 'Expects input "x" to be float' in grpc_error(server.predictions.Predict, wrong)[1]
 
 
 def test_warmup_requests_are_run_and_must_succeed(watcher: ServerUnderTest, tmp_path: Path) -> None:

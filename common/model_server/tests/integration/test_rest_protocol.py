@@ -7,13 +7,14 @@ import gzip
 import json
 import math
 import socket
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
-from tests.conftest import ServerUnderTest, on_both_apis
+from tests.conftest import ServerUnderTest, grpc_error, on_both_apis, predict_request
 
 if TYPE_CHECKING:
     import requests
@@ -197,6 +198,35 @@ def test_half_plus_two_of_the_official_guide(server: ServerUnderTest) -> None:
     assert server.post(HALF + ":predict", body).json() == {"predictions": [2.5, 3.0, 4.5]}
 
 
+def test_half_plus_three_whose_signature_has_no_shape(server: ServerUnderTest) -> None:
+    for instances, predictions in (([1.0, 2.0, 5.0], [3.5, 4.0, 5.5]), ([[2.0, 4.0]], [[4.0, 5.0]])):
+        response = server.post("/v1/models/half_plus_three:predict", {"instances": instances})
+        assert response.json() == {"predictions": predictions}
+    assert server.post("/v1/models/half_plus_three:predict", {"inputs": 2.0}).json() == {"outputs": 4.0}
+
+
+def test_scalar_string_in_columns(server: ServerUnderTest) -> None:
+    body = {"signature_name": "string", "inputs": "text"}
+    assert server.post("/v1/models/types:predict", body).json() == {"outputs": "text"}
+
+
+@pytest.mark.parametrize("number", ["1e400", "-1e400", "1" + "0" * 310, "1" + "0" * 5000])
+@pytest.mark.parametrize("name", ["float32", "float64", "float16", "bfloat16", "int64"])
+def test_number_beyond_double_returns_400(server: ServerUnderTest, name: str, number: str) -> None:
+    body = f'{{"signature_name": "{name}", "instances": [NaN, {number}]}}'
+    response = server.post("/v1/models/types:predict", data=body)
+    offset = body.index(number)
+    assert response.status_code == 400
+    assert error_of(response) == f"JSON Parse error: Number too big to be stored in double. at offset: {offset}"
+
+
+@pytest.mark.parametrize(("name", "given"), [("float16", 70_000), ("bfloat16", 3.4e38), ("float32", 1e39)])
+def test_number_beyond_its_type_returns_400(server: ServerUnderTest, name: str, given: float) -> None:
+    response = server.post("/v1/models/types:predict", {"signature_name": name, "instances": [given]})
+    assert response.status_code == 400
+    assert "without loss of precision" in error_of(response)
+
+
 def test_byte_order_mark_is_skipped(server: ServerUnderTest) -> None:
     body = '{"instances": [1.0]}'.encode("utf-8-sig")
     assert server.post(HALF + ":predict", data=body).json() == {"predictions": [2.5]}
@@ -233,7 +263,6 @@ def test_nan_and_infinity_are_accepted_and_returned(server: ServerUnderTest) -> 
         ("half_plus_two", '{"instances": [{"x": 1}, 2]}', "Expecting object but got list at item 1 of input list"),
         ("half_plus_two", '{"instances": [[1], [1, 2]]}', "Expecting tensor size: 1 but got: 2"),
         ("half_plus_two", '{"instances": [[1, [2]]]}', "Encountered list at unexpected level: 1 expected < 1"),
-        ("half_plus_two", '{"instances": [[1, 2]]}', 'Expects input "x" to have shape [-1] but got [1,2]'),
         ("half_plus_two", '{"inputs": {"z": [1]}}', "Missing named input: x in 'inputs' object."),
         ("half_plus_two", '{"signature_name": 1, "instances": [1]}', "'signature_name' key must be a string value."),
         ("half_plus_two", '{"signature_name": "no", "instances": [1]}', 'name: "no" not found in signature def'),
@@ -354,6 +383,38 @@ def test_gzip_bodies_are_accepted(server: ServerUnderTest) -> None:
     assert "Cannot decompress the body" in error_of(broken)
 
 
+@pytest.mark.parametrize(
+    "element",
+    [b"0,", b"1.5,", b"[],", b'{"x":1},', b'"a",', b" "],
+    ids=["0", "1.5", "list", "object", "string", "space"],
+)
+def test_body_that_needs_too_much_memory_returns_413(server: ServerUnderTest, element: bytes) -> None:
+    """900 MB in one megabyte: refused before it is parsed, at a peak of a few hundred megabytes."""
+    deflate = zlib.compressobj(wbits=zlib.MAX_WBITS | 16)
+    start = deflate.compress(b'{"instances": [') + deflate.flush(zlib.Z_FULL_FLUSH)
+    # After a full flush, the compressed form depends on nothing before it, and can be repeated.
+    mebibyte = deflate.compress(element * ((1 << 20) // len(element))) + deflate.flush(zlib.Z_FULL_FLUSH)
+    body = start + mebibyte * 900
+    before = server.peak_memory()
+    response = server.post(HALF + ":predict", data=body, headers={"Content-Encoding": "gzip"})
+    assert (response.status_code, "bytes of memory" in error_of(response)) == (413, True)
+    assert server.peak_memory() - before < 700 << 20
+    assert server.post(HALF + ":predict", {"instances": [1.0]}).status_code == 200
+
+
+def test_incomplete_gzip_returns_400(server: ServerUnderTest) -> None:
+    body = gzip.compress(b'{"instances": [1.0]}')[:-9]
+    response = server.post(HALF + ":predict", data=body, headers={"Content-Encoding": "gzip"})
+    assert (response.status_code, error_of(response)) == (400, "Cannot decompress the body: it is incomplete")
+
+
+def test_health_endpoints(server: ServerUnderTest) -> None:
+    for path, status in (("live", "alive"), ("ready", "ready")):
+        response = server.get(f"/health/{path}")
+        assert (response.status_code, response.json()) == (200, {"status": status})
+        assert server.session.head(f"{server.rest_url}/health/{path}", timeout=30).status_code == 200
+
+
 def test_ipv6_is_served(server: ServerUnderTest) -> None:
     """As on the gRPC port, and as TensorFlow Serving does it: for some clients, localhost is ::1 only."""
     try:
@@ -373,18 +434,35 @@ def test_cors_headers_are_sent(server: ServerUnderTest) -> None:
         assert response.headers["Access-Control-Allow-Headers"] == "Content-Type"
 
 
-def test_metrics_count_requests_by_model_and_status(server: ServerUnderTest) -> None:
-    server.post(HALF + ":predict", {"instances": [1.0]})
-    server.post(HALF + ":predict", {"instances": ["x"]})
+def metrics(server: ServerUnderTest) -> dict[str, float]:
+    """Every series of the metrics page, with its value."""
     response = server.get("/monitoring/prometheus/metrics")
     assert response.headers["content-type"] == "text/plain"
-    lines = response.text.splitlines()
-    assert "# TYPE :tensorflow:serving:request_count counter" in lines
-    assert any(
-        line.startswith(':tensorflow:serving:request_count{model_name="half_plus_two",status="OK"}') for line in lines
-    )
-    assert any('status="INVALID_ARGUMENT"' in line for line in lines)
-    assert any('API="Predict",entrypoint="REST",le="+Inf"' in line for line in lines)
+    assert "# TYPE :tensorflow:serving:request_count counter" in response.text.splitlines()
+    lines = [line.rsplit(" ", 1) for line in response.text.splitlines() if not line.startswith("#")]
+    return {series.removeprefix(":tensorflow:serving:"): float(value) for series, value in lines}
+
+
+def test_metrics_count_requests_by_model_and_status(server: ServerUnderTest) -> None:
+    """The names, labels and values of TensorFlow Serving: failures count for their model, and not in the latency."""
+    before = metrics(server)
+    server.post(HALF + ":predict", {"instances": [1.0]})
+    server.predictions.Predict(predict_request("half_plus_two", x=[1.0]), timeout=30)
+    server.post(HALF + ":predict", {"instances": ["x"]})
+    grpc_error(server.predictions.Predict, predict_request("half_plus_two", z=[1.0]))
+    server.post(HALF + "/versions/7:predict", {"instances": [1.0]})
+    server.post("/v1/models/unknown:predict", {"instances": [1.0]})
+    server.get(HALF)
+    found = {series: value - before.get(series, 0) for series, value in metrics(server).items()}
+    model = 'model_name="half_plus_two"'
+    assert found[f'request_count{{{model},status="OK"}}'] == 2
+    assert found[f'request_count{{{model},status="INVALID_ARGUMENT"}}'] == 2
+    assert found[f'request_count{{{model},status="NOT_FOUND"}}'] == 1
+    assert found['request_count{model_name="",status="NOT_FOUND"}'] == 1
+    assert found[f'request_latency_count{{{model},API="predict",entrypoint="REST"}}'] == 1
+    assert found[f'request_latency_count{{{model},API="Predict",entrypoint="GRPC"}}'] == 1
+    assert found[f'request_latency_bucket{{{model},API="predict",entrypoint="REST",le="+Inf"}}'] == 1
+    assert not [series for series in found if "unknown" in series or "GetModel" in series]
 
 
 def test_slow_requests_do_not_block_fast_requests(server: ServerUnderTest) -> None:
