@@ -10,7 +10,7 @@ from PIL import Image
 
 from tests.images import chunk, encode, insert_chunk, picture, webp_header
 
-MAX_FILE_BYTES = 12_000_000
+MAX_FILE_BYTES = 11_900_000  # with room for headers below MAX_IMAGE_BYTES
 
 
 def noise(width: int, height: int, channels: int = 3) -> Image.Image:
@@ -160,8 +160,8 @@ CASES: dict[str, tuple[Callable[[], bytes], bool | None]] = {
     ),
     "JPEG of 50 megapixels, CMYK": (partial(jpeg, 10_000, 5_000, "CMYK"), None),
     "JPEG of 33 megapixels, CMYK, progressive": (partial(jpeg, 6_600, 5_000, "CMYK", progressive=True), None),
-    "JPEG of 12 MB of noise": (lambda: encode(noise(3_300, 3_300), "JPEG", quality=70), True),
-    "JPEG of 12 MB of noise, progressive": (noise_progressive, True),
+    "JPEG of noise": (lambda: encode(noise(3_300, 3_300), "JPEG", quality=70), True),
+    "JPEG of noise, progressive": (noise_progressive, True),
     "JPEG with 498 scans": (partial(scans, 7_000, 7_000, 488), False),
     "JPEG with 300 scans": (partial(scans, 1_500, 1_500, 290), None),
     "JPEG with 15 scans": (partial(scans, 7_000, 7_000, 5), None),
@@ -180,7 +180,7 @@ CASES: dict[str, tuple[Callable[[], bytes], bool | None]] = {
     "PNG of 50 megapixels, transparent grey": (lambda: trns(png(10_000, 5_000, 0, 16), b"\0\1"), True),
     "PNG of 50 megapixels, one colour transparent": (lambda: trns(png(10_000, 5_000, 2), bytes(6)), None),
     "PNG of 50 megapixels, interlaced": (partial(png, 10_000, 5_000, 2, 8, True), None),
-    "PNG of 12 MB of noise": (lambda: encode(noise(2_200, 1_800), "PNG", compress_level=1), True),
+    "PNG of noise": (lambda: encode(noise(2_200, 1_800), "PNG", compress_level=1), True),
     "PNG with 7 MB of rationals": (lambda: png_with(b"eXIf", rationals(7_000_000)), True),
     "PNG with hundreds of megabytes of text": (lambda: png_with(b"zTXt", b"a\0\0" + zlib.compress(bytes(10**8))), True),
     "PNG with a profile of hundreds of megabytes": (
@@ -214,5 +214,4 @@ CASES: dict[str, tuple[Callable[[], bytes], bool | None]] = {
     "AVIF of 50 megapixels": (lambda: encode(Image.new("RGB", (10_000, 5_000)), "AVIF", speed=10), None),
     "AVIF of 9 megapixels, RGBA": (lambda: encode(noise(3_000, 3_000, 4), "AVIF", speed=10, quality=20), None),
     "AVIF of 50 megapixels that claims to have one": (partial(avif_that_lies, 10_000, 5_000), None),
-    "AVIF with 7 MB of rationals": (lambda: encode(picture(), "AVIF", exif=rationals(7_000_000)), None),
 }
