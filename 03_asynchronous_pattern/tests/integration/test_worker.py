@@ -270,25 +270,25 @@ async def test_workers_on_one_machine_choose_free_ports(redis, redis_server, tmp
 
 
 async def test_readiness_needs_a_heartbeat_and_the_model(redis, settings):
-    async def probe(app, path) -> tuple[int, dict[str, str]]:
+    async def get(app, path) -> tuple[int, dict[str, str]]:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://worker") as client:
             response = await client.get(path)
         return response.status_code, response.json()
 
     async with worker(settings()) as app:
         await asyncio.to_thread(wait_until, lambda: app.state.worker.is_alive)
-        assert await probe(app, "/health/ready") == (200, {"status": "ready"})
+        assert await get(app, "/health/ready") == (200, {"status": "ready"})
     async with worker(settings(tf_serving_grpc_port=free_port())) as app:
         await asyncio.to_thread(wait_until, lambda: app.state.worker.is_alive)
-        status, body = await probe(app, "/health/ready")
+        status, body = await get(app, "/health/ready")
         assert (status, body["status"]) == (503, "not ready")
         assert body["reason"].startswith("TensorFlow Serving: ")
-        assert (await probe(app, "/health"))[0] == 200
+        assert (await get(app, "/health"))[0] == 200
     with structlog.testing.capture_logs():
         async with worker(settings(redis_port=free_port(), shutdown_grace_s=1)) as app:
             not_ready = {"status": "not ready", "reason": "Redis has no heartbeat of this worker"}
-            assert await probe(app, "/health/ready") == (503, not_ready)
-            assert await probe(app, "/health/live") == (200, {"status": "alive"})
+            assert await get(app, "/health/ready") == (503, not_ready)
+            assert await get(app, "/health/live") == (200, {"status": "alive"})
 
 
 async def test_a_crashed_task_ends_the_worker(redis, redis_server, model, tmp_path):

@@ -12,7 +12,7 @@ from src.db.failures import ReadOnlyServer
 from src.db.schemas import Features, StoredItem
 
 
-def register(
+def register_rows(
     database: Database, endpoint: str, rows: Sequence[Features], idempotency_key: str | None
 ) -> list[StoredItem]:
     """Store the rows, all or none. A known key returns the items of its first request and stores nothing.
@@ -21,14 +21,14 @@ def register(
         InvalidInput: the key belongs to a different request.
     """
     try:
-        return _register(database, endpoint, rows, idempotency_key)
+        return _store_once(database, endpoint, rows, idempotency_key)
     # Nothing has been stored. The next transaction reads the other request's answer, or is on a new connection, which
     # leads to the new primary after a failover.
     except (cruds.KeyTaken, ReadOnlyServer):
-        return _register(database, endpoint, rows, idempotency_key)
+        return _store_once(database, endpoint, rows, idempotency_key)
 
 
-def _register(
+def _store_once(
     database: Database, endpoint: str, rows: Sequence[Features], idempotency_key: str | None
 ) -> list[StoredItem]:
     with database.transaction(write=True) as db:

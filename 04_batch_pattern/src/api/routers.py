@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, Field
 from serving_common.problems import problem_responses
 from src.api.health import Probe
 from src.api.listing import json_array
-from src.api.registration import register
+from src.api.registration import register_rows
 from src.constants import MAX_ID
 from src.db import cruds
 from src.db.database import Database
@@ -66,7 +66,7 @@ def register_item(
     A request with the header `Idempotency-Key` can be retried: the same key returns the same item, or 400 if the body
     is another one.
     """
-    [stored] = register(database, "/data", [item["values"]], idempotency_key)
+    [stored] = register_rows(database, "/data", [item["values"]], idempotency_key)
     return Response(to_json(stored), media_type=JSON)
 
 
@@ -75,7 +75,7 @@ def register_list(
     items: Annotated[ItemList, Body()], database: DatabaseDep, idempotency_key: IdempotencyKey = None
 ) -> Response:
     """Store many flowers, all or none. `Idempotency-Key` is that of POST /data."""
-    stored = register(database, "/data/list", [item["values"] for item in items], idempotency_key)
+    stored = register_rows(database, "/data/list", [item["values"] for item in items], idempotency_key)
     return Response(to_json(stored), media_type=JSON)
 
 

@@ -272,13 +272,13 @@ def test_idempotency_key_of_invalid_length_returns_400(api):
 def test_simultaneous_requests_with_one_idempotency_key_store_one_item(api):
     barrier = threading.Barrier(8)
 
-    def register(_):
+    def post_once(_):
         barrier.wait()
         return api.post("/data", json={"values": ROW}, headers={"Idempotency-Key": "order 4711"})
 
     for _ in range(3):
         with ThreadPoolExecutor(8) as executor:
-            answers = list(executor.map(register, range(8)))
+            answers = list(executor.map(post_once, range(8)))
         assert {answer.status_code for answer in answers} <= {200, 503}
         items = api.get("/data/all").json()
         assert len(items) == 1

@@ -287,7 +287,7 @@ def test_failover_loses_nothing_that_was_accepted(settings, system, root_url, da
         accepted: list[list[float]] = []
         stopping = threading.Event()
 
-        def register(api, client):
+        def post_rows(api, client):
             number = 0
             while not stopping.is_set():
                 number += 1
@@ -298,7 +298,7 @@ def test_failover_loses_nothing_that_was_accepted(settings, system, root_url, da
                     accepted.append(row)
 
         with serving(settings_of(models, through_relay)) as api, ThreadPoolExecutor(8) as executor:
-            clients = [executor.submit(register, api, number) for number in range(8)]
+            clients = [executor.submit(post_rows, api, number) for number in range(8)]
             try:
                 wait_until(lambda: len(accepted) > 100)
                 execute(root_url, "SET GLOBAL read_only = 1")

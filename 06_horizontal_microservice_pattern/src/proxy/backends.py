@@ -238,7 +238,7 @@ class _PoolingConnector(aiohttp.TCPConnector):
 
     def __init__(self, *, limit_per_host: int) -> None:
         super().__init__(limit=0, limit_per_host=limit_per_host, keepalive_timeout=KEEP_ALIVE_S, ttl_dns_cache=DNS_S)
-        self._kept: WeakSet[object] = WeakSet()
+        self._reused: WeakSet[object] = WeakSet()
 
     async def connect(
         self,
@@ -247,8 +247,8 @@ class _PoolingConnector(aiohttp.TCPConnector):
         timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109 - aiohttp's
     ) -> aiohttp.connector.Connection:
         connection = await super().connect(req, traces, timeout)
-        connection_was_kept.set(connection.protocol in self._kept)
-        self._kept.add(connection.protocol)
+        connection_was_kept.set(connection.protocol in self._reused)
+        self._reused.add(connection.protocol)
         return connection
 
 
