@@ -74,7 +74,7 @@ for part in "$@"; do
 done
 
 # One stamp for each set of requirements, valid for the files that it was made from. What development needs is all.
-wanted=$(cat constraints.txt pyproject.toml ./*/pyproject.toml common/*/pyproject.toml scripts/setup.sh | cksum)
+wanted=$(cat constraints.txt pyproject.toml ./*/pyproject.toml common/*/pyproject.toml common/*/*/protos/*.proto scripts/setup.sh | cksum)
 stamp=.venv/.installed-$(printf '%s' "$mode $* ${models[*]}" | cksum | tr ' ' -)
 [ "$mode" != dev ] || stamp=.venv/.installed-dev
 for made in "$stamp" .venv/.installed-dev; do
