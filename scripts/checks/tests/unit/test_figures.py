@@ -23,6 +23,9 @@ ALLOWED = {
     ("docs/models.md", "14 MB"): "size of a download",
     ("docs/models.md", "102 MB"): "size of a download",
     ("docs/models.md", "2 GB"): "rough requirement of TensorFlow",
+    ("07_sync_async_pattern/README.md", "400 MB"): "a limit: 8 bytes for each of MAX_IMAGE_PIXELS",
+    ("07_sync_async_pattern/README.ja.md", "400 MB"): "the same limit",
+    ("docs/model-server.md", "20 ms"): "a limit: QUICK_S of the server",
 }
 
 
