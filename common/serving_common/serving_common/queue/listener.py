@@ -84,8 +84,9 @@ class PubSubListener:
         async with stack:
             try:
                 while self._subscribers or time.monotonic() < self._listen_until:
-                    # A demoted server lets its subscribers wait without an error, for messages that may not come.
-                    if messages.connection.is_outdated:
+                    # A demoted server lets its subscribers wait without an error, for messages that may not come. Only the
+                    # connections of `connect` notice it.
+                    if getattr(messages.connection, "is_outdated", False):
                         break
                     message = await messages.get_message(ignore_subscribe_messages=True, timeout=1)
                     for name in message["data"].decode().split() if message else ():
