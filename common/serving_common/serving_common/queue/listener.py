@@ -84,8 +84,8 @@ class PubSubListener:
         async with stack:
             try:
                 while self._subscribers or time.monotonic() < self._listen_until:
-                    # A demoted server lets its subscribers wait without an error, for messages that may not come. Only the
-                    # connections of `connect` notice it.
+                    # A demoted server lets its subscribers wait without an error, for messages that may not come. Only
+                    # connections that `connect` has made know of it.
                     if getattr(messages.connection, "is_outdated", False):
                         break
                     message = await messages.get_message(ignore_subscribe_messages=True, timeout=1)
