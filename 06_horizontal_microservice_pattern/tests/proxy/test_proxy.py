@@ -244,7 +244,7 @@ async def test_failed_service_does_not_affect_the_others(services, answer, reaso
 async def test_all_services_failed_returns_503(path):
     services = {name: StubService() for name in NAMES}  # not running
 
-    async with proxy(services) as client:
+    async with proxy(services, service_timeout_s=30) as client:
         response = await client.request("GET" if "get" in path else "POST", path, json=ONE_ROW)
 
     assert response.status_code == 503
