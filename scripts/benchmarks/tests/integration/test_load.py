@@ -1,4 +1,4 @@
-"""Load against real servers: HTTP in a closed and in an open loop, and gRPC over both APIs."""
+"""Load against real servers: an endpoint of the comparison, and gRPC over both APIs."""
 
 import asyncio
 import http.server
@@ -12,7 +12,6 @@ import pytest
 
 from scripts.benchmarks import grpc_load
 from scripts.benchmarks.harness import Endpoint
-from serving_testing.load import run_in_process
 from tfserving_protos import messages, services
 
 
@@ -49,20 +48,6 @@ def server():
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
         thread.join()
-
-
-def test_load_is_measured_in_a_closed_and_in_an_open_loop(server):
-    def measured(path, connections, seconds, **more):
-        url = f"{server}{path}"
-        return run_in_process("serving_testing.load", url=url, connections=connections, seconds=seconds, **more)
-
-    closed = measured("/predict", 2, 0.2, body="{}", then="/job/{}")
-    assert closed.latencies
-    assert closed.failed == 0
-    assert Jobs.paths == {"/job/a1b2c3"}
-    opened = measured("/predict", 2, 0.5, body="{}", rate=20)
-    assert len(opened.latencies) == 10
-    assert measured("/nothing", 1, 0.1).failed > 0
 
 
 def test_an_endpoint_sends_its_body(server):

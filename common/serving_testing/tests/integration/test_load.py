@@ -1,0 +1,58 @@
+"""HTTP load against a real server, in a closed and in an open loop."""
+
+import http.server
+import threading
+from typing import ClassVar
+
+import pytest
+
+from serving_testing.load import run_in_process
+
+
+class Jobs(http.server.BaseHTTPRequestHandler):
+    """POST gives out an id; GET of another path is 404."""
+
+    protocol_version = "HTTP/1.1"
+    paths: ClassVar[set[str]] = set()
+
+    def do_POST(self):
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.respond(200)
+
+    def do_GET(self):
+        self.paths.add(self.path)
+        self.respond(200 if self.path == "/job/a1b2c3" else 404)
+
+    def respond(self, status):
+        body = b'{"job_id": "a1b2c3"}'
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture(scope="module")
+def server():
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Jobs) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def test_load_is_measured_in_a_closed_and_in_an_open_loop(server):
+    def measured(path, connections, seconds, **more):
+        url = f"{server}{path}"
+        return run_in_process("serving_testing.load", url=url, connections=connections, seconds=seconds, **more)
+
+    closed = measured("/predict", 2, 0.2, body="{}", then="/job/{}")
+    assert closed.latencies
+    assert closed.failed == 0
+    assert Jobs.paths == {"/job/a1b2c3"}
+    opened = measured("/predict", 2, 0.5, body="{}", rate=20)
+    assert len(opened.latencies) == 10
+    assert measured("/nothing", 1, 0.1).failed > 0
