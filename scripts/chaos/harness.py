@@ -13,6 +13,7 @@ that should not have been) is expected only during an incident whose target it b
 
 import asyncio
 import time
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
@@ -233,16 +234,16 @@ class ChaosRun(PatternRun):
 
 
 @dataclass
-class QueueClients:
+class QueueClients(ABC):
     """Clients of a proxy that queues jobs, and the ids that they were given."""
 
     run: ChaosRun
     client: httpx.AsyncClient
     ids: list[str] = field(default_factory=list)
 
+    @abstractmethod
     async def state(self, job_id: str, wait_s: float) -> str:
         """`completed`, `pending`, `processing`, or what is wrong."""
-        raise NotImplementedError
 
     async def newest_done(self) -> None:
         """Return when a job that was accepted after the fault is completed."""

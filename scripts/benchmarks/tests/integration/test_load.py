@@ -5,7 +5,7 @@ import http.server
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
-from typing import Any, ClassVar
+from typing import Any
 
 import grpc
 import pytest
@@ -15,45 +15,28 @@ from scripts.benchmarks.harness import Endpoint
 from tfserving_protos import messages, services
 
 
-class Jobs(http.server.BaseHTTPRequestHandler):
-    """POST gives out an id; GET of another path is 404."""
+class Accepting(http.server.BaseHTTPRequestHandler):
+    """Answers POST of a body with 200, and anything else with an error."""
 
     protocol_version = "HTTP/1.1"
-    paths: ClassVar[set[str]] = set()
 
     def do_POST(self):
-        self.rfile.read(int(self.headers["Content-Length"]))
-        self.respond(200)
-
-    def do_GET(self):
-        self.paths.add(self.path)
-        self.respond(200 if self.path == "/job/a1b2c3" else 404)
-
-    def respond(self, status):
-        body = b'{"job_id": "a1b2c3"}'
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(body)))
+        self.send_response(200 if self.rfile.read(int(self.headers["Content-Length"])) == b'{"data": []}' else 400)
+        self.send_header("Content-Length", "0")
         self.end_headers()
-        self.wfile.write(body)
 
     def log_message(self, *args):
         pass
 
 
-@pytest.fixture(scope="module")
-def server():
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Jobs) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
+def test_endpoint_sends_its_body():
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Accepting) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        stack: Any = SimpleNamespace(urls={"PORT_90": f"http://127.0.0.1:{server.server_port}"})
+        load = asyncio.run(Endpoint("a job", "PORT_90", "/predict", lambda: {"data": []}).load(stack, 1, 0.1))
         server.shutdown()
-        thread.join()
-
-
-def test_an_endpoint_sends_its_body(server):
-    stack: Any = SimpleNamespace(urls={"PORT_90": server})
-    endpoint = Endpoint("a job", "PORT_90", "/predict", lambda: {"data": []})
-    assert asyncio.run(endpoint.load(stack, 1, 0.1)).latencies
+    assert load.latencies
+    assert load.failed == 0
 
 
 @pytest.mark.parametrize("client", [grpc_load.CompletionQueueClient, grpc_load.PublicClient])
