@@ -1,7 +1,7 @@
 """The pattern itself: submit a job and get its id at once; a worker predicts; fetch the result later."""
 
 import math
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import orjson
 
@@ -19,14 +19,9 @@ async def submit(queue: JobQueue, rows: Rows, priority: Priority, idempotency_ke
     return await queue.enqueue(orjson.dumps(rows), priority, idempotency_key)
 
 
-async def find(
-    queue: JobQueue, job_id: JobId, wait_s: float, has_gone: Callable[[], Awaitable[bool]] | None = None
-) -> JobResult:
-    """The job's state, as soon as it has ended, or the caller has gone, or after `wait_s` seconds.
-
-    Raises JobNotFound.
-    """
-    return describe(await queue.wait(job_id, min(wait_s, MAX_WAIT_S), has_gone))
+async def find(queue: JobQueue, job_id: JobId, wait_s: float) -> JobResult:
+    """The job's state, as soon as it has ended, or after `wait_s` seconds. Raises JobNotFound."""
+    return describe(await queue.wait(job_id, min(wait_s, MAX_WAIT_S)))
 
 
 async def cancel(queue: JobQueue, job_id: JobId) -> JobResult:

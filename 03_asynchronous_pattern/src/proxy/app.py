@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
-from fastapi import FastAPI, Response
+from fastapi import FastAPI
 
 from serving_common.queue import metrics as queue_metrics
 from serving_common.queue.client import JobQueue
@@ -15,7 +15,7 @@ from serving_common.tasks import cancel_and_wait
 from src.configurations import ProxySettings
 from src.constants import HEALTH_WITHIN_S
 from src.proxy.rate_limit import create_check
-from src.proxy.routers import CallerGone, health_router, router
+from src.proxy.routers import health_router, router
 from src.tf_serving import open_tf_serving
 
 
@@ -51,8 +51,6 @@ def create_app(settings: ProxySettings) -> FastAPI:
         lifespan=lifespan,
         ready=ready,
     )
-    # 499, as nginx logs it; nobody receives it.
-    app.add_exception_handler(CallerGone, lambda *_: Response(status_code=499))
     app.include_router(health_router)
     app.include_router(router, dependencies=api_key_required(settings))
     return app

@@ -8,6 +8,8 @@ import structlog
 from fastapi import APIRouter, Depends, Header, HTTPException, Path, Query, Request, Response
 
 from serving_common import iris
+from serving_common.callers import while_connected
+from serving_common.errors import CallerGone
 from serving_common.problems import problem_responses
 from serving_common.queue.client import JobQueue
 from serving_common.queue.types import JobId, JobStatus, Priority
@@ -36,14 +38,11 @@ async def _rate_limited(request: Request) -> None:
         await request.app.state.check_rate(request)
 
 
-class CallerGone(Exception):
-    """The caller hung up before its job was stored: nobody would ever ask for the result."""
-
-
 async def _caller_waits(request: Request) -> None:
+    """Raises CallerGone if the caller hung up before its job was stored: nobody would ask for the result."""
     is_late = asyncio.get_running_loop().time() - request.state.arrived > LATE_S
     if is_late and await request.is_disconnected():
-        raise CallerGone
+        raise CallerGone("The caller has disconnected")
 
 
 async def _job_id(job_id: Annotated[str, Path(examples=["a1b2c3"])]) -> JobId:
@@ -118,7 +117,8 @@ async def get_job(
     ] = 0,
 ) -> JobResult:
     """A job's status, and its result once completed."""
-    return await jobs.find(queue, job_id, wait, request.is_disconnected)
+    finding = jobs.find(queue, job_id, wait)
+    return await (while_connected(request, finding) if wait else finding)
 
 
 @router.delete("/job/{job_id}", responses=problem_responses(404, 409, 503))

@@ -5,10 +5,10 @@ from typing import Annotated, cast
 import structlog
 from fastapi import APIRouter, Depends, Path, Query, Request
 
+from serving_common.callers import while_connected
 from serving_common.problems import problem_responses
 from serving_common.queue.types import JobId
 from src.jobs import MAX_WAIT_S, Jobs
-from src.proxy.disconnect import while_connected
 from src.proxy.predictor import SyncPredictor
 from src.schemas import Health, ImageJobResult, Metadata, PredictRequest, PredictResponse
 
@@ -86,7 +86,8 @@ async def get_job(
     ] = 0,
 ) -> dict[str, ImageJobResult]:
     """The better model's label; empty until the job has completed."""
-    state = await while_connected(request, jobs.get(job_id, wait))
+    getting = jobs.get(job_id, wait)
+    state = await (while_connected(request, getting) if wait else getting)
     entry: ImageJobResult = {"prediction": (state.result or b"").decode()}
     if state.error is not None:
         entry["error"] = state.error

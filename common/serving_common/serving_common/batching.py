@@ -80,13 +80,12 @@ class MicroBatcher:
             requests = self._next_requests()
             if not requests:
                 continue
-            # A future that is already done was cancelled by its caller.
             try:
                 batch = np.concatenate([request.batch for request in requests])
                 result = await loop.run_in_executor(self._thread, self._run, batch)
             except Exception as exc:  # noqa: BLE001 - the callers get it
                 for request in requests:
-                    if not request.output.done():
+                    if not request.output.done():  # else its caller has cancelled it
                         request.output.set_exception(exc)
                 continue
             start = 0

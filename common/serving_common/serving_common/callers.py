@@ -1,10 +1,15 @@
-"""Whether the caller of a request still waits for the response: work for one that does not is not started."""
+"""Work for a caller that no longer waits for the response is not started, or is cancelled."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
 
 from fastapi import Request
 from starlette.types import Receive
+
+from serving_common.errors import CallerGone
+
+T = TypeVar("T")
 
 TIMEOUT_HEADER = "X-Request-Timeout-Ms"
 """Milliseconds, from the request's arrival, after which its caller gives up. Durations need no common clock."""
@@ -17,6 +22,28 @@ def waits(request: Request) -> Callable[[], bool]:
     deadline = request.state.arrived + int(timeout_ms) / 1000 if is_valid else float("inf")
     now = asyncio.get_running_loop().time
     return lambda: now() < deadline and not _has_disconnected(request.receive)
+
+
+async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """The result of `work`, which is cancelled if the caller disconnects. The request's body has been read before.
+
+    Raises CallerGone.
+    """
+    working = asyncio.create_task(work)
+    watching = asyncio.create_task(_disconnected(request))
+    try:
+        await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            return working.result()
+        raise CallerGone("The caller has disconnected")
+    finally:
+        working.cancel()
+        watching.cancel()
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 def _has_disconnected(receive: Receive) -> bool:

@@ -7,6 +7,7 @@ ServingError
 ├── Conflict        the resource's state does not allow the request
 ├── TooLarge        the body is larger than this service accepts
 ├── Overloaded      backpressure: this service is at its limit, try again later
+├── CallerGone      the caller has disconnected: nobody reads the response, but logs and metrics count it
 ├── Unavailable     a neighbour of this service does not answer, try again later
 └── Misconfigured   a neighbour refuses until an operator changes its rights or configuration; a retry is of no use
 StartupError        the service cannot start; the message is the one line that the operator sees
@@ -26,6 +27,7 @@ class ErrorKind(StrEnum):
     CONFLICT = "conflict"
     TOO_LARGE = "too-large"
     OVERLOADED = "overloaded"
+    CALLER_GONE = "caller-gone"
     UNAVAILABLE = "unavailable"
     MISCONFIGURED = "misconfigured"
 
@@ -70,6 +72,10 @@ class TooLarge(ServingError):
 
 class Overloaded(ServingError):
     kind = ErrorKind.OVERLOADED
+
+
+class CallerGone(ServingError):
+    kind = ErrorKind.CALLER_GONE
 
 
 class Unavailable(ServingError):

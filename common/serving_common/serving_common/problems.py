@@ -25,6 +25,7 @@ STATUS: Mapping[ErrorKind, int] = {
     ErrorKind.CONFLICT: HTTPStatus.CONFLICT,
     ErrorKind.TOO_LARGE: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
     ErrorKind.OVERLOADED: HTTPStatus.TOO_MANY_REQUESTS,
+    ErrorKind.CALLER_GONE: 499,
     ErrorKind.UNAVAILABLE: HTTPStatus.SERVICE_UNAVAILABLE,
     ErrorKind.MISCONFIGURED: HTTPStatus.SERVICE_UNAVAILABLE,
 }
@@ -33,7 +34,7 @@ STATUS: Mapping[ErrorKind, int] = {
 _JSON_TYPES = {"model_attributes_type": "object", "dict_type": "object", "list_type": "array"}
 
 # RFC 9110's names, which http.HTTPStatus has from Python 3.13 on.
-# 499 is nginx's name for what no client reads, but logs and metrics count.
+# 499 is nginx's.
 _TITLES = {413: "Content Too Large", 422: "Unprocessable Content", 499: "Client Closed Request"}
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from hashlib import sha256
 from typing import Any
@@ -79,13 +78,8 @@ class JobQueue:
             error = found.decode() if found else None
         return JobState(job_id, JobStatus(status.decode()), result, error)
 
-    async def wait(
-        self, job_id: JobId, seconds: float, has_gone: Callable[[], Awaitable[bool]] | None = None
-    ) -> JobState:
-        """The job's state once it has ended, or after `seconds`. Raises JobNotFound.
-
-        `has_gone` tells whether the caller has hung up: the wait then ends within a second.
-        """
+    async def wait(self, job_id: JobId, seconds: float) -> JobState:
+        """The job's state once it has ended, or after `seconds`. Raises JobNotFound."""
         deadline = time.monotonic() + seconds
         with self._ended_jobs.subscribe(job_id) as ended:
             while True:
@@ -95,8 +89,6 @@ class JobQueue:
                 state = await self.get(job_id)
                 remaining_s = deadline - time.monotonic()
                 if state.status.is_final or remaining_s <= 0 or self._is_stopping:
-                    return state
-                if has_gone is not None and await has_gone():
                     return state
                 # Messages are lost while Redis is unavailable, so get the state every second in any case.
                 with suppress(TimeoutError):

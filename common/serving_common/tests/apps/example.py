@@ -13,6 +13,7 @@ from pydantic import BaseModel, Field
 
 from serving_common import iris
 from serving_common.errors import (
+    CallerGone,
     Conflict,
     InvalidInput,
     Misconfigured,
@@ -32,6 +33,7 @@ ERRORS: list[type[ServingError]] = [
     Misconfigured,
     Unauthorized,
     NotFound,
+    CallerGone,
     Conflict,
     TooLarge,
     Overloaded,
