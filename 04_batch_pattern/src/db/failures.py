@@ -116,9 +116,8 @@ def _sqlite_error(error: sqlite3.Error) -> ServingError | None:
     if isinstance(error, sqlite3.DatabaseError) and not isinstance(
         error, sqlite3.ProgrammingError | sqlite3.DataError | sqlite3.IntegrityError
     ):
-        return Misconfigured(
-            f"The database cannot be used: {error}"
-        )  # for instance read-only, damaged, or no such table
+        # For instance read-only, damaged, or no such table.
+        return Misconfigured(f"The database cannot be used: {error}")
     return None
 
 
