@@ -9,6 +9,7 @@ from fastapi import APIRouter, Depends, Header, HTTPException, Path, Query, Requ
 
 from serving_common import iris
 from serving_common.callers import while_connected
+from serving_common.direct import direct
 from serving_common.errors import CallerGone
 from serving_common.problems import problem_responses
 from serving_common.queue.client import JobQueue
@@ -85,6 +86,7 @@ async def metadata(model: ModelDep) -> Metadata:
     responses=problem_responses(413, 422, 429, 503),
     dependencies=[Depends(_rate_limited), Depends(_caller_waits)],  # the caller may give up while Redis counts
 )
+@direct
 async def predict(request: PredictRequest, queue: QueueDep, idempotency_key: IdempotencyKey = None) -> PredictResponse:
     """Queue one or more flowers for classification. The response has the job's id, once Redis has stored the job.
 

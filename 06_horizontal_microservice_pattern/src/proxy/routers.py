@@ -6,6 +6,7 @@ from typing import Annotated, Any, TypeVar, cast
 from fastapi import APIRouter, Depends, Request
 
 from serving_common import iris
+from serving_common.direct import direct
 from serving_common.problems import problem_responses
 from src.models import Health, LabelResponse, Metadata, Prediction, PredictRequest, ServiceError
 from src.proxy.backends import BackendRequest, Backends, Failure, RequestContext
@@ -63,6 +64,7 @@ def create_routers(services: list[str], fan_out: FanOut) -> tuple[APIRouter, API
         }
 
     @router.post("/predict", responses=_named(services) | problem_responses(413, 422, 429, 503))
+    @direct
     async def predict(
         request: PredictRequestDep, backends: BackendsDep, context: ContextDep
     ) -> dict[str, Prediction | ServiceError]:
@@ -70,6 +72,7 @@ def create_routers(services: list[str], fan_out: FanOut) -> tuple[APIRouter, API
         return _entries(await fan_out(backends, request, context))
 
     @router.post("/predict/label", responses=problem_responses(413, 422, 429, 503), response_model_exclude_unset=True)
+    @direct
     async def predict_label(request: PredictRequestDep, backends: BackendsDep, context: ContextDep) -> LabelResponse:
         """The class whose service is most confident."""
         return decide(await fan_out(backends, request, context))

@@ -6,6 +6,7 @@ from typing import Annotated, cast
 from fastapi import APIRouter, Depends, Request
 
 from serving_common import callers, iris
+from serving_common.direct import direct
 from serving_common.problems import problem_responses
 from src.ml.predictor import Predictor
 from src.models import Health, Metadata, Prediction, PredictRequest
@@ -48,6 +49,7 @@ async def metadata(request: Request) -> Metadata:
 
 
 @router.post("/predict", responses=problem_responses(413, 422, 429, 503))
+@direct
 async def predict(request: PredictRequest, predictor: PredictorDep, caller_waits: CallerWaitsDep) -> Prediction:
     """The probability that each flower is of this service's class, and that it is not."""
     return _response(await predictor.predict(request.data, caller_waits))

@@ -23,6 +23,7 @@ from starlette.responses import JSONResponse
 from typing_extensions import TypedDict  # pydantic takes the one from typing only since Python 3.12
 
 from serving_common import logs, problems
+from serving_common.direct import DirectMiddleware, direct_routes
 from serving_common.errors import StartupError, Unauthorized
 from serving_common.middleware import (
     BodyLimitMiddleware,
@@ -77,6 +78,7 @@ def create_service(
             Middleware(RequestMetricsMiddleware),
             Middleware(LastResortErrorMiddleware),
             Middleware(BodyLimitMiddleware, settings.max_body_bytes, settings.max_inflight_body_bytes, body_too_large),
+            Middleware(DirectMiddleware),
         ],
     )
     app.state.on_stop = list[Callable[[], None]]()  # called at shutdown, to release waiting requests
@@ -179,6 +181,7 @@ def serve(app: FastAPI, component: str, settings: HttpSettings, *, any_port: boo
         SystemExit: with code 1 and one line in the log, if the service cannot start.
     """
     logs.configure(component, settings)
+    direct_routes(app)  # an endpoint that cannot be served directly is found now, not by the first request
     server = _DrainingServer(
         uvicorn.Config(
             app,
