@@ -7,7 +7,6 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 from fastapi import FastAPI
-from fastapi.staticfiles import StaticFiles
 
 from serving_common.errors import StartupError
 from serving_common.queue.client import JobQueue
@@ -18,7 +17,7 @@ from src.configurations import ProxySettings
 from src.jobs import Jobs
 from src.ml.classifier import Classifier
 from src.ml.weights import weights_of
-from src.proxy.page import STATIC, page_router
+from src.proxy.page import PageFiles, page_router, page_settings
 from src.proxy.predictor import SyncPredictor, too_large
 from src.proxy.routers import health_router, router
 
@@ -36,11 +35,13 @@ def create_app(settings: ProxySettings) -> FastAPI:
             classifier = await asyncio.to_thread(
                 Classifier.load, model, settings.labels_path, threads=settings.model_threads
             )
-            app.state.sample = _read_sample(settings.sample_image_path)
+            app.state.sample_file = _read_sample(settings.sample_image_path)
+            app.state.sample = base64.b64encode(app.state.sample_file).decode()
             app.state.weights = {
                 "sync": weights_of(model),
                 "async": weights_of(settings.in_precision(settings.async_model_path)),
             }
+            app.state.page = page_settings(settings, app.state.weights)
             redis = await stack.enter_async_context(connect(settings))
             app.state.jobs = Jobs(
                 redis, settings.queue_name, ttl_s=settings.result_ttl_s, max_length=settings.max_queue_length
@@ -74,13 +75,13 @@ def create_app(settings: ProxySettings) -> FastAPI:
     app.include_router(health_router)
     app.include_router(router, dependencies=api_key_required(settings))
     app.include_router(page_router)
-    app.mount("/static", StaticFiles(directory=STATIC))
+    app.mount("/static", PageFiles())
     return app
 
 
-def _read_sample(path: Path) -> str:
+def _read_sample(path: Path) -> bytes:
     try:
-        return base64.b64encode(path.read_bytes()).decode()
+        return path.read_bytes()
     except OSError as exc:
         raise StartupError(f"there is no image at {path} (build it with: python -m models.build)") from exc
 

@@ -58,10 +58,14 @@ async def ends_within(task: asyncio.Task[T], timeout_s: float) -> bool:
     return task.done()
 
 
+def max_file_bytes(settings: ProxySettings) -> int:
+    """The largest file that is accepted: MAX_BODY_BYTES limits it as well, in Base64 and within JSON."""
+    return min(settings.max_image_bytes, max(0, settings.max_body_bytes - len('{"image_data":""}')) // 4 * 3)
+
+
 def too_large(settings: ProxySettings) -> str:
     """The `detail` of a 413: users see the size of their file, not of the request with its Base64."""
-    base64_bytes = settings.max_body_bytes * 3 // 4
-    return f"The image file is larger than {min(settings.max_image_bytes, base64_bytes):,} bytes"
+    return f"The image file is larger than {max_file_bytes(settings):,} bytes"
 
 
 class SyncPredictor:

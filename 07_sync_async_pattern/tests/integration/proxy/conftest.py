@@ -4,32 +4,36 @@ import asyncio
 import base64
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 from src.configurations import ProxySettings
 from src.proxy.app import create_app
 
+from serving_testing.redis_server import RedisServer
+
 MakeSettings = Callable[..., ProxySettings]
+
+
+def make_settings(models: Path, redis_server: RedisServer, **overrides: Any) -> ProxySettings:
+    defaults: dict[str, Any] = {
+        "redis_host": "127.0.0.1",
+        "redis_port": redis_server.port,
+        "sync_model_path": models / "mobilenet_v2.onnx",
+        "async_model_path": models / "mobilenet_v2.onnx",
+        "labels_path": models / "imagenet_labels.json",
+        "sample_image_path": models / "sample.jpg",
+        "job_timeout_s": 10,  # tests run beside others
+    }
+    return ProxySettings(**(defaults | overrides))
 
 
 @pytest.fixture
 def settings(models, redis_server) -> MakeSettings:
-    def make(**overrides: object) -> ProxySettings:
-        return ProxySettings(
-            **{
-                "redis_host": "127.0.0.1",
-                "redis_port": redis_server.port,
-                "sync_model_path": models / "mobilenet_v2.onnx",
-                "async_model_path": models / "mobilenet_v2.onnx",
-                "labels_path": models / "imagenet_labels.json",
-                "sample_image_path": models / "sample.jpg",
-                "job_timeout_s": 10,  # tests run beside others
-                **overrides,
-            }
-        )
-
-    return make
+    return partial(make_settings, models, redis_server)
 
 
 @asynccontextmanager
