@@ -8,20 +8,29 @@ The endpoint stays a FastAPI route: its OpenAPI document comes from there. `Dire
 dependencies once and then answers requests of the common form by itself: the right path and method, a valid body with
 `Content-Type: application/json`, none of the optional headers. Any other request goes to the FastAPI route, with its
 body, so that the errors have one source.
+
+How FastAPI describes its routes is not a public interface. If it is missing or different, FastAPI's routes answer all
+requests: an upgrade may cost speed, not function.
 """
+
+from __future__ import annotations
 
 import inspect
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from fastapi import FastAPI, Response
-from fastapi.dependencies.models import Dependant
+import structlog
+from fastapi import FastAPI, Response, routing
 from fastapi.exceptions import ResponseValidationError
-from fastapi.routing import RouteContext, iter_route_contexts
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+if TYPE_CHECKING:
+    from fastapi.dependencies.models import Dependant
+
+log = structlog.get_logger()
 
 Endpoint = TypeVar("Endpoint", bound=Callable[..., Awaitable[Any]])
 
@@ -51,7 +60,7 @@ class _Step:
 class _DirectRoute:
     """What a route's declaration says, in the form in which a request needs it."""
 
-    def __init__(self, context: RouteContext) -> None:
+    def __init__(self, context: routing.RouteContext) -> None:
         self.route = context.original_route
         self.headers: set[bytes] = set()
         self.body: type[BaseModel] | None = None
@@ -171,13 +180,21 @@ class DirectMiddleware:
 
 
 def direct_routes(app: FastAPI) -> dict[tuple[str, str], _DirectRoute]:
-    """The marked routes by method and path. Raises TypeError if one needs what only FastAPI's route has."""
-    return {
-        (method, context.path): _DirectRoute(context)
-        for context in iter_route_contexts(app.routes)
-        if hasattr(context.endpoint, _MARK) and context.path is not None
-        for method in context.methods or ()
-    }
+    """The marked routes by method and path; none, with one log line, if FastAPI describes its routes in another way.
+
+    Raises:
+        TypeError: a marked route needs what only FastAPI's own handling has.
+    """
+    try:
+        return {
+            (method, context.path): _DirectRoute(context)
+            for context in routing.iter_route_contexts(app.routes)
+            if hasattr(context.endpoint, _MARK) and context.path is not None
+            for method in context.methods or ()
+        }
+    except AttributeError as exc:
+        log.warning("public_api_fallback", api="fastapi.routing.iter_route_contexts", reason=str(exc))
+        return {}
 
 
 def _is_plain(scope: Scope, route: _DirectRoute) -> bool:

@@ -3,11 +3,12 @@
 import json
 from collections.abc import Callable
 from contextlib import asynccontextmanager
+from types import SimpleNamespace
 from typing import Annotated, Any
 
 import httpx
 import pytest
-from fastapi import APIRouter, Depends, FastAPI, Header, HTTPException, Request, Response
+from fastapi import APIRouter, Depends, FastAPI, Header, HTTPException, Request, Response, routing
 from pydantic import BaseModel, SecretStr
 from structlog.testing import capture_logs
 from typing_extensions import TypedDict
@@ -72,7 +73,7 @@ def create_app(mark: Callable[[Any], Any]) -> FastAPI:
     async def lifespan(_app: FastAPI):
         yield
 
-    settings = HttpSettings(api_key=SecretStr(KEY["X-API-Key"]), max_body_bytes=1000)
+    settings = HttpSettings(api_key=SecretStr(KEY["X-API-Key"]), max_body_bytes=10_000)
     app = create_service(settings, title="Direct", description="Counts.", lifespan=lifespan)
     app.include_router(router, prefix="/v1", dependencies=api_key_required(settings))
     app.state.direct = []
@@ -110,7 +111,8 @@ def test_the_openapi_document_is_that_of_the_plain_route(apps):
         pytest.param(ONE.decode().encode("utf-16"), JSON | KEY, False, id="UTF-16"),
         pytest.param(ONE, {"Content-Type": "application/json; charset=utf-8"} | KEY, False, id="content type"),
         pytest.param(ONE, {"Content-Type": "text/plain"} | KEY, None, id="not declared as JSON"),
-        pytest.param(ONE + b" " * 1000, JSON | KEY, None, id="too large"),
+        pytest.param(ONE + b" " * 10_000, JSON | KEY, None, id="too large"),
+        pytest.param(b'{"ignored": ' + b"1" * 5000 + b', "data": [[1,1,1,1]]}', JSON | KEY, None, id="5,000 digits"),
         pytest.param(b'{"behaviour": "overloaded", "data": [[1,1,1,1]]}', JSON | KEY, True, id="overloaded"),
         pytest.param(b'{"behaviour": "bug", "data": [[1,1,1,1]]}', JSON | KEY, True, id="unexpected"),
         pytest.param(b'{"behaviour": "invalid", "data": [[1,1,1,1]]}', JSON | KEY, True, id="invalid response"),
@@ -137,6 +139,32 @@ async def test_responses_are_those_of_the_plain_route(apps, content, headers, is
     ours, plain = responses
     assert ours == plain
     assert apps[0].state.direct == ([] if is_direct is None else [is_direct])
+
+
+@pytest.mark.parametrize("is_missing", [True, False], ids=["missing", "different"])
+async def test_another_fastapi_costs_speed_not_function(monkeypatch, is_missing):
+    if is_missing:
+        monkeypatch.delattr(routing, "iter_route_contexts")
+    else:
+        contexts = routing.iter_route_contexts
+        known = ("endpoint", "path", "methods")
+        monkeypatch.setattr(
+            routing,
+            "iter_route_contexts",
+            lambda routes: [
+                SimpleNamespace(**{name: getattr(each, name) for name in known}) for each in contexts(routes)
+            ],
+        )
+    app = create_app(direct)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://service") as client:
+        with capture_logs() as logs:
+            responses = [await client.post("/v1/count", content=ONE, headers=JSON | KEY) for _ in range(2)]
+
+    assert [response.json() for response in responses] == [{"rows": 1, "note": None}] * 2
+    assert app.state.direct == [False, False]
+    assert [line["api"] for line in logs if line["event"] == "public_api_fallback"] == [
+        "fastapi.routing.iter_route_contexts"
+    ]
 
 
 def test_an_endpoint_that_needs_more_is_refused():
