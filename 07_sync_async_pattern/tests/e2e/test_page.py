@@ -94,7 +94,7 @@ def test_next_image_follows_previous(page, photo, tmp_path):
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [390, 1200])
+@pytest.mark.parametrize("width", [320, 390, 1200])
 def test_text_contrast_and_layout(page, scheme, width, photo, tmp_path):
     page.set_window_size(width, 900)
     page.execute_cdp_cmd(

@@ -5,10 +5,11 @@ const MAX_IMAGES = 50;
 const RETRY_MS = [1000, 2000, 5000, 10000];
 const MODELS = { sync: "MobileNetV2", async: "ResNet50" };
 
-const images = []; // {file, url, state, stage, label, note, isLasting, sync: {time, top5}, async: {time, top5}}
+const images = []; // {file, url, state, stage, label, note, canRetry, uploaded, sync: {time, top5}, async: {time, top5}}
 let shown = null;
 let isFollowing = true; // the image whose turn it is becomes the shown one, until the user picks another
 let unanswered = []; // images whose better answer is awaited
+let leftOut = 0; // files of the last choice for which there was no room
 
 const milliseconds = (from) => `${Math.round(performance.now() - from).toLocaleString("en")} ms`;
 const listed = (words) => words.length > 1 ? `${words.slice(0, -1).join(", ")} or ${words.at(-1)}` : words[0];
@@ -144,7 +145,7 @@ function render() {
   $("answer").className = shown.state;
   write("stage", shown.stage);
   write("label", shown.label);
-  write("note", shown.note);
+  write("note", leftOut ? `${shown.note} ${leftOut} of the files were left out: at most ${MAX_IMAGES} can wait.` : shown.note);
   $("answer").ariaBusy = String(["busy", "waiting"].includes(shown.state));
   $("progress").hidden = shown.state !== "busy";
   if (shown.uploaded > 0 && shown.uploaded < 1) $("progress").value = shown.uploaded;
@@ -180,10 +181,10 @@ function list(model, top5 = []) {
 const waiting = () => ({ state: "waiting", stage: "Waiting for its turn", label: "", note: "", canRetry: false, uploaded: 0, sync: {}, async: {} });
 
 function add(files) {
-  let leftOut = 0;
+  leftOut = 0;
   for (const file of files) {
-    const finished = images.findIndex((image) => image.state !== "waiting" && image.state !== "busy" && !unanswered.includes(image));
     if (images.length >= MAX_IMAGES) {
+      const finished = images.findIndex((image) => image.state !== "waiting" && image.state !== "busy" && !unanswered.includes(image));
       if (finished < 0) {
         leftOut++;
         continue;
@@ -198,7 +199,6 @@ function add(files) {
   }
   isFollowing = true;
   work();
-  if (leftOut) note(`${leftOut} of the files were left out: at most ${MAX_IMAGES} can wait.`);
 }
 
 let isWorking = false;
