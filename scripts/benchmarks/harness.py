@@ -126,7 +126,7 @@ async def send_load(
     """One round of load from a process of its own."""
     text = None if body is None else json.dumps(body)
     arguments = {"url": url, "connections": connections, "seconds": seconds, "body": text, "rate": rate, "then": then}
-    return await asyncio.to_thread(run_in_process, "serving_testing.load", **arguments)
+    return await run_in_process("serving_testing.load", **arguments)
 
 
 async def take_turns(rounds: int, cases: Mapping[K, Callable[[], Awaitable[V]]]) -> dict[K, list[V]]:

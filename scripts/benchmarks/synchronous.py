@@ -4,7 +4,6 @@ The cases take turns in every round: on a shared machine the ratio to the bare s
 more than calls per second.
 """
 
-import asyncio
 import os
 import statistics
 from functools import partial
@@ -72,7 +71,7 @@ async def load(stack: DevStack, case: Case, seconds: float) -> tuple[Load, float
     else:
         target = f"{HOST}:{stack.ports['PORT_02_BARE' if case.kind == 'bare' else 'PORT_02_GRPC']}"
         arguments = {"target": target, "concurrency": case.concurrency, "rows": rows, "seconds": seconds}
-        found = await asyncio.to_thread(run_in_process, "scripts.benchmarks.grpc_load", **arguments)
+        found = await run_in_process("scripts.benchmarks.grpc_load", **arguments)
     return found, 1e6 * (cpu_seconds(server.pid) - before) / len(found.latencies)
 
 

@@ -25,7 +25,7 @@ from rich.table import Table
 from rich.text import Text
 
 from scripts.devstack.patterns import DEMOS, PATTERNS
-from scripts.devstack.stack import DevStack, StackError, run
+from scripts.devstack.stack import DevStack, StackError, free_ports, run
 from scripts.devstack.steps import Demo, Step
 from scripts.devstack.table import ROOT, Pattern
 from scripts.devstack.terminal import INTERRUPTED, event_printer, make_console, parsed, parser_of_patterns
@@ -57,7 +57,12 @@ async def show_all(
     try:
         async with (
             DevStack(
-                numbers, table=table, run_dir=RUN_DIR, fresh=True, on_event=event_printer(console, table)
+                numbers,
+                table=table,
+                ports=ports_of_others(numbers, table),
+                run_dir=RUN_DIR,
+                fresh=True,
+                on_event=event_printer(console, table),
             ) as stack,
             httpx.AsyncClient(trust_env=False, timeout=REQUEST_TIMEOUT_S, headers=api_key) as client,
         ):
@@ -79,6 +84,13 @@ async def show_all(
     if svg is not None:
         draw(svg, summary(steps, table, is_brief=True), outcome)
     return 1 if wrong else 0
+
+
+def ports_of_others(numbers: Sequence[str], table: Mapping[str, Pattern]) -> dict[str, int]:
+    """Free ports of the patterns that these depend on: nobody asked for them, nor for their usual ports."""
+    own = tuple(f"PORT_{number}_" for number in numbers)
+    found = free_ports(numbers, table)
+    return {name: port for name, port in found.items() if not (name.startswith(own) or os.environ.get(name))}
 
 
 def caller_api_key() -> str:

@@ -21,6 +21,7 @@ import shutil
 import signal
 import socket
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
@@ -216,10 +217,18 @@ class DevStack:
                 port = self.ports[name]
                 problem = f"is wanted by {wanted_by[port]} too" if port in wanted_by else _why_unusable(port)
                 wanted_by[port] = managed.label
-                text = f"Port {port}, which {managed.label} wants, {problem}. To use another: {name}=<port> make up"
-                problems += [text] if problem else []
+                problems += [self._port_problem(managed, name, problem)] if problem else []
         if problems:
             raise StackError("\n".join(problems))
+
+    def _port_problem(self, managed: ManagedProcess, name: str, problem: str) -> str:
+        port = self.ports[name]
+        return f"Port {port}, which {managed.label} wants, {problem}. To use another: {name}=<port> make up"
+
+    def _lost_port(self, managed: ManagedProcess, is_lost: Callable[[int], bool]) -> str | None:
+        """What to tell about its first port that somebody else has taken since they were checked."""
+        lost = (name for name in managed.definition.ports if is_lost(self.ports[name]))
+        return next((self._port_problem(managed, name, "is taken") for name in lost), None)
 
     # Start
 
@@ -252,13 +261,19 @@ class DevStack:
                 while not await managed.is_ready():
                     if running.handle.returncode is not None:
                         how = await self._ended(managed, running)
-                        raise StackError(f"{managed.label} did not become ready: it {how}")
+                        lost = self._lost_port(managed, lambda port: _why_unusable(port) == "is taken")
+                        raise StackError(lost or f"{managed.label} did not become ready: it {how}")
                     await asyncio.sleep(POLL_S)
         except TimeoutError:
             running.signal_group(signal.SIGKILL)
             await self._ended(managed, running)
             tail = _indented(managed.tail)
             raise StackError(f"{managed.label} did not become ready within {limit_s:g} s{tail}") from None
+        # It may be another stack, started at the same moment, whose process has answered.
+        if lost := self._lost_port(managed, partial(_is_strangers, running.handle.pid)):
+            running.signal_group(signal.SIGKILL)
+            await self._ended(managed, running)
+            raise StackError(lost)
         managed.ready_after_s = time.monotonic() - started
         self._on_event(managed.label, f"ready after {managed.ready_after_s:.1f} s")
         return running
@@ -446,7 +461,12 @@ def run(program: Coroutine[Any, Any, int]) -> int:
         task = asyncio.create_task(program)
         for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             asyncio.get_running_loop().add_signal_handler(signum, lambda: task.cancelling() or task.cancel())
-        return await task
+        code = await task
+        if task.cancelling() and threading.active_count() > 1:
+            # A thread that waits for a response, or computes a baseline, cannot be cancelled; asyncio.run would wait.
+            sys.stdout.flush()
+            os._exit(code)
+        return code
 
     return asyncio.run(main())
 
@@ -496,6 +516,23 @@ def _why_unusable(port: int) -> str | None:
         except OSError as exc:
             return "is taken" if exc.errno == errno.EADDRINUSE else f"cannot be used ({exc.strerror})"
     return None
+
+
+def _is_strangers(group: int, port: int) -> bool:
+    """Whether somebody listens on this port, and it is no process of the group (Linux; elsewhere nobody can tell)."""
+    listeners = set()
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        with contextlib.suppress(OSError):
+            for _, local, _, state, *more in map(str.split, Path(table).read_text().splitlines()[1:]):
+                if state == "0A" and int(local.rpartition(":")[2], 16) == port:
+                    listeners.add(f"socket:[{more[5]}]")
+    for process in Path("/proc").glob("[0-9]*") if listeners else ():
+        with contextlib.suppress(OSError):  # it has ended, or is another user's
+            if os.getpgid(int(process.name)) == group:
+                for descriptor in (process / "fd").iterdir():
+                    if str(descriptor.readlink()) in listeners:
+                        return False
+    return bool(listeners)
 
 
 async def is_answering(url: str | None) -> bool:

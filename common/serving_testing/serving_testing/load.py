@@ -8,12 +8,12 @@ import asyncio
 import gc
 import json
 import os
-import subprocess
 import sys
 import time
 from collections import deque
 from dataclasses import asdict, dataclass
 from functools import partial
+from subprocess import PIPE, CalledProcessError
 from typing import Any, cast
 from urllib.parse import urlsplit
 
@@ -137,13 +137,26 @@ async def run(
     return Load(sorted(latencies), failed, lasted)
 
 
-def run_in_process(module: str, **arguments: Any) -> Load:
+async def run_in_process(module: str, **arguments: Any) -> Load:
     """The Load that a load generator prints, in a process of its own. Raises CalledProcessError."""
     # Unbuffered, Python drops the rest of a line that a pipe takes only a part of.
     env = {**os.environ, "PYTHONUNBUFFERED": ""}
-    command, text = [sys.executable, "-m", module], json.dumps(arguments)
-    done = subprocess.run(command, env=env, input=text, stdout=subprocess.PIPE, text=True, check=True)
-    return Load(**json.loads(done.stdout))
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", module),
+        env=env,
+        stdin=PIPE,
+        stdout=PIPE,
+        process_group=0,  # a Ctrl-C at the terminal is for the caller; here it would print a traceback
+    )
+    try:
+        output, _ = await process.communicate(json.dumps(arguments).encode())
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    if process.returncode:
+        raise CalledProcessError(process.returncode, module)
+    return Load(**json.loads(output))
 
 
 if __name__ == "__main__":

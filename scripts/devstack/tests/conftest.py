@@ -69,8 +69,8 @@ def start(tmp_path):
     """Starts a program on the dummies; killed at the end of the test if it still runs."""
     with contextlib.ExitStack() as programs:
 
-        def start_program(*args, **options):
-            program = Program(tmp_path / "output", *args, **options)
+        def start_program(*args, output=tmp_path / "output", **options):
+            program = Program(output, *args, **options)
             programs.callback(program.process.wait)
             programs.callback(program.process.terminate)  # nothing, if it has ended
             return program

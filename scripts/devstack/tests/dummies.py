@@ -1,8 +1,9 @@
 """The real programs on a table of dummies: `python -m scripts.devstack.tests.dummies up|demo 90 ...`."""
 
+import os
 import sys
 
-from scripts.devstack import demo, up
+from scripts.devstack import demo, stack, up
 from scripts.devstack.steps import send
 from scripts.devstack.table import Pattern, ProcessDefinition, by_number
 
@@ -60,4 +61,7 @@ DEMOS = {"90": demo_right, "91": demo_right, "92": demo_wrong, "94": demo_right,
 
 if __name__ == "__main__":
     program, *numbers = sys.argv[1:]
+    stack.STOP_GRACE_S = float(os.environ.get("STOP_GRACE_S", stack.STOP_GRACE_S))
+    if os.environ.get("UNCHECKED_PORTS"):
+        stack.DevStack._check_ports = lambda self: None  # type: ignore[method-assign]
     sys.exit(up.main(numbers, DUMMIES) if program == "up" else demo.main(numbers, DUMMIES, DEMOS))

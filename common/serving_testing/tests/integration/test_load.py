@@ -1,5 +1,6 @@
 """HTTP load against a real server, in a closed and in an open loop."""
 
+import asyncio
 import http.server
 import threading
 from typing import ClassVar
@@ -47,7 +48,9 @@ def server():
 def test_load_is_measured_in_a_closed_and_in_an_open_loop(server):
     def measured(path, connections, seconds, **more):
         url = f"{server}{path}"
-        return run_in_process("serving_testing.load", url=url, connections=connections, seconds=seconds, **more)
+        return asyncio.run(
+            run_in_process("serving_testing.load", url=url, connections=connections, seconds=seconds, **more)
+        )
 
     closed = measured("/predict", 2, 0.2, body="{}", then="/job/{}")
     assert closed.latencies

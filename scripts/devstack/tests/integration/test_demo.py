@@ -8,7 +8,8 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from scripts.devstack.patterns import DEMOS
+from scripts.devstack.demo import ports_of_others
+from scripts.devstack.patterns import DEMOS, PATTERNS
 from scripts.devstack.stack import free_ports
 from scripts.devstack.table import ROOT
 from serving_testing.processes import wait_until
@@ -17,18 +18,25 @@ NOT_FOR_CLIENTS = {"PORT_03_REDIS", "PORT_03_WORKER", "PORT_07_REDIS", "PORT_07_
 
 
 @pytest.mark.parametrize(
-    ("number", "environ"),
-    [*((number, {}) for number in DEMOS), pytest.param("06", {"API_KEY": "secret"}, id="06 with a key")],
+    ("numbers", "environ"),
+    [pytest.param([*DEMOS], {}, id="all"), pytest.param(["06"], {"API_KEY": "secret"}, id="06 with a key")],
 )
-def test_the_demo_of_each_pattern_succeeds(number, environ):
-    ports = {name: str(port) for name, port in free_ports([number]).items()}
-    command = [sys.executable, "-m", "scripts.devstack.demo", number]
+def test_the_demo_of_each_pattern_succeeds(numbers, environ):
+    ports = {name: str(port) for name, port in free_ports(numbers).items()}
+    command = [sys.executable, "-m", "scripts.devstack.demo", *numbers]
     env = os.environ | ports | environ
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "requests, 0 wrong. All stopped." in done.stdout
     asked = {name for name, port in ports.items() if f"127.0.0.1:{port}" in done.stdout}
-    assert asked == {name for name in ports if name.startswith(f"PORT_{number}_")} - NOT_FOR_CLIENTS
+    assert asked == {*ports} - NOT_FOR_CLIENTS
+
+
+def test_patterns_that_others_depend_on_get_free_ports_unless_asked_otherwise(monkeypatch):
+    assert ports_of_others(["03"], PATTERNS).keys() == {"PORT_02_GRPC", "PORT_02_REST"}
+    assert ports_of_others(["02", "03"], PATTERNS) == {}
+    monkeypatch.setenv("PORT_02_REST", "8501")
+    assert ports_of_others(["03"], PATTERNS).keys() == {"PORT_02_GRPC"}
 
 
 def test_correct_responses_are_printed_and_summarized(start):
@@ -62,7 +70,7 @@ def test_output_is_plain_ascii_without_a_terminal(start):
 
 
 def test_a_wrong_response_ends_its_pattern_and_fails_the_demo(start):
-    demo = start("demo", "92", "90")
+    demo = start("demo", "92", "90", STOP_GRACE_S="0.5")
     assert demo.ends() == 1
     assert "/env: answer.HOME is '" in demo.text()
     assert "2 requests, 1 wrong" in demo.text()

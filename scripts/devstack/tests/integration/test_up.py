@@ -6,11 +6,11 @@ import pty
 import re
 import signal
 import socket
-import time
 
 import httpx
 import pytest
 
+from scripts.devstack.stack import LAST_CALL_S, OUTPUT_TIMEOUT_S, STOP_GRACE_S
 from scripts.devstack.table import ROOT
 from scripts.devstack.tests.conftest import is_alive
 from serving_testing.processes import wait_until
@@ -33,15 +33,14 @@ def test_a_signal_stops_all_processes(start, signum):
     assert "child" in (ROOT / ".run/logs/90-parent.log").read_text()
 
 
-def test_a_process_that_ignores_sigterm_is_killed_within_ten_seconds(start):
-    up = start("up", "92")
+def test_a_process_that_ignores_sigterm_is_killed_at_the_end_of_the_grace(start):
+    assert STOP_GRACE_S + LAST_CALL_S + OUTPUT_TIMEOUT_S < 10  # what README promises
+    up = start("up", "92", STOP_GRACE_S="0.5")
     up.wait_for("All ready")
-    asked = time.monotonic()
     for _ in range(2):  # an impatient second Ctrl-C changes nothing
         up.process.send_signal(signal.SIGINT)
     assert up.ends() == 0
-    assert time.monotonic() - asked < 10  # the promise under test
-    assert "did not stop within 8 s of SIGTERM" in up.text()
+    assert "did not stop within 0.5 s of SIGTERM" in up.text()
 
 
 def test_a_killed_process_is_restarted(start):
@@ -96,6 +95,17 @@ def test_a_port_in_use_is_reported_before_anything_starts(start):
         assert up.ends() == 1
     assert f"Port {port}, which 90 good wants, is taken. To use another: PORT_90_GOOD=" in up.text()
     assert up.all_pids() == set()
+
+
+def test_two_stacks_that_start_at_once_do_not_take_each_others_answers_for_their_own(start, tmp_path):
+    first = start("up", "90")
+    first.wait_for("All ready")
+    port = first.ports["PORT_90_GOOD"]
+    # As if both had found the port free: the second looks at it only once its own process is starting.
+    second = start("up", "90", output=tmp_path / "second", UNCHECKED_PORTS="1", PORT_90_GOOD=str(port))
+    assert second.ends() == 1
+    assert f"make up: Port {port}, which 90 good wants, is taken. To use another: PORT_90_GOOD=" in second.text()
+    assert get(port).status_code == 200
 
 
 def test_the_same_port_twice_is_rejected(start):
