@@ -1,13 +1,17 @@
 """`make smoke` on a pattern that serves one JSON file."""
 
 import json
+import signal
+import socket
+import subprocess
+import sys
 import textwrap
 
 import httpx
 import pytest
 
 from scripts.checks.smoke import main
-from scripts.devstack.table import Pattern, ProcessDefinition, by_number
+from scripts.devstack.table import ROOT, Pattern, ProcessDefinition, by_number
 from serving_testing.processes import free_port, running
 
 README = """\
@@ -136,6 +140,23 @@ def test_wrong_example_exits_1(smoke, root, monkeypatch, true, false, message):
     assert code == 1
     assert "WRONG: " in output
     assert message in output
+
+
+def test_sigint_ends_the_program_while_an_example_waits(root, monkeypatch):
+    monkeypatch.setenv("PORT_97_SERVER", str(free_port()))
+    folder = root / "97_files_pattern"
+    with socket.create_server(("127.0.0.1", 0)) as held:
+        url = f"http://127.0.0.1:{held.getsockname()[1]}/"
+        (folder / "README.md").write_text(f"```bash\ncurl {url}\n```\n\n```json\n{{}}\n```\n")
+        call = f"smoke.main(['97'], test_smoke.files({str(folder)!r}), pathlib.Path({str(root)!r}))"
+        imports = (
+            "import pathlib; from scripts.checks import smoke; from scripts.checks.tests.integration import test_smoke"
+        )
+        command = [sys.executable, "-c", f"{imports}; raise SystemExit({call})"]
+        held.settimeout(60)
+        with subprocess.Popen(command, cwd=ROOT) as program, held.accept()[0]:
+            program.send_signal(signal.SIGINT)
+            assert program.wait(30) == 130  # less than curl waits for an answer
 
 
 def test_invalid_port_exits_1(smoke, root, monkeypatch):
