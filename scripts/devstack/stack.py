@@ -527,11 +527,14 @@ def _is_strangers(group: int, port: int) -> bool:
                 if state == "0A" and int(local.rpartition(":")[2], 16) == port:
                     listeners.add(f"socket:[{more[5]}]")
     for process in Path("/proc").glob("[0-9]*") if listeners else ():
+        descriptors: list[Path] = []
         with contextlib.suppress(OSError):  # it has ended, or is another user's
             if os.getpgid(int(process.name)) == group:
-                for descriptor in (process / "fd").iterdir():
-                    if str(descriptor.readlink()) in listeners:
-                        return False
+                descriptors = [*(process / "fd").iterdir()]
+        for descriptor in descriptors:
+            with contextlib.suppress(OSError):  # closed meanwhile
+                if str(descriptor.readlink()) in listeners:
+                    return False
     return bool(listeners)
 
 
