@@ -1,25 +1,37 @@
-"""Trains the Iris classifier and exports it as a SavedModel version: python build_model.py --version 2."""
+"""Trains the Iris classifier and exports it as a SavedModel, with an ONNX file beside it: python build_model.py."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 # TensorFlow は import 時に環境変数を読むため、import より前に設定する。
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
+import numpy as np
+import onnx
 import tensorflow as tf
+from google.protobuf.json_format import MessageToDict
 from sklearn.datasets import load_iris
 from sklearn.model_selection import train_test_split
+from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 DEFAULT_OUTPUT = Path(__file__).parent / "saved_model" / "iris"
 SEED = 0
 EPOCHS = 60
+# ポータブルサーバーは、この名前で ONNX に書かれた署名をメタデータとして返す。
+SIGNATURES_KEY = "tensorflow_signature_def"
+# onnx パッケージの最新版より古いものに固定し、古い ONNX Runtime でも読めるようにする。
+ONNX_OPSET, ONNX_IR_VERSION = 18, 9
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,10 +93,48 @@ def publish(model: keras.Model, output: Path, version: int) -> None:
         archive.track(model)
         archive.add_endpoint("serving_default", predict, [tf.TensorSpec((None, 4), tf.float32, name="input")])
         archive.write_out(exported, verbose=False)
+        saved = SavedModel.FromString((exported / "saved_model.pb").read_bytes())
+        network = to_onnx(model, saved.meta_graphs[0].signature_def)
+        (exported / "model.onnx").write_bytes(network.SerializeToString(deterministic=True))
         target = output / str(version)
         if target.exists():
             target.rename(Path(scratch) / "replaced")
         exported.rename(target)
+
+
+def to_onnx(model: keras.Model, signatures: Mapping[str, Any]) -> onnx.ModelProto:
+    """The same network for ONNX Runtime: `input` float32 (N, 4), `output` float32 (N, 3).
+
+    `signatures`: those of the SavedModel, which become metadata of the file.
+    """
+    scale, hidden, last = model.layers
+    # Keras と同じく、分散が 0 に近い特徴量で割り算が発散しないようにする。
+    deviation = np.maximum(np.sqrt(np.asarray(scale.variance)), keras.backend.epsilon())
+    weights = {"mean": np.asarray(scale.mean), "deviation": deviation}
+    for name, layer in (("hidden", hidden), ("last", last)):
+        weights[f"{name}_kernel"], weights[f"{name}_bias"] = layer.get_weights()
+    node = onnx.helper.make_node
+    graph = onnx.helper.make_graph(
+        [
+            node("Sub", ["input", "mean"], ["centred"]),
+            node("Div", ["centred", "deviation"], ["scaled"]),
+            node("Gemm", ["scaled", "hidden_kernel", "hidden_bias"], ["hidden"]),
+            node("Relu", ["hidden"], ["active"]),
+            node("Gemm", ["active", "last_kernel", "last_bias"], ["logits"]),
+            node("Softmax", ["logits"], ["output"], axis=1),
+        ],
+        "iris",
+        [onnx.helper.make_tensor_value_info("input", onnx.TensorProto.FLOAT, ["N", 4])],
+        [onnx.helper.make_tensor_value_info("output", onnx.TensorProto.FLOAT, ["N", 3])],
+        [onnx.numpy_helper.from_array(array, name) for name, array in weights.items()],
+    )
+    network = onnx.helper.make_model(
+        graph, ir_version=ONNX_IR_VERSION, opset_imports=[onnx.helper.make_opsetid("", ONNX_OPSET)]
+    )
+    documents = {name: MessageToDict(signatures[name], preserving_proto_field_name=True) for name in signatures}
+    onnx.helper.set_model_props(network, {SIGNATURES_KEY: json.dumps({"signature_def": documents}, sort_keys=True)})
+    onnx.checker.check_model(network)
+    return network
 
 
 def main() -> None:

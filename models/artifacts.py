@@ -102,7 +102,7 @@ def iris(class_index: int | None) -> Artifact:
 
 
 def iris_saved_model() -> Artifact:
-    """Pattern 02's model, in a folder named after its version, as TensorFlow Serving requires."""
+    """Pattern 02's SavedModel, and its ONNX file beside it, in a folder that is named after the version."""
 
     def plans(_options: Options, _recorded: Entry | None) -> list[Plan]:
         if not SAVED_MODEL_BUILDER.is_file():
@@ -114,7 +114,7 @@ def iris_saved_model() -> Artifact:
             return build(SAVED_MODEL_BUILDER, target)
 
         recipe: Recipe = {"version": 1, "builder_sha256": sha256_of(SAVED_MODEL_BUILDER)}
-        libraries = ("tensorflow", "keras", "numpy", "scikit-learn")
+        libraries = ("tensorflow", "keras", "numpy", "onnx", "scikit-learn")
         return [Plan(recipe=recipe, libraries=libraries, weights="trained", make=make)]
 
     return Artifact(file="saved_model/iris/1", plans=plans)

@@ -50,13 +50,23 @@ needs_random_weights() {
   ! "$python" -c 'import urllib.request as r; r.urlopen("https://huggingface.co", timeout=5)' 2>/dev/null
 }
 
+# Whether the Iris model of 02 and 03 has yet to be built by the present build_model.py. Only that needs TensorFlow.
+needs_saved_model() {
+  [ -e models/artifacts/saved_model/iris/1/model.onnx ] || return 0
+  ! "$(find_python)" -c 'import hashlib, pathlib as p
+builder = hashlib.sha256(p.Path("02_synchronous_pattern/build_model.py").read_bytes()).hexdigest()
+raise SystemExit(builder not in p.Path("models/artifacts/manifest.json").read_text())' 2>/dev/null
+}
+
 mode=${1:?usage: setup.sh dev | run PATTERN…}
 shift
 models=(-r models/pyproject.toml)
 case $mode in
   run)
     models+=(--group run)
-    if [[ "$*" == *07_* ]] && needs_random_weights; then models+=(--extra tensorflow); fi
+    if { [[ "$*" == *0[23]_* ]] && needs_saved_model; } || { [[ "$*" == *07_* ]] && needs_random_weights; }; then
+      models+=(--extra tensorflow)
+    fi
     ;;
   dev)
     models+=(--extra tensorflow --group dev)
@@ -64,12 +74,17 @@ case $mode in
     ;;
   *) die "unknown mode $mode" ;;
 esac
-patterns=(--all-extras)
+patterns=() extras=()
 for part in "$@"; do
   case $part in
+    common/model_server/) patterns+=(--editable "${part%/}[tensorflow]") ;;
     common/*) patterns+=(--editable "${part%/}") ;;
-    02_*) patterns+=(-r "$part/pyproject.toml" --editable common/model_server) ;;
-    *) patterns+=(-r "$part/pyproject.toml") ;;
+    02_*)
+      # Without its extra, which is TensorFlow: here it is an extra of the models, where they have to be built.
+      models+=(-r "$part/pyproject.toml")
+      patterns+=(--editable common/model_server)
+      ;;
+    *) patterns+=(-r "$part/pyproject.toml") extras=(--all-extras) ;;
   esac
 done
 
@@ -103,5 +118,5 @@ quiet=--quiet
 [ ! -t 2 ] || quiet=--no-color # a terminal gets uv's progress bars
 "$uv" pip install $quiet --constraints constraints.txt "${models[@]}"
 # Bytecode is made now: a service's first start is as quick as its second, also where PYTHONDONTWRITEBYTECODE is set.
-"$uv" pip install $quiet --compile-bytecode --constraints constraints.txt "${patterns[@]}"
+"$uv" pip install $quiet --compile-bytecode --constraints constraints.txt ${extras[@]+"${extras[@]}"} "${patterns[@]}"
 echo "$wanted" > "$stamp"

@@ -1,10 +1,12 @@
-"""The SavedModel that build_model.py writes."""
+"""The SavedModel and the ONNX file that build_model.py writes."""
 
 from __future__ import annotations
 
 import numpy as np
+import onnxruntime
 import tensorflow as tf
 from build_model import train
+from sklearn.datasets import load_iris
 
 from tests.conftest import IRIS_ROWS, IrisBuild
 
@@ -36,6 +38,14 @@ def test_raw_measurements_return_probabilities(build: IrisBuild) -> None:
     output = function(input=tf.constant(IRIS_ROWS, tf.float32))["output"].numpy()
     assert output.argmax(axis=1).tolist() == [0, 1, 2]
     np.testing.assert_allclose(output.sum(axis=1), 1, atol=1e-6)
+
+
+def test_onnx_file_is_the_same_network(build: IrisBuild) -> None:
+    rows = load_iris().data.astype(np.float32)
+    saved = tf.saved_model.load(str(build.base_path / "7")).signatures["serving_default"]
+    session = onnxruntime.InferenceSession(build.base_path / "7" / "model.onnx", providers=["CPUExecutionProvider"])
+    [output] = session.run(["output"], {"input": rows})
+    np.testing.assert_allclose(output, saved(input=tf.constant(rows))["output"].numpy(), rtol=0, atol=1e-6)
 
 
 def test_training_is_reproducible(build: IrisBuild) -> None:

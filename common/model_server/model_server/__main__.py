@@ -25,7 +25,7 @@ def main() -> None:
     )
     try:
         configuration = command_line.read_files(flags)
-        # Importing TensorFlow takes seconds: report a wrong configuration before that.
+        # Importing the server takes a while: report a wrong configuration before that.
         from .server import serve
 
         uvloop.run(serve(flags, configuration))

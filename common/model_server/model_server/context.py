@@ -22,7 +22,10 @@ class Context:
         self.is_cancelled = True
 
     def watch(self) -> None:
-        """Called before the request has to wait: from now on, `cancel` must be called when the client goes."""
+        """Called when the request takes long: from now on, `cancel` must be called when the client goes.
+
+        It may be called more than once, and by any thread.
+        """
 
     def left_s(self) -> float | None:
         """Seconds until the deadline, at least 0; None without one."""
@@ -32,11 +35,15 @@ class Context:
         """The same in TensorFlow's unit and never 0, which TensorFlow takes for no deadline."""
         return None if self.ends is None else max(1, round((self.ends - time.monotonic()) * 1000))
 
+    def is_over(self) -> bool:
+        """Whether nobody waits for the response."""
+        return self.is_cancelled or (self.ends is not None and time.monotonic() >= self.ends)
+
     def check(self) -> None:
         """Raises CANCELLED or DEADLINE_EXCEEDED if nobody waits for the response."""
         if self.is_cancelled:
             raise StatusError(Code.CANCELLED, "The client has gone")
-        if self.ends is not None and time.monotonic() >= self.ends:
+        if self.is_over():
             raise deadline_exceeded()
 
 

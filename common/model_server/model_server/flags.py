@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from dataclasses import dataclass, fields
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -16,6 +16,7 @@ from tfserving_protos import messages
 
 from .batching import BatchingOptions
 from .manager import validated
+from .runtime import Runtime
 from .status import invalid
 
 if TYPE_CHECKING:
@@ -90,6 +91,7 @@ class Flags:
     enable_batching: bool
     batching_parameters_file: Path | None
     num_request_iterations_for_warmup: int
+    runtime: Runtime
     saved_model_tags: str
     tensorflow_session_parallelism: int
     tensorflow_intra_op_parallelism: int
@@ -101,7 +103,7 @@ def parse(arguments: Sequence[str] | None = None) -> Flags:
     """Read the command line. Exits with a message if it is wrong, and for --help and --version."""
     parser = argparse.ArgumentParser(
         prog="tensorflow_model_server",
-        description="Serves TensorFlow SavedModels with TensorFlow Serving's protocol.",
+        description="Serves ONNX models and TensorFlow SavedModels with TensorFlow Serving's protocol.",
         allow_abbrev=False,
     )
     add = parser.add_argument
@@ -144,6 +146,13 @@ def parse(arguments: Sequence[str] | None = None) -> Flags:
     _add_bool(parser, "--enable_batching", default=False, text="join waiting requests into batches")
     add("--batching_parameters_file", type=_path, help="BatchingParameters as text")
     add("--num_request_iterations_for_warmup", type=int, default=1, help="how often each warm-up request is run")
+    add(
+        "--runtime",
+        type=Runtime,
+        choices=list(Runtime),
+        default=Runtime.AUTO,
+        help="what loads a version: onnx: its model.onnx; tensorflow: its SavedModel; auto: model.onnx if there is one",
+    )
     add("--saved_model_tags", default="serve", help="comma-separated tags of the graph to load from a SavedModel")
     add("--tensorflow_session_parallelism", type=int, default=0, help="sets both of the next; 0: one per core")
     add("--tensorflow_intra_op_parallelism", type=int, default=0, help="threads inside one operation; 0: one per core")
@@ -160,11 +169,16 @@ def parse(arguments: Sequence[str] | None = None) -> Flags:
 
 
 class _PrintVersion(argparse.Action):
-    """Prints two lines, which argparse's own version action would join."""
+    """Prints several lines, which argparse's own version action would join."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         # From the metadata: importing TensorFlow takes seconds.
-        sys.stdout.write(f"TensorFlow ModelServer: portable\nTensorFlow Library: {version('tensorflow')}\n")
+        try:
+            tensorflow = version("tensorflow")
+        except PackageNotFoundError:
+            tensorflow = "not installed"
+        sys.stdout.write(f"TensorFlow ModelServer: portable\nTensorFlow Library: {tensorflow}\n")
+        sys.stdout.write(f"ONNX Runtime Library: {version('onnxruntime')}\n")
         parser.exit()
 
 

@@ -14,59 +14,30 @@ from .status import Code, StatusError, invalid
 from .tensors import ELEMENT_TYPES, Array, decode, encode, shape_text, type_name
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
-    from typing import Protocol
+    from collections.abc import Mapping, Sequence
 
     from .context import Context
+    from .core import Core
     from .manager import ModelManager
-
-    class Finder(Protocol):
-        """Knows which version a request is for."""
-
-        def find(self, spec: messages.ModelSpec) -> Servable: ...
-
-    # Signature.run, or with batching enabled, Batcher.run.
-    Run = Callable[[Signature, Mapping[str, Array], tuple[str, ...], Context], dict[str, Array]]
 
 
 class Inference:
     """PredictionService. Every method raises StatusError for a request that it cannot serve."""
 
-    def __init__(self, models: Finder, run: Run = Signature.run) -> None:
-        self._models = models
-        self._run = run
+    def __init__(self, core: Core) -> None:
+        self._core = core
 
     def predict(self, request: messages.PredictRequest, context: Context = NO_LIMIT) -> messages.PredictResponse:
         """PredictionService.Predict."""
         servable = self._find(request)
-        signature = predict_signature(servable, request.model_spec.signature_name)
+        signature = servable.signature(request.model_spec.signature_name)
         inputs = {alias: decode(alias, proto) for alias, proto in request.inputs.items()}
-        outputs = self.predict_arrays(signature, inputs, request.output_filter, context)
+        outputs = self._core.predict(signature, inputs, request.output_filter, context)
         response = messages.PredictResponse()
         for alias, array in outputs.items():
             encode(array, response.outputs[alias])
         _fill(response.model_spec, request.model_spec, servable, signature.name)
         return response
-
-    def predict_arrays(
-        self,
-        signature: Signature,
-        inputs: Mapping[str, Array],
-        output_filter: Iterable[str] = (),
-        context: Context = NO_LIMIT,
-    ) -> dict[str, Array]:
-        """Predict on decoded inputs."""
-        _check_names(signature, inputs)
-        chosen = tuple(output_filter)
-        for alias in chosen:
-            if alias not in signature.outputs:
-                raise invalid(
-                    f"output tensor alias not found in signature: {alias} "
-                    f"Outputs expected to be in the set {{{','.join(signature.outputs)}}}."
-                )
-            if chosen.count(alias) > 1:
-                raise invalid(f"duplicate output tensor alias: {alias}")
-        return self._run(signature, inputs, chosen, context)
 
     def classify(
         self, request: messages.ClassificationRequest, context: Context = NO_LIMIT
@@ -76,7 +47,7 @@ class Inference:
         signature = _example_signature(servable, request.model_spec.signature_name)
         _check_classify(signature)
         examples = _examples(request.input)
-        outputs = self._run(signature, {"inputs": examples}, (), context)
+        outputs = self._core.predict(signature, {"inputs": examples}, context=context)
         response = messages.ClassificationResponse()
         _fill_classification(response.result, outputs, len(examples))
         _fill(response.model_spec, request.model_spec, servable, signature.name)
@@ -88,7 +59,7 @@ class Inference:
         signature = _example_signature(servable, request.model_spec.signature_name)
         _check_regress(signature)
         examples = _examples(request.input)
-        outputs = self._run(signature, {"inputs": examples}, (), context)
+        outputs = self._core.predict(signature, {"inputs": examples}, context=context)
         response = messages.RegressionResponse()
         _fill_regression(response.result, outputs, len(examples))
         _fill(response.model_spec, request.model_spec, servable, signature.name)
@@ -105,7 +76,7 @@ class Inference:
         examples = _examples(request.input)
         response = messages.MultiInferenceResponse()
         for task, signature in tasks:
-            outputs = self._run(signature, {"inputs": examples}, (), context)
+            outputs = self._core.predict(signature, {"inputs": examples}, context=context)
             result = response.results.add()
             if task.method_name == CLASSIFY_METHOD:
                 _fill_classification(result.classification_result, outputs, len(examples))
@@ -122,15 +93,15 @@ class Inference:
         for name in request.metadata_field:
             if name != "signature_def":
                 raise invalid(f"Metadata field {name} is not supported")
-        servable = self._models.find(request.model_spec)
+        servable = self._core.find(request.model_spec)
         response = messages.GetModelMetadataResponse()
         _fill(response.model_spec, request.model_spec, servable, "")
-        response.metadata["signature_def"].Pack(servable.model.signatures)
+        response.metadata["signature_def"].Pack(servable.model.signatures, deterministic=True)
         return response
 
     def _find(self, request: Spec) -> Servable:
         _require_spec(request)
-        return self._models.find(request.model_spec)
+        return self._core.find(request.model_spec)
 
 
 class ModelService:
@@ -142,6 +113,10 @@ class ModelService:
     def known(self, name: str) -> str:
         """As ModelManager.known."""
         return self._manager.known(name)
+
+    def missing(self) -> list[str]:
+        """As ModelManager.missing."""
+        return self._manager.missing()
 
     def status(self, request: messages.GetModelStatusRequest) -> messages.GetModelStatusResponse:
         """ModelService.GetModelStatus: one version, or all seen since the start, newest first."""
@@ -196,37 +171,6 @@ def _fill(target: messages.ModelSpec, requested: messages.ModelSpec, servable: S
     target.name = requested.name
     target.version.value = servable.version
     target.signature_name = signature
-
-
-def predict_signature(servable: Servable, name: str) -> Signature:
-    """The signature for a Predict call, which may also be one that is meant for Classify or Regress.
-
-    Raises:
-        StatusError: FAILED_PRECONDITION for an unknown signature.
-    """
-    name = name or DEFAULT_SIGNATURE
-    signature = servable.signatures.get(name)
-    if signature is None:
-        raise StatusError(Code.FAILED_PRECONDITION, f'Serving signature key "{name}" not found.')
-    return signature
-
-
-def _check_names(signature: Signature, inputs: Mapping[str, Array]) -> None:
-    """Raises INVALID_ARGUMENT if an input without a default is missing, or an unknown one is given."""
-    extra = sorted(inputs.keys() - signature.inputs.keys())
-    missing = sorted(signature.inputs.keys() - inputs.keys() - signature.defaults.keys())
-    if missing and len(inputs) == len(signature.inputs):
-        raise invalid(
-            f"Signature input alias: {missing[0]}(feed name: {signature.inputs[missing[0]].name}) not found in "
-            f"request and no default value provided. Inputs expected to be in the request "
-            f"{{{','.join(sorted(inputs))}}}, or default input alias set: {','.join(sorted(signature.defaults))}"
-        )
-    if extra or missing:
-        raise invalid(
-            f"input size does not match signature: {len(inputs)}!={len(signature.inputs)} "
-            f"len({{{','.join(sorted(inputs))}}}) != len({{{','.join(signature.inputs)}}}). "
-            f"Sent extra: {{{','.join(extra)}}}. Missing but required: {{{','.join(missing)}}}."
-        )
 
 
 def _example_signature(servable: Servable, name: str) -> Signature:

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from google.protobuf.message import Message
 
     from .admission import Admission
+    from .core import Core
     from .inference import Inference, ModelService
-    from .manager import ModelManager
     from .metrics import ServerMetrics
     from .pool import ElasticPool
 
@@ -90,7 +90,7 @@ class RestApi:
 
     def __init__(
         self,
-        manager: ModelManager,
+        core: Core,
         inference: Inference,
         models: ModelService,
         metrics: ServerMetrics,
@@ -101,7 +101,7 @@ class RestApi:
         cors: bool = False,
         metrics_path: str | None = None,
     ) -> None:
-        self._manager = manager
+        self._core = core
         self._inference = inference
         self._models = models
         self._metrics = metrics
@@ -141,7 +141,7 @@ class RestApi:
         """Whether the process runs, or whether every model serves. Never waits for anything."""
         if path == "/health/live":
             return RestResponse(200, _JSON, b'{"status": "alive"}')
-        if missing := self._manager.missing():
+        if missing := self._models.missing():
             document = {"status": "not ready", "reason": f"No version is available of: {', '.join(missing)}"}
             return RestResponse(503, _JSON, json_codec.pretty(document, 1))
         return RestResponse(200, _JSON, b'{"status": "ready"}')
@@ -224,18 +224,17 @@ class RestApi:
             log.exception("request_failed", path=match[0])
             return _failure(StatusError(Code.INTERNAL, "Internal error; see the server's log"))
         finally:
-            name = self._manager.known(_unquote(match["name"]))
+            name = self._models.known(_unquote(match["name"]))
             self._metrics.record(name, verb, "REST", code, time.perf_counter() - started)
 
     def _predict(self, spec: messages.ModelSpec, body: bytes, context: Context) -> bytes:
         document = json_codec.parse_body(body)
         name = json_codec.signature_name(document) or DEFAULT_SIGNATURE
-        servable = self._manager.find(spec)
-        signature = servable.signatures.get(name)
+        signature = self._core.find(spec).signatures.get(name)
         if signature is None:
             raise invalid(f'Serving signature name: "{name}" not found in signature def')
         inputs, is_row_format = json_codec.predict_inputs(document, signature)
-        outputs = self._inference.predict_arrays(signature, inputs, context=context)
+        outputs = self._core.predict(signature, inputs, context=context)
         return json_codec.predict_body(outputs, is_row_format=is_row_format)
 
     def _classify(self, spec: messages.ModelSpec, body: bytes, context: Context) -> bytes:
@@ -265,13 +264,19 @@ class RestApi:
         response = self._inference.metadata(request)
         signatures = messages.SignatureDefMap()
         response.metadata["signature_def"].Unpack(signatures)
+        # A map has no order of its own: sorted, the answer is the same at every start and on every runtime.
+        definitions = {}
+        for name, definition in sorted(_to_dict(signatures)["signature_def"].items()):
+            for side in ("inputs", "outputs"):
+                definition[side] = dict(sorted(definition[side].items()))
+            definitions[name] = definition
         document = {
             "model_spec": {
                 "name": response.model_spec.name,
                 "signature_name": response.model_spec.signature_name,
                 "version": str(response.model_spec.version.value),
             },
-            "metadata": {"signature_def": _to_dict(signatures)},
+            "metadata": {"signature_def": {"signature_def": definitions}},
         }
         return json_codec.pretty(document, 1) + b"\n"
 

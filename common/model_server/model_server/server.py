@@ -16,6 +16,7 @@ import uvicorn
 
 from .admission import Admission
 from .batching import Batcher
+from .core import Core
 from .flags import read_models
 from .grpc_server import GrpcServer
 from .inference import Inference, ModelService
@@ -76,11 +77,12 @@ async def serve(flags: Flags, configuration: Configuration) -> None:
     # Of one model at a time, as many as TensorFlow Serving runs of all; less than there are threads.
     admission = Admission(max(1, min(max(4 * (os.cpu_count() or 1), batch_threads), max_threads - 1)))
     pool = ElasticPool(min(max(REST_THREADS, batch_threads), max_threads), max_threads)
-    inference = Inference(manager, batcher.run) if batcher else Inference(manager)
+    core = Core(manager, batcher.run) if batcher else Core(manager)
+    inference = Inference(core)
     models, metrics = ModelService(manager), ServerMetrics()
     prometheus = configuration.monitoring.prometheus_config
     rest = RestApi(
-        manager,
+        core,
         inference,
         models,
         metrics,
@@ -170,6 +172,7 @@ def _listen(port: int) -> socket.socket:
 
 def _loader(flags: Flags) -> Callable[[str, int, Path], Servable]:
     options = SessionOptions(
+        runtime=flags.runtime,
         tags=tuple(flags.saved_model_tags.split(",")),
         intra_op_threads=flags.tensorflow_intra_op_parallelism or flags.tensorflow_session_parallelism,
         inter_op_threads=flags.tensorflow_inter_op_parallelism or flags.tensorflow_session_parallelism,

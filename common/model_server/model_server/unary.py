@@ -12,6 +12,7 @@ the same with grpc's public API; `serve_unary` uses it when cygrpc is missing or
 from __future__ import annotations
 
 import functools
+import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
@@ -126,6 +127,7 @@ class CompletionQueueCalls:
             self._core.register_method(method)
         self._thread_counts = threads, max_threads
         self._is_stopped = False
+        self._closing = threading.Lock()
 
     def start(self) -> None:
         """Take calls; the server has been started."""
@@ -136,7 +138,8 @@ class CompletionQueueCalls:
 
     def stop(self) -> None:
         """End the threads; the server has stopped, and with it every call."""
-        self._is_stopped = True
+        with self._closing:
+            self._is_stopped = True
         self._threads.stop_growing()
         self._queue.shutdown()
 
@@ -176,9 +179,15 @@ class CompletionQueueCalls:
             behavior(request, context, partial(self.send, context))
 
     def receive_close(self, context: _CallContext) -> None:
-        """Cancel `context` when the client goes."""
-        operations = [self._cygrpc.ReceiveCloseOnServerOperation(NO_FLAGS)]
-        context.call.start_server_batch(operations, partial(_on_close, context))
+        """Cancel `context` when the client goes. Any thread may ask for it, also while the call ends."""
+        with self._closing:
+            if self._is_stopped or not context.claim_close():
+                return
+            operations = [self._cygrpc.ReceiveCloseOnServerOperation(NO_FLAGS)]
+            try:
+                context.call.start_server_batch(operations, partial(_on_close, context))
+            except ValueError as error:
+                log.info("call_not_watched", reason=str(error))
 
     def send(self, context: _CallContext, result: CallResult) -> None:
         """End the call with `result`."""
@@ -192,7 +201,7 @@ class CompletionQueueCalls:
                 None, int(result.code), result.details.encode(errors="replace"), NO_FLAGS
             ),
         ]
-        if not context.is_watched:
+        if context.claim_close():
             # The core requires it, once.
             operations.append(cygrpc.ReceiveCloseOnServerOperation(NO_FLAGS))
         if result.code is Code.OK:
@@ -206,17 +215,23 @@ class CompletionQueueCalls:
 class _CallContext(Context):
     """The context of one call on the core. The core itself drops calls that end before a thread takes them."""
 
-    __slots__ = ("_calls", "call", "is_watched")
+    __slots__ = ("_calls", "_unclaimed", "call")
 
     def __init__(self, calls: CompletionQueueCalls, call: Any, ends: float | None) -> None:
         super().__init__(ends)
         self._calls = calls
         self.call = call
-        self.is_watched = False
+        self._unclaimed = [True]
+
+    def claim_close(self) -> bool:
+        """Whether the caller is the first, and so the one to ask the core for the end of the call."""
+        try:
+            return self._unclaimed.pop()
+        except IndexError:
+            return False
 
     def watch(self) -> None:
-        """Only for calls that have to wait, because it costs one more event."""
-        self.is_watched = True
+        """Only for calls that take long, because it costs one more event."""
         self._calls.receive_close(self)
 
 

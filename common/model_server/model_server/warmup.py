@@ -1,7 +1,8 @@
-"""Runs the warm-up requests in a SavedModel, so that its first real request is not its slowest."""
+"""Runs the warm-up requests in a version's folder, so that its first real request is not its slowest."""
 
 from __future__ import annotations
 
+import struct
 from typing import TYPE_CHECKING
 
 import structlog
@@ -9,11 +10,12 @@ from google.protobuf.message import DecodeError
 
 from tfserving_protos import messages
 
+from .core import Core
 from .inference import Inference
-from .runtime import API, OpError
 from .status import Code, StatusError, invalid
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from .model import Servable
@@ -44,10 +46,10 @@ def warm_up(servable: Servable, folder: Path, repeats: int) -> None:
     path = folder / "assets.extra" / "tf_serving_warmup_requests"
     if not path.is_file():
         return
-    inference = Inference(_SingleVersionFinder(servable))
+    inference = Inference(Core(_SingleVersionFinder(servable)))
     count = 0
     try:
-        for record in API.read_records(str(path)):
+        for record in _records(path):
             count += 1
             if count > MAX_RECORDS:
                 raise invalid(f"Number of warmup records exceeds the maximum ({MAX_RECORDS}) at {path}")
@@ -56,11 +58,40 @@ def warm_up(servable: Servable, folder: Path, repeats: int) -> None:
                 _run(inference, request)
     except DecodeError:
         raise invalid(f"Failed to parse warmup record: {count} from {path}") from None
-    except OpError as error:
-        raise StatusError(
-            Code(error.error_code), f"{error.message}. Please verify your warmup data is in TFRecord format."
-        ) from None
     log.info("version_warmed_up", model=servable.name, version=servable.version, requests=count)
+
+
+def _records(path: Path) -> Iterator[bytes]:
+    """The records of a TFRecord file: each has its length, the length's CRC, the content, the content's CRC.
+
+    Only the CRC of the length is checked: it tells another format from this one, and the content is parsed anyway.
+    """
+    damaged = StatusError(
+        Code.DATA_LOSS,
+        f"corrupted or truncated record in {path}. Please verify your warmup data is in TFRecord format.",
+    )
+    with path.open("rb") as file:
+        while header := file.read(12):
+            if len(header) < 12 or struct.unpack("<I", header[8:]) != (_masked_crc(header[:8]),):
+                raise damaged
+            [length] = struct.unpack("<Q", header[:8])
+            if length > path.stat().st_size:
+                raise damaged
+            content = file.read(length + 4)
+            if len(content) < length + 4:
+                raise damaged
+            yield content[:-4]
+
+
+def _masked_crc(data: bytes) -> int:
+    """CRC-32C, and the rotation that TFRecord adds."""
+    crc = 0xFFFFFFFF
+    for byte in data:
+        crc ^= byte
+        for _ in range(8):
+            crc = crc >> 1 ^ (0x82F63B78 if crc & 1 else 0)
+    crc ^= 0xFFFFFFFF
+    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
 def _run(inference: Inference, record: messages.PredictionLog) -> None:

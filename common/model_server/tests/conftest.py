@@ -181,6 +181,7 @@ def starting_servers(
         f"--model_config_file={config}",
         f"--monitoring_config_file={monitoring}",
         "--rest_api_enable_cors_support",
+        "--runtime=tensorflow",
     ]
     with starting(folder, *flags) as private, starting(folder, *flags, **{VARIABLE: "1"}) as public:
         yield {"private APIs": private, "public APIs": public}

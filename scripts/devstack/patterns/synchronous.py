@@ -27,7 +27,6 @@ PATTERN = Pattern(
                 *("--model_name=iris", "--model_base_path={root}/models/artifacts/saved_model/iris"),
             ),
             ports=PORTS,
-            defaults={"TF_ENABLE_ONEDNN_OPTS": "0"},  # oneDNN is for larger models: see the README
             ready="http://127.0.0.1:{PORT_02_REST}/v1/models/iris",
         ),
     ),

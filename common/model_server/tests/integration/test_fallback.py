@@ -26,11 +26,11 @@ def test_server_logs_each_fallback_once(server: ServerUnderTest, apis: list[str]
 def test_session_callable_that_is_missing_or_wrong_is_detected(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from tensorflow.python.client.session import BaseSession
 
-    from model_server import runtime
+    from model_server import tensorflow_runtime
 
     monkeypatch.setattr(BaseSession, "_make_callable_from_options", lambda *_: lambda x: [x])
     with pytest.raises(RuntimeError, match="computes something else"):
-        runtime._private_api()
+        tensorflow_runtime._private_api()
     monkeypatch.delattr(BaseSession, "_make_callable_from_options")
     with pytest.raises(AttributeError):
-        runtime._private_api()
+        tensorflow_runtime._private_api()

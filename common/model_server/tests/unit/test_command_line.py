@@ -183,11 +183,12 @@ def test_poll_period_of_zero_never_polls() -> None:
     assert calls["never"] == 0
 
 
-def test_version_flag_prints_both_versions(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_version_flag_prints_all_versions(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys, "argv", ["tensorflow_model_server", "--version"])
     with pytest.raises(SystemExit):
         main()
     assert capsys.readouterr().out.splitlines() == [
         "TensorFlow ModelServer: portable",
         f"TensorFlow Library: {importlib.metadata.version('tensorflow')}",
+        f"ONNX Runtime Library: {importlib.metadata.version('onnxruntime')}",
     ]
