@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING, Self
 
 import grpc
 
-from client.iris import CLASSES, FEATURES, IrisPrediction, PredictionError, backoff_s, run
-from tfserving_protos import messages
+from client.iris import CLASSES, FEATURES, IrisPrediction, PredictionError, run
+from tfserving_protos import channels, messages
 from tfserving_protos.services import PredictionServiceStub
 
 if TYPE_CHECKING:
@@ -20,7 +19,11 @@ DEFAULT_ADDRESS = "localhost:8500"
 
 
 class GrpcClient:
-    """One channel to one model, for any number of calls and threads. Use it in a `with` block, or call close()."""
+    """One channel to one model, for any number of calls and threads. Use it in a `with` block, or call close().
+
+    `address` is `host:port`, a gRPC target such as `dns:///name:8500`, or `ip:port,ip:port`. Calls take turns among all
+    servers behind it.
+    """
 
     def __init__(
         self,
@@ -33,11 +36,13 @@ class GrpcClient:
     ) -> None:
         self._model = model
         self._timeout_s = timeout_s
-        self._retries = retries
+        target = channels.target(address)
+        # 再試行は UNAVAILABLE のときだけ、次のサーバーに対して行う。予測は何度行っても結果が変わらないので安全である。
+        options = channels.options(retries=retries)
         if root_certificates is None:
-            self._channel = grpc.insecure_channel(address)
+            self._channel = grpc.insecure_channel(target, options)
         else:
-            self._channel = grpc.secure_channel(address, grpc.ssl_channel_credentials(root_certificates))
+            self._channel = grpc.secure_channel(target, grpc.ssl_channel_credentials(root_certificates), options)
         self._stub = PredictionServiceStub(self._channel)
 
     def __enter__(self) -> Self:
@@ -70,22 +75,12 @@ class GrpcClient:
         return [IrisPrediction.of(output[start : start + width]) for start in range(0, len(output), width)]
 
     def _call(self, request: messages.PredictRequest) -> messages.PredictResponse:
-        # 期限は再試行も含めた全体にかける。呼び出し側が待つ時間は timeout_s を超えない。
-        deadline = time.monotonic() + self._timeout_s
-        attempt = 0
-        while True:
-            try:
-                response: messages.PredictResponse = self._stub.Predict(request, timeout=deadline - time.monotonic())
-            except grpc.RpcError as error:
-                wait_s = backoff_s(attempt)
-                # UNAVAILABLE は要求が処理されていないことを示すので、再試行しても安全である。
-                retryable = error.code() is grpc.StatusCode.UNAVAILABLE and attempt < self._retries
-                if not retryable or time.monotonic() + wait_s >= deadline:
-                    raise PredictionError(f"{error.code().name}: {error.details()}") from None
-                time.sleep(wait_s)
-                attempt += 1
-            else:
-                return response
+        try:
+            # 期限は gRPC による再試行も含めた全体にかかる。呼び出し側が待つ時間は timeout_s を超えない。
+            response: messages.PredictResponse = self._stub.Predict(request, timeout=self._timeout_s)
+        except grpc.RpcError as error:
+            raise PredictionError(f"{error.code().name}: {error.details()}") from None
+        return response
 
 
 def _connect(options: argparse.Namespace) -> GrpcClient:

@@ -62,7 +62,7 @@ def run(
     parser.add_argument("--model", default="iris", help="name of the model (default: %(default)s)")
     parser.add_argument("--timeout", type=float, default=10.0, help="seconds for the whole call (default: %(default)s)")
     parser.add_argument(
-        "--retries", type=int, default=3, help="retries if the server is unavailable (default: %(default)s)"
+        "--retries", type=int, default=3, help="retries if unavailable; over gRPC at most 4 (default: %(default)s)"
     )
     parser.add_argument("--ca", type=Path, help="PEM file of a certificate authority; turns on TLS")
     parser.add_argument("--json", action="store_true", help="print JSON")

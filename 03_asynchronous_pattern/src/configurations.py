@@ -1,10 +1,13 @@
 """What the proxy and the worker read from their environment; nothing else reads it."""
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from typing import Annotated
+
+from pydantic import AfterValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from serving_common.queue.types import JobKeys
 from serving_common.redis import RedisSettings
 from serving_common.settings import HttpSettings, Settings
+from tfserving_protos import channels
 
 
 class QueueSettings(RedisSettings):
@@ -23,8 +26,18 @@ class TfServingSettings(Settings):
 
     tf_serving_host: str = Field("tensorflow_serving", description="Host of TensorFlow Serving.")
     tf_serving_grpc_port: int = Field(8500, ge=1, le=65535, description="gRPC port of TensorFlow Serving.")
+    tf_serving_target: Annotated[str, AfterValidator(channels.target)] | None = Field(
+        None,
+        min_length=1,
+        description="Servers that take turns, as `dns:///name:8500` or `ip:port,ip:port`; replaces host and port.",
+    )
     tf_serving_timeout_s: PositiveFloat = Field(5.0, description="Timeout of a call to TensorFlow Serving, in seconds.")
     model_name: str = Field("iris", description="Name of the model in TensorFlow Serving.")
+
+    @property
+    def tf_serving_address(self) -> str:
+        """The target of the gRPC channel."""
+        return self.tf_serving_target or f"{self.tf_serving_host}:{self.tf_serving_grpc_port}"
 
 
 class ProxySettings(HttpSettings, QueueSettings, TfServingSettings):

@@ -1,6 +1,7 @@
 """The client of TensorFlow Serving: the only module that uses gRPC and its messages."""
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any
@@ -14,7 +15,7 @@ from serving_common.errors import Unavailable
 from src.configurations import TfServingSettings
 from src.constants import SIGNATURE_INPUT, SIGNATURE_OUTPUT, TIMEOUT_ERROR, UNAVAILABLE
 from src.schemas import Metadata
-from tfserving_protos import messages
+from tfserving_protos import channels, messages
 from tfserving_protos.services import ModelServiceStub, PredictionServiceStub
 
 SERVER_UNAVAILABLE = frozenset(
@@ -29,15 +30,11 @@ SERVER_UNAVAILABLE = frozenset(
 )
 """Codes that concern the server; all others concern the one call."""
 
-# By default gRPC waits up to two minutes before it reconnects, and limits messages to 4 MiB.
-OPTIONS = [
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 1000),
-    ("grpc.max_send_message_length", -1),
-    ("grpc.max_receive_message_length", -1),
-]
 CONNECT_WITHIN_S = 1
+METADATA_RETRIES = 2
+
+# gRPC has one code for a server that refuses a call and for a connection that broke under it; only the text differs.
+BROKEN = re.compile("socket closed|connection reset|broken pipe|keepalive", re.IGNORECASE)
 
 
 class ModelUnavailable(Unavailable):
@@ -53,7 +50,7 @@ class InferenceFailed(Exception):
 
 
 class TfServing:
-    """A channel to one model."""
+    """A channel to one model, on one or more servers that take turns."""
 
     def __init__(self, channel: grpc.aio.Channel, model: str, timeout_s: float) -> None:
         self._channel = channel
@@ -97,7 +94,9 @@ class TfServing:
                 raise InferenceFailed(TIMEOUT_ERROR) from exc
             if exc.code() not in SERVER_UNAVAILABLE:
                 raise InferenceFailed(f"Model inference failed: {exc.details() or exc.code().name}") from exc
-            error = ModelCrashed if await self._is_broken() else ModelUnavailable
+            # With several servers the channel stays up when one dies.
+            is_broken = BROKEN.search(exc.details() or "") or await self._is_broken()
+            error = ModelCrashed if is_broken else ModelUnavailable
             raise error(UNAVAILABLE) from exc
         values = list(reply.outputs[SIGNATURE_OUTPUT].float_val)
         width = len(values) // len(rows)
@@ -156,7 +155,11 @@ def _tensors(tensors: Mapping[str, Message]) -> dict[str, Any]:
 
 @asynccontextmanager
 async def open_tf_serving(settings: TfServingSettings) -> AsyncIterator[TfServing]:
-    """A client of the model that the settings name, which need not be running yet."""
-    address = f"{settings.tf_serving_host}:{settings.tf_serving_grpc_port}"
-    async with grpc.aio.insecure_channel(address, options=OPTIONS) as channel:
+    """A client of the model that the settings name, which need not be running yet.
+
+    gRPC itself does not retry Predict: a job that crashes a server must not crash the next one before the queue has
+    counted it. Jobs of a server that is unavailable go back to the queue.
+    """
+    options = channels.options(retries=METADATA_RETRIES, method="GetModelMetadata")
+    async with grpc.aio.insecure_channel(settings.tf_serving_address, options=options) as channel:
         yield TfServing(channel, settings.model_name, settings.tf_serving_timeout_s)

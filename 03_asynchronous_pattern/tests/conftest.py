@@ -41,7 +41,7 @@ class ModelServer:
     """The portable model server."""
 
     model: Path
-    log: Path
+    folder: Path
     port: int = field(default_factory=free_port)
     rest_port: int = field(default_factory=free_port)
     stack: ExitStack = field(default_factory=ExitStack)
@@ -49,13 +49,15 @@ class ModelServer:
 
     def start(self) -> None:
         """Returns once the model is served."""
+        monitoring = self.folder / "monitoring.config"
+        monitoring.write_text('prometheus_config { enable: true, path: "/monitoring/prometheus/metrics" }')
         flags = f"--port={self.port} --rest_api_port={self.rest_port} --model_name=iris --model_base_path={self.model}"
         self.process = self.stack.enter_context(
             running(
-                f"model_server {flags}",
+                f"model_server {flags} --monitoring_config_file={monitoring}",
                 cwd=PATTERN,
                 env={},
-                log=self.log,
+                log=self.folder / "log",
                 ready=f"http://127.0.0.1:{self.rest_port}/v1/models/iris",
             )
         )
@@ -63,7 +65,7 @@ class ModelServer:
 
 @pytest.fixture(scope="session")
 def model_server(iris_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModelServer]:
-    server = ModelServer(iris_model, tmp_path_factory.mktemp("model_server") / "log")
+    server = ModelServer(iris_model, tmp_path_factory.mktemp("model_server"))
     with server.stack:
         server.start()
         yield server

@@ -19,6 +19,7 @@ from serving_common.queue.types import POISON, JobStatus, Priority
 from serving_testing.processes import Process, answers, free_port, running, wait_until
 from tests.conftest import PATTERN
 from tests.integration.model import BAD
+from tfserving_protos import channels
 
 GOOD_ROWS = [[5.1, 3.5, 1.4, 0.2]]
 BAD_ROWS = [[BAD, 1.0, 1.0, 1.0]]
@@ -143,29 +144,36 @@ async def test_jobs_stay_pending_while_the_model_server_is_unreachable(queue, se
     assert seen == {JobStatus.PENDING: 50}
 
 
-async def test_a_job_that_kills_the_model_server_three_times_fails_as_poison(queue, settings, tmp_path):
-    port = free_port()
+@pytest.mark.parametrize("count", [1, 2])
+async def test_a_job_that_kills_model_servers_three_times_fails_as_poison(queue, settings, tmp_path, count):
+    ports = [free_port() for _ in range(count)]
+    kills = 0
     (poison,) = await submit(queue, BAD_ROWS)
     with ExitStack() as stack:
 
-        def start() -> Process:
+        def start(port: int) -> Process:
             process = running(f"tests.integration.model {port}", cwd=PATTERN, env={}, log=tmp_path / "log")
             return stack.enter_context(process)
 
-        server = start()
-        async with worker(settings(num_workers=1, tf_serving_grpc_port=port)):
+        def restart_exited() -> int:
+            exited = [port for port, server in servers.items() if server.popen.poll() is not None]
+            servers.update({port: start(port) for port in exited})
+            return len(exited)
+
+        servers = {port: start(port) for port in ports}
+        target = channels.target(",".join(f"127.0.0.1:{port}" for port in ports))
+        async with worker(settings(num_workers=1, tf_serving_target=target)):
             waiting = asyncio.create_task(wait_for_end(queue, poison))
-            while not waiting.done():
-                if server.popen.poll() is not None:
-                    server = start()
-                await asyncio.sleep(0.02)
+            async with asyncio.timeout(60):
+                # A connection breaks a moment before its process has ended.
+                while not waiting.done() or kills < 3:
+                    kills += restart_exited()
+                    await asyncio.sleep(0.02)
             failed = await waiting
             (good,) = await submit(queue, GOOD_ROWS)
-            if server.popen.poll() is not None:
-                start()
             assert (await wait_for_end(queue, good)).status is JobStatus.COMPLETED
 
-    assert (failed.status, failed.error) == (JobStatus.FAILED, POISON)
+    assert (failed.status, failed.error, kills) == (JobStatus.FAILED, POISON, 3)
 
 
 async def test_malformed_data_fails_only_its_own_job(redis, queue, settings):
