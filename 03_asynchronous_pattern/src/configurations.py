@@ -49,6 +49,17 @@ class ProxySettings(HttpSettings, QueueSettings, TfServingSettings):
         pattern=r"^[1-9]\d*/(second|minute|hour|day)$",
         description="Jobs per client address, such as `100/minute`, the default of compose. Unset: no limit.",
     )
+    rate_limit_header: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z][A-Za-z0-9-]*$",
+        description="Behind a gateway: the header that it sets for each client and by which RATE_LIMIT counts, such "
+        "as `X-Forwarded-For`, `X-Real-IP` or `X-API-Key`. Unset: the address of the connection.",
+    )
+    rate_limit_hops: PositiveInt = Field(
+        1,
+        description="Gateways in a row that append to X-Forwarded-For. What stands before their entries is the "
+        "client's own and ignored.",
+    )
 
 
 class WorkerSettings(HttpSettings, QueueSettings, TfServingSettings):

@@ -32,7 +32,11 @@ def create_app(settings: ProxySettings) -> FastAPI:
             )
             stack.push_async_callback(app.state.queue.close)
             app.state.on_stop.append(app.state.queue.stop_waiting)
-            app.state.check_rate = create_check(redis, settings.rate_limit) if settings.rate_limit else None
+            app.state.check_rate = (
+                create_check(redis, settings.rate_limit, settings.rate_limit_header, settings.rate_limit_hops)
+                if settings.rate_limit
+                else None
+            )
             watching = asyncio.create_task(queue_metrics.watch(app.state.queue))
             yield
             await cancel_and_wait(watching)

@@ -9,10 +9,12 @@ from contextlib import asynccontextmanager
 import httpx
 import pytest
 import structlog
+from fastapi import Request
 from prometheus_client import generate_latest
 from src.configurations import ProxySettings, WorkerSettings
 from src.constants import HEALTH_WITHIN_S
 from src.proxy.app import create_app
+from src.proxy.rate_limit import client_of
 from src.worker.main import create_app as create_worker
 
 from serving_common.queue.types import JobKeys
@@ -196,6 +198,38 @@ async def test_proxies_share_the_rate_limit(redis, settings):
 
     assert response.status_code == 429
     assert 1 <= int(response.headers["Retry-After"]) <= 60
+
+
+async def test_the_rate_limit_counts_by_the_header_that_the_gateway_sets(redis, settings):
+    forwarded = {"rate_limit": "1/minute", "rate_limit_header": "X-Forwarded-For"}
+    async with proxy(settings(**forwarded)) as client:
+        statuses = [
+            (await client.post("/predict", json=SAMPLE, headers={"X-Forwarded-For": value})).status_code
+            # The gateway has appended the last entry. A client that invents others is still the same client.
+            for value in ("203.0.113.1", "203.0.113.2", "198.51.100.9, 203.0.113.1", "10.0.0.1,203.0.113.2")
+        ]
+        assert statuses == [200, 200, 429, 429]
+
+
+@pytest.mark.parametrize(
+    ("header", "hops", "sent", "same"),
+    [
+        pytest.param(None, 1, {"X-Forwarded-For": "1.1.1.1"}, {}, id="without the setting the header is ignored"),
+        pytest.param("X-Real-IP", 1, {"X-Real-IP": "1.1.1.1"}, {"x-real-ip": "1.1.1.1"}, id="by header"),
+        pytest.param("X-Real-IP", 1, {"X-Real-IP": ""}, {}, id="empty header is the connection"),
+        pytest.param("X-Forwarded-For", 2, {"X-Forwarded-For": "9.9.9.9, 1.1.1.1, 10.0.0.1"},
+                     {"X-Forwarded-For": "1.1.1.1,10.0.0.1"}, id="two gateways"),
+        pytest.param("X-Forwarded-For", 2, {"X-Forwarded-For": "1.1.1.1"}, {}, id="fewer entries than gateways"),
+    ],
+)  # fmt: skip
+def test_who_is_counted(header, hops, sent, same):
+    def client(headers):
+        encoded = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
+        return client_of(Request({"type": "http", "headers": encoded, "client": ("10.1.2.3", 1)}), header, hops)
+
+    assert client(sent) == client(same)
+    assert (client(sent) == "10.1.2.3") == (same == {})
+    assert len(client({"X-Real-IP": "x" * 8000, "X-Forwarded-For": "x" * 8000 + ", x"})) <= 64
 
 
 async def test_a_missing_api_key_returns_401(redis, settings):

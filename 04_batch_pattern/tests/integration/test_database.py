@@ -3,6 +3,7 @@
 import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from functools import partial
 
 import pytest
@@ -11,8 +12,8 @@ from hypothesis import strategies as st
 from sqlalchemy import event, text
 from src.configurations import ApiSettings
 from src.constants import INSERT_PAGE_ROWS
-from src.db import cruds
-from src.db.database import open_database
+from src.db import cruds, migrate
+from src.db.database import open_database, open_for_probes
 from src.db.failures import TransactionConflict
 
 from serving_common.errors import StartupError
@@ -169,6 +170,19 @@ def test_concurrent_starts_create_the_tables_once(fresh_settings):
 
     with ThreadPoolExecutor(4) as executor:
         assert sorted(executor.map(start, range(4))) == [[1], [2], [3], [4]]
+
+
+@pytest.mark.parametrize(("reachable", "code"), [(True, 0), (False, 1)])
+def test_migrate_creates_the_tables_and_reports_a_failure(fresh_settings, monkeypatch, reachable, code):
+    url = fresh_settings.database_url.get_secret_value() if reachable else "mysql://root:secret@127.0.0.1:1/x"
+    monkeypatch.setenv("DATABASE_URL", url)
+    monkeypatch.setenv("DATABASE_WAIT_S", "0")
+    assert migrate.main() == code
+    if reachable:
+        assert migrate.main() == 0
+        # Which creates nothing.
+        with closing(open_for_probes(fresh_settings, timeout_s=5)) as database, database.transaction() as db:
+            assert db.execute(text("SELECT COUNT(*) FROM items")).scalar() == 0
 
 
 def test_default_timestamp_is_utc(database):

@@ -1,7 +1,10 @@
 """What API and job say when the database refuses, is locked, is full, or has a new primary."""
 
+import os
 import select as sockets
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -31,7 +34,7 @@ from tests.conftest import (
     serving,
     settings_of,
 )
-from tests.processes import BatchSystem
+from tests.processes import PATTERN, BatchSystem
 
 PASSWORD = "pass wörd @/?# 日本"
 
@@ -57,8 +60,8 @@ def root_url(private_server):
 def database_name(root_url) -> Iterator[str]:
     """A database with empty tables on the private server."""
     with empty_database(root_url) as url:
-        with open_database(settings_of(ROOT, url)):
-            pass
+        migrate = [sys.executable, "-m", "src.db.migrate"]  # its user has all rights
+        subprocess.run(migrate, env=os.environ | environment_of(ROOT, url), cwd=PATTERN, check=True)
         yield str(make_url(url).database)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import os
 import sys
 from dataclasses import dataclass, fields
 from importlib.metadata import PackageNotFoundError, version
@@ -223,6 +225,19 @@ def read_files(flags: Flags) -> Configuration:
         read_text_proto(flags.monitoring_config_file, monitoring)
     tls = read_text_proto(flags.ssl_config_file, messages.SSLConfig()) if flags.ssl_config_file else None
     return Configuration(models=_models(flags), monitoring=monitoring, batching=_batching(flags), tls=tls)
+
+
+def read_drain_delay_s() -> float:
+    """Seconds after the signal for which requests are still accepted. TensorFlow Serving has no flag for it.
+
+    Raises:
+        StatusError: INVALID_ARGUMENT, if the variable DRAIN_DELAY_S is wrong.
+    """
+    text = os.environ.get("DRAIN_DELAY_S") or "0"
+    with contextlib.suppress(ValueError):
+        if 0 <= (seconds := float(text)) <= 3600:
+            return seconds
+    raise invalid(f"DRAIN_DELAY_S: expected 0 to 3600 seconds, got {text!r}")
 
 
 def _models(flags: Flags) -> messages.ModelServerConfig:

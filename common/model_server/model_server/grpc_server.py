@@ -117,9 +117,12 @@ class GrpcServer:
         for name in self._service_names:
             self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
 
-    def stop(self, grace_s: float) -> None:
-        """Report NOT_SERVING, refuse new calls, and wait at most `grace_s` seconds for those in flight."""
+    def report_not_serving(self) -> None:
+        """The health service says NOT_SERVING from now on, while calls are still accepted."""
         self._health.enter_graceful_shutdown()
+
+    def stop(self, grace_s: float) -> None:
+        """Refuse new calls, and wait at most `grace_s` seconds for those in flight."""
         self._server.stop(grace_s).wait()
         for calls in self._calls:
             calls.stop()

@@ -109,9 +109,16 @@ class RestApi:
         self._admission = admission
         self._control_pool = ThreadPoolExecutor(CONTROL_THREADS, thread_name_prefix="control")
         self._timeout_s = timeout_s if timeout_s > 0 else None
-        self._headers = _CORS if cors else ()
+        self._headers: tuple[tuple[bytes, bytes], ...] = _CORS if cors else ()
         self._cors = cors
         self._metrics_path = metrics_path
+        self._is_stopping = False
+
+    def report_not_ready(self) -> None:
+        """/health/ready is 503 from now on, while requests are still accepted; connections close after their next."""
+        self._is_stopping = True
+        # A balancer that works by connection would otherwise use the ones it has for as long as they stay open.
+        self._headers = (*self._headers, _CLOSE)
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """One request."""
@@ -141,9 +148,11 @@ class RestApi:
         """Whether the process runs, or whether every model serves. Never waits for anything."""
         if path == "/health/live":
             return RestResponse(200, _JSON, b'{"status": "alive"}')
+        reason = "the server is stopping" if self._is_stopping else None
         if missing := self._models.missing():
-            document = {"status": "not ready", "reason": f"No version is available of: {', '.join(missing)}"}
-            return RestResponse(503, _JSON, json_codec.pretty(document, 1))
+            reason = f"No version is available of: {', '.join(missing)}"
+        if reason is not None:
+            return RestResponse(503, _JSON, json_codec.pretty({"status": "not ready", "reason": reason}, 1))
         return RestResponse(200, _JSON, b'{"status": "ready"}')
 
     async def _send(self, send: Send, method: str, response: RestResponse, *more: tuple[bytes, bytes]) -> None:

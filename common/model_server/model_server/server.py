@@ -17,7 +17,7 @@ import uvicorn
 from .admission import Admission
 from .batching import Batcher
 from .core import Core
-from .flags import read_models
+from .flags import read_drain_delay_s, read_models
 from .grpc_server import GrpcServer
 from .inference import Inference, ModelService
 from .manager import ModelManager, Poller
@@ -49,12 +49,15 @@ async def serve(flags: Flags, configuration: Configuration) -> None:
     """Load the models, open the ports, and serve until SIGTERM or SIGINT.
 
     Raises:
-        StatusError: a model or the configuration cannot be served.
+        StatusError: a model or the configuration cannot be served, or DRAIN_DELAY_S is wrong.
         RuntimeError, OSError: a port cannot be opened.
     """
-    stop, stopped = threading.Event(), asyncio.Event()
+    drain_delay_s = read_drain_delay_s()
+    stop, stopped, stopped_again = threading.Event(), asyncio.Event(), asyncio.Event()
 
     def on_signal() -> None:
+        if stopped.is_set():
+            stopped_again.set()
         stop.set()
         stopped.set()
 
@@ -117,7 +120,11 @@ async def serve(flags: Flags, configuration: Configuration) -> None:
     log.info("serving", grpc=_grpc_addresses(flags), rest_api_port=flags.rest_api_port)
     await stopped.wait()
 
-    log.info("stopping")
+    log.info("stopping", drain_delay_s=drain_delay_s)
+    rest.report_not_ready()
+    grpc_server.report_not_serving()
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(stopped_again.wait(), drain_delay_s)  # a second signal ends the delay
     http.should_exit = True
     await asyncio.gather(asyncio.to_thread(grpc_server.stop, GRACE_S), http_serving)
     if batcher:

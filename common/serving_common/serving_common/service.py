@@ -8,7 +8,8 @@ import signal
 import socket
 import sys
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, suppress
+from types import FrameType
 from typing import Annotated, Literal, NotRequired, cast
 
 import structlog
@@ -81,6 +82,7 @@ def create_service(
             Middleware(DirectMiddleware),
         ],
     )
+    app.state.is_stopping = False
     app.state.on_stop = list[Callable[[], None]]()  # called at shutdown, to release waiting requests
     app.state.warnings = list[str]()  # of /health/ready: what weakens a promise of the service, though it works
     problems.install(app, invalid_input, invalid_detail)
@@ -113,6 +115,8 @@ def _add_probes(app: FastAPI, ready: ReadinessCheck | None) -> None:
     started = 0.0
 
     async def why_not_ready() -> str | None:
+        if app.state.is_stopping:
+            return "the service is stopping"
         if ready is None:
             return None
         nonlocal running, started
@@ -159,22 +163,45 @@ def api_key_required(settings: HttpSettings) -> Sequence[DependsParam]:
 
 
 class _DrainingServer(uvicorn.Server):
+    """After a signal: not ready at once, but open to requests for the drain delay; then only requests in flight."""
+
+    def __init__(self, config: uvicorn.Config, drain_delay_s: float) -> None:
+        super().__init__(config)
+        self._drain_delay_s = drain_delay_s
+        self._second_signal = asyncio.Event()  # ends the delay
+
+    @property
+    def _app(self) -> FastAPI:
+        return cast(FastAPI, self.config.app)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self.should_exit:
+            # A plain signal handler interrupts the loop anywhere, and does not wake it by itself.
+            with suppress(RuntimeError):  # the loop does not run
+                asyncio.get_running_loop().call_soon_threadsafe(self._second_signal.set)
+        self._app.state.is_stopping = True  # here, not at the server's next tick: no later probe finds it ready
+        super().handle_exit(sig, frame)
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        # A balancer that works by connection would otherwise use the ones it has for as long as they stay open.
+        self.server_state.default_headers = [*self.server_state.default_headers, (b"connection", b"close")]
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._second_signal.wait(), self._drain_delay_s)
         # Not at the end of the lifespan, which comes only after the last response.
-        for release in cast(FastAPI, self.config.app).state.on_stop:
+        for release in self._app.state.on_stop:
             release()
         await super().shutdown(sockets)
 
 
 def serve(app: FastAPI, component: str, settings: HttpSettings, *, any_port: bool = False) -> None:
-    """Run the app until SIGTERM or SIGINT, then drain: finish the requests in flight and return.
+    """Run the app until SIGTERM or SIGINT, then drain: be not ready, finish the requests in flight, and return.
 
     The lifespan is entered before the port is bound, so that the first request finds a warm service.
 
     Args:
         app: made by `create_service`.
         component: the process's name in the logs.
-        settings: address, port, grace period.
+        settings: address, port, drain delay, grace period.
         any_port: use a free port if PORT is unset and its default is taken.
 
     Raises:
@@ -193,7 +220,8 @@ def serve(app: FastAPI, component: str, settings: HttpSettings, *, any_port: boo
             server_header=False,
             timeout_keep_alive=settings.keep_alive_s,
             timeout_graceful_shutdown=settings.shutdown_grace_s,
-        )
+        ),
+        settings.drain_delay_s,
     )
 
     async def run() -> None:

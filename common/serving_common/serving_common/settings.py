@@ -143,6 +143,13 @@ class HttpSettings(Settings):
         description="Seconds an idle connection stays open: more than those of the load balancer in front, usually 60.",
     )
     shutdown_grace_s: int = Field(10, gt=0, description="Seconds that requests in flight get to finish after SIGTERM.")
+    drain_delay_s: float = Field(
+        0.0,
+        ge=0,
+        le=3600,
+        description="Seconds after SIGTERM for which requests are still accepted, while /health/ready returns 503: "
+        "what a load balancer takes to notice. SHUTDOWN_GRACE_S begins afterwards.",
+    )
 
 
 S = TypeVar("S", bound=Settings)

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import signal
 import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import numpy as np
 import pytest
 from google.protobuf import text_format
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+from grpc_health.v1.health_pb2_grpc import HealthStub
 
 from serving_testing.processes import wait_until
 from tests.conftest import PACKAGE, ServerUnderTest, grpc_error, predict_request, running, starting
@@ -284,6 +287,23 @@ def test_sigterm_completes_requests_in_flight(models: Path, tmp_path: Path) -> N
             assert server.terminate() == 0
             assert over_grpc.result().outputs["done"].float_val
             assert over_rest.result().status_code == 200
+
+
+def test_drain_delay_keeps_the_ports_open_but_not_ready(models: Path, tmp_path: Path) -> None:
+    # Nothing here waits that long: the second signal ends the delay.
+    flags = ("--model_name=counted", f"--model_base_path={models}/counted")
+    with running(tmp_path, *flags, DRAIN_DELAY_S="3600") as server:
+        health: Any = HealthStub(server.channel)
+        assert health.Check(HealthCheckRequest(), timeout=30).status == HealthCheckResponse.SERVING
+        server.process.send_signal(signal.SIGTERM)
+        wait_until(lambda: server.get("/health/ready").status_code == 503)
+        response = server.get("/health/ready")
+        assert response.json() == {"status": "not ready", "reason": "the server is stopping"}
+        assert response.headers["connection"] == "close"
+        wait_until(lambda: health.Check(HealthCheckRequest(), timeout=30).status == HealthCheckResponse.NOT_SERVING)
+        assert predict(server, "counted") == 3.0
+        assert server.post("/v1/models/counted:predict", {"instances": [0.0]}).status_code == 200
+        assert server.terminate() == 0
 
 
 def cpu_ticks(server: ServerUnderTest) -> int:

@@ -15,6 +15,7 @@ from structlog.testing import capture_logs
 from model_server import flags as command_line
 from model_server.__main__ import main
 from model_server.manager import Poller
+from model_server.status import StatusError
 from serving_testing.processes import free_port, wait_until
 
 if TYPE_CHECKING:
@@ -192,3 +193,10 @@ def test_version_flag_prints_all_versions(monkeypatch: pytest.MonkeyPatch, capsy
         f"TensorFlow Library: {importlib.metadata.version('tensorflow')}",
         f"ONNX Runtime Library: {importlib.metadata.version('onnxruntime')}",
     ]
+
+
+@pytest.mark.parametrize("value", ["soon", "-1", "nan", "4000"])
+def test_wrong_drain_delay_ends_the_start(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("DRAIN_DELAY_S", value)
+    with pytest.raises(StatusError, match=f"DRAIN_DELAY_S: expected 0 to 3600 seconds, got '{value}'"):
+        command_line.read_drain_delay_s()

@@ -55,6 +55,22 @@ def test_signal_drains_requests_in_flight_and_exits_0(service, port, signal_numb
     assert events(service)[-1]["action"] == "service_stopped"
 
 
+def test_drain_delay_keeps_the_port_open_but_not_ready(start, port):
+    base = f"http://127.0.0.1:{port}"
+    # Nothing here waits that long: the second signal ends the delay.
+    with start(ready=f"{base}/health", env={"PORT": str(port), "DRAIN_DELAY_S": "3600"}) as process:
+        with httpx.Client(base_url=base) as client:
+            assert "connection" not in client.get("/health/ready").headers
+            process.popen.send_signal(signal.SIGTERM)
+            wait_until(lambda: client.get("/health/ready").status_code == 503)
+            refused = client.get("/health/ready")
+            assert refused.json() == {"status": "not ready", "reason": "the service is stopping"}
+            assert client.get("/health/live").status_code == 200
+            wait_until(lambda: client.get("/slow/0").headers.get("connection") == "close")
+            assert client.get("/slow/0").json() == "done"
+        assert process.stop() == 0
+
+
 def test_request_over_the_grace_period_is_aborted(start, port, tmp_path):
     env = {"PORT": str(port), "SHUTDOWN_GRACE_S": "1"}
     ready = f"http://127.0.0.1:{port}/health"
