@@ -47,19 +47,7 @@ class OnnxModel:
         Raises:
             StartupError: the file is missing, is not an ONNX model, or does not have this input and output.
         """
-        if not path.is_file():
-            raise StartupError(f"there is no model at {path} (build it with: python -m models.build)")
-        options = ort.SessionOptions()
-        # ONNX Runtime's default is one thread per core of the host, even if the container may use fewer.
-        options.intra_op_num_threads = threads or available_cpus()
-        options.inter_op_num_threads = 1
-        # Spinning threads save microseconds and use up a small container's CPU quota.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        try:
-            session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        except Exception as exc:
-            raise StartupError(f"{path} is not a usable ONNX model: {exc}") from exc
-
+        session = open_session(path, threads)
         [given] = _matching(path, "input", session.get_inputs(), input_shape)
         output = _matching(path, "output", session.get_outputs(), output_shape)[0]
         model = cls(session, given.name, output.name, one_row=1 in (given.shape[0], output.shape[0]))
@@ -74,6 +62,22 @@ class OnnxModel:
             return np.concatenate([self.run(batch[row : row + 1]) for row in range(len(batch))])
         [output] = self.session.run([self.output_name], {self.input_name: batch})
         return output  # type: ignore[no-any-return]  # onnxruntime has no types
+
+
+def open_session(path: Path, threads: int = 1) -> Any:
+    """A session with the model at `path`; 0 threads: one per CPU. Raises StartupError."""
+    if not path.is_file():
+        raise StartupError(f"there is no model at {path} (build it with: python -m models.build)")
+    options = ort.SessionOptions()
+    # ONNX Runtime's default is one thread per core of the host, even if the container may use fewer.
+    options.intra_op_num_threads = threads or available_cpus()
+    options.inter_op_num_threads = 1
+    # Spinning threads save microseconds and use up a small container's CPU quota.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    try:
+        return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except Exception as exc:
+        raise StartupError(f"{path} is not a usable ONNX model: {exc}") from exc
 
 
 def available_cpus(cpu_max: Path = CGROUP_CPU_MAX) -> int:
