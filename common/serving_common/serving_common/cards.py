@@ -4,6 +4,7 @@ A card is a `model.toml` beside the model; `python -m serving_common.cards` prin
 neither numpy nor ONNX Runtime; `tabular` runs the model of a card.
 """
 
+import hashlib
 import json
 import math
 import re
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -30,6 +32,7 @@ from pydantic import (
     model_validator,
 )
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+from pydantic_settings import NoDecode
 
 from serving_common.errors import StartupError
 
@@ -332,6 +335,46 @@ def load(path: Path) -> Card:
         raise StartupError(f"{path}: {'; '.join(_fault(text, error) for error in exc.errors())}") from exc
     card._folder = path.parent
     return card
+
+
+def check_file(path: Path, sha256: str | None) -> str:
+    """The file's SHA-256. Raises StartupError if it is missing, no model at all, or not the one of the card."""
+    try:
+        content = path.read_bytes()
+    except OSError as exc:
+        raise StartupError(f"there is no model at {path} (build it with: python -m models.build)") from exc
+    if content.startswith(b"version https://git-lfs"):
+        raise StartupError(f"{path} is a Git LFS pointer, not a usable ONNX model (fetch it with: git lfs pull)")
+    if content[:1] == b"\x80" and content[-1:] == b".":
+        raise StartupError(f"{path} is a pickle file, which is never loaded (save it with skops, then models.add)")
+    digest = hashlib.sha256(content).hexdigest()
+    if sha256 is not None and digest != sha256:
+        raise StartupError(f"{path} has the SHA-256 {digest[:12]}…, the card says {sha256[:12]}… ({ADD})")
+    return digest
+
+
+def _of_file(value: Any) -> Any:
+    try:
+        return load(Path(value)) if isinstance(value, str | Path) else value
+    except StartupError as exc:
+        raise ValueError(str(exc)) from exc
+
+
+def _has_rows(card: Card) -> Card:
+    if card.image is not None:
+        raise ValueError(f"the model of {card.name} takes images, and this service rows")
+    return card
+
+
+def _has_image(card: Card) -> Card:
+    if card.image is None:
+        raise ValueError(f"the model of {card.name} takes rows, and this service images")
+    return card
+
+
+# The types of settings: of the path, or the folder, of a card. A faulty card is a faulty setting, reported like others.
+TabularCard = Annotated[Card, NoDecode, BeforeValidator(_of_file), AfterValidator(_has_rows)]
+ImageCard = Annotated[Card, NoDecode, BeforeValidator(_of_file), AfterValidator(_has_image)]
 
 
 def default_card(model_file: Path | None = None, labels: Sequence[str] | None = None, task: Task | None = None) -> Card:

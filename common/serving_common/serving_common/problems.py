@@ -99,9 +99,10 @@ def _field_error(error: Mapping[str, Any]) -> FieldError:
 
     The last number before the field is the row. A domain type with named columns gives the names in `ctx`.
     """
-    if error["type"] == "named_row":
-        return cast(FieldError, {**error["ctx"], "reason": error["msg"]})
     source, *path = error["loc"]
+    if error["type"] == "named_row":
+        row = next(({"row": part} for part in reversed(path) if isinstance(part, int)), {})
+        return cast(FieldError, {**row, **error["ctx"], "reason": error["msg"]})
     if error["type"] == "json_invalid":
         return {"field": "body", "reason": f"is not JSON: {error['ctx']['error']} at character {error['loc'][1]}"}
     if not path and error["type"] in _JSON_TYPES:

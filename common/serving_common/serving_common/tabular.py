@@ -1,15 +1,13 @@
 """The ONNX model of a card: rows in, numbers out, checked against the card before the first request."""
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
-from serving_common.cards import ADD, Binding, Card, Part, Row, Task, Tensor, bind
+from serving_common.cards import ADD, Binding, Card, Part, Row, Task, Tensor, bind, check_file
 from serving_common.errors import FieldError, StartupError, Unavailable
 from serving_common.onnx import open_session
 
@@ -110,22 +108,6 @@ def require_finite(answer: npt.NDArray[np.float32]) -> None:
         row = int(np.argmin(finite.all(axis=1)))
         error: FieldError = {"row": row, "field": "prediction", "reason": "is not a finite number"}
         raise Unavailable(f"The model's answer to row {row} is not a finite number", [error])
-
-
-def check_file(path: Path, sha256: str | None) -> str:
-    """The file's SHA-256. Raises StartupError if it is missing, no model at all, or not the one of the card."""
-    try:
-        content = path.read_bytes()
-    except OSError as exc:
-        raise StartupError(f"there is no model at {path} (build it with: python -m models.build)") from exc
-    if content.startswith(b"version https://git-lfs"):
-        raise StartupError(f"{path} is a Git LFS pointer, not a usable ONNX model (fetch it with: git lfs pull)")
-    if content[:1] == b"\x80" and content[-1:] == b".":
-        raise StartupError(f"{path} is a pickle file, which is never loaded (save it with skops, then models.add)")
-    digest = hashlib.sha256(content).hexdigest()
-    if sha256 is not None and digest != sha256:
-        raise StartupError(f"{path} has the SHA-256 {digest[:12]}…, the card says {sha256[:12]}… ({ADD})")
-    return digest
 
 
 def _tensors(values: Sequence[Any]) -> list[Tensor]:

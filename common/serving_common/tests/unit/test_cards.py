@@ -8,6 +8,8 @@ from serving_common import cards, iris
 from serving_common.cards import Tensor, bind
 from serving_common.errors import StartupError
 from serving_common.problems import _field_error
+from serving_common.settings import Settings
+from serving_common.settings import load as load_settings
 
 ROOT = Path(__file__).parents[4]
 CHURN = """name = "churn"
@@ -157,6 +159,41 @@ def test_malformed_card_is_refused_with_field_and_line(tmp_path, old, new, messa
 def test_missing_card_is_refused(tmp_path):
     with pytest.raises(StartupError, match="there is no model card at"):
         cards.load(tmp_path)
+
+
+class _Settings(Settings):
+    model_card: cards.TabularCard | None = None
+    image_card: cards.ImageCard | None = None
+
+
+@pytest.mark.parametrize("of_folder", [True, False])
+def test_setting_is_the_path_of_a_card_or_of_its_folder(tmp_path, monkeypatch, of_folder):
+    load(tmp_path)
+    monkeypatch.setenv("MODEL_CARD", str(tmp_path if of_folder else tmp_path / "model.toml"))
+
+    card = _Settings().model_card
+    assert card
+    assert card.model_file == tmp_path / "churn.onnx"
+    monkeypatch.setenv("MODEL_CARD", "")
+    assert _Settings().model_card is None
+
+
+@pytest.mark.parametrize(
+    ("variable", "text", "reason"),
+    [
+        ("MODEL_CARD", CHURN.replace('"bool"', '"boolean"'), "line 25: inputs.3.dtype"),
+        ("IMAGE_CARD", CHURN, "the model of churn takes rows, and this service images"),
+    ],
+)
+def test_faulty_card_is_a_faulty_setting(tmp_path, monkeypatch, variable, text, reason):
+    (tmp_path / "model.toml").write_text(text)
+    monkeypatch.setenv(variable, str(tmp_path))
+
+    with pytest.raises(SystemExit) as caught:
+        load_settings(_Settings)
+    assert str(caught.value).startswith(f"configuration error: {variable}: ")
+    assert reason in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 COLUMNS = [Tensor("region", "string", (None, 1)), Tensor("income", "float", (None, 1))]
