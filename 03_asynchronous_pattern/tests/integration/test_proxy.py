@@ -434,6 +434,7 @@ async def test_metrics_report_queue_and_redis(redis, client):
             await asyncio.sleep(0.05)
     text = (await client.get("/metrics")).text
 
+    assert "\njobs_unfinished 1" in text
     for name in ("queue_oldest_job_age_seconds", "redis_memory_usage_bytes", "redis_key_count", "redis_expired_keys"):
         assert f"\n{name} " in text
     assert 'request_count_total{method="POST",route="/predict",status="200"}' in text

@@ -9,10 +9,12 @@ from pathlib import Path
 from fastapi import FastAPI
 
 from serving_common.errors import StartupError
+from serving_common.queue import metrics as queue_metrics
 from serving_common.queue.client import JobQueue
 from serving_common.redis import QueueUnavailable, connect
 from serving_common.service import api_key_required, create_service, lazy_app, serve
 from serving_common.settings import load
+from serving_common.tasks import cancel_and_wait
 from src.configurations import ProxySettings
 from src.jobs import Jobs
 from src.ml.classifier import Classifier
@@ -49,6 +51,9 @@ def create_app(settings: ProxySettings) -> FastAPI:
             stack.push_async_callback(app.state.jobs.queue.close)
             app.state.on_stop.append(app.state.jobs.queue.stop_waiting)
             app.state.predictor = await stack.enter_async_context(SyncPredictor(classifier, app.state.jobs, settings))
+            # The proxy reports the queue, too: workers are what is scaled by it, and may be none.
+            watching = asyncio.create_task(queue_metrics.watch(app.state.jobs.queue))
+            stack.push_async_callback(cancel_and_wait, watching)
             yield
 
     async def ready() -> None:

@@ -15,7 +15,7 @@ import time
 import uuid
 
 import structlog
-from prometheus_client import Counter, Histogram, disable_created_metrics
+from prometheus_client import Counter, Gauge, Histogram, disable_created_metrics
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -30,6 +30,7 @@ DURATION = Histogram(
     ["route"],
     buckets=(0.001, 0.0025, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10),
 )
+IN_FLIGHT = Gauge("requests_in_flight", "Requests without a complete answer; probes and scrapes do not count.")
 METHODS = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"})
 HEALTH_ROUTES = frozenset({"/health", "/health/live", "/health/ready"})
 # Probes and scrapes come every few seconds; at info level their lines would bury the others.
@@ -82,9 +83,12 @@ class RequestMetricsMiddleware:
             await self._app(scope, receive, send)
             return
         started = time.perf_counter()
+        counts = scope["path"] not in QUIET_ROUTES
+        IN_FLIGHT.inc(counts)
         try:
             await self._app(scope, receive, send)
         finally:
+            IN_FLIGHT.dec(counts)
             duration = time.perf_counter() - started
             status = scope["state"]["status"]
             # The route's template and known methods only: a label per path would let callers create endless series.

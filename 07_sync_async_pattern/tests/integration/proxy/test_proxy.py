@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import uvicorn
 from PIL import Image
+from prometheus_client import generate_latest
 from src import jobs
 from src.configurations import ProxySettings, WorkerSettings
 from src.jobs import store
@@ -387,7 +388,14 @@ async def test_api_key_is_required_when_set(redis, settings, photo):
 async def test_metrics_cover_requests_stages_and_jobs(redis, client, photo):
     await submit(client, photo)
     await client.post("/predict", json={"image_data": "x"})
+    async with asyncio.timeout(20):
+        while b"jobs_unfinished 1" not in generate_latest():  # noqa: ASYNC110 - gauges have no event
+            await asyncio.sleep(0.05)
     text = (await client.get("/metrics")).text
+
+    # KEDA scales the workers on these two.
+    assert "\njobs_unfinished 1" in text
+    assert "\nqueue_oldest_job_age_seconds " in text
 
     assert 'request_count_total{method="POST",route="/predict",status="200"}' in text
     assert 'request_count_total{method="POST",route="/predict",status="400"}' in text

@@ -36,6 +36,9 @@ class QueueCollector(Collector):
             yield GaugeMetricFamily(
                 "jobs_in_hand", "Jobs in flight: claimed by a worker and not finished.", stats.processing
             )
+            # For KEDA: one number of one moment, so that no job changes its place between two readings.
+            unfinished = stats.normal + stats.high + stats.processing
+            yield GaugeMetricFamily("jobs_unfinished", "Jobs that wait or are in flight.", unfinished)
             yield GaugeMetricFamily(
                 "jobs_dead", "Dead letters: jobs that failed for good and are kept for inspection.", stats.dead_letters
             )

@@ -222,6 +222,23 @@ async def test_body_over_the_common_limit_returns_429():
         assert (await client.post("/flowers", content=b" " * 80, headers=headers)).status_code == 422
 
 
+async def test_requests_in_flight_count_work_but_neither_probes_nor_scrapes():
+    entered, proceed = asyncio.Event(), asyncio.Event()
+
+    async def body() -> AsyncIterator[bytes]:
+        entered.set()
+        await proceed.wait()
+        yield b"{}"
+
+    async with connect() as client:
+        waiting = asyncio.create_task(client.post("/flowers", content=body()))
+        await entered.wait()
+        assert "\nrequests_in_flight 1.0\n" in (await client.get("/metrics")).text
+        proceed.set()
+        await waiting
+        assert "\nrequests_in_flight 0.0\n" in (await client.get("/metrics")).text
+
+
 async def test_no_configured_api_key_allows_all_requests(client):
     assert (await client.post("/flowers", json=ONE)).status_code == 200
 
