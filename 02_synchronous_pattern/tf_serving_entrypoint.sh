@@ -7,4 +7,5 @@ exec tensorflow_model_server \
   --rest_api_port="${REST_API_PORT:-8501}" \
   --model_name="${MODEL_NAME:-iris}" \
   --model_base_path="${MODEL_BASE_PATH:-/models/iris}" \
+  ${MONITORING_CONFIG_FILE:+"--monitoring_config_file=$MONITORING_CONFIG_FILE"} \
   "$@"

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 ENTRYPOINT = PATTERN / "tf_serving_entrypoint.sh"
-VARIABLES = ("PORT", "REST_API_PORT", "MODEL_NAME", "MODEL_BASE_PATH")
+VARIABLES = ("PORT", "REST_API_PORT", "MODEL_NAME", "MODEL_BASE_PATH", "MONITORING_CONFIG_FILE")
 
 
 def installed(folder: Path, script: str) -> dict[str, str]:
@@ -40,11 +40,17 @@ def installed(folder: Path, script: str) -> dict[str, str]:
             id="defaults",
         ),
         pytest.param(
-            {"PORT": "1", "REST_API_PORT": "2", "MODEL_NAME": "a", "MODEL_BASE_PATH": "/with space"},
+            {
+                "PORT": "1",
+                "REST_API_PORT": "2",
+                "MODEL_NAME": "a",
+                "MODEL_BASE_PATH": "/with space",
+                "MONITORING_CONFIG_FILE": "/a file",
+            },
             ["--enable_batching", "--flag=two words"],
             [
                 *("--port=1", "--rest_api_port=2", "--model_name=a", "--model_base_path=/with space"),
-                *("--enable_batching", "--flag=two words"),
+                *("--monitoring_config_file=/a file", "--enable_batching", "--flag=two words"),
             ],
             id="environment and further flags",
         ),

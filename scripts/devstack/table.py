@@ -41,6 +41,8 @@ class ProcessDefinition:
     ready: str | ReadyCheck | None = None
     """An http:// URL that answers 200, a tcp:// address that accepts, or a check of the process's environment.
     None: ready as soon as it has started, for a job that works and exits."""
+    metrics: str | None = None
+    """URL of its page for Prometheus."""
     ready_within_s: float = 30
     restart: bool = True
     """Whether the supervisor starts it again after it has exited."""
@@ -100,6 +102,7 @@ def web_process(name: str, module: str, port: str, default: int, **options: Any)
         env=env,
         defaults=STOP_IN_TIME | options.pop("defaults", {}),
         ready=f"http://{HOST}:{{{port}}}/health",
+        metrics=f"http://{HOST}:{{{port}}}/metrics",
         **options,
     )
 

@@ -20,6 +20,7 @@ from src.worker.main import create_app as create_worker
 from serving_common.queue.types import JobKeys
 from serving_common.queue.worker import Worker
 from serving_testing.processes import free_port, running, wait_until
+from serving_testing.promtool import naming_problems, needs_promtool
 from tests.conftest import PATTERN, SAMPLE
 
 
@@ -435,6 +436,16 @@ async def test_metrics_report_queue_and_redis(redis, client):
     text = (await client.get("/metrics")).text
 
     assert "\njobs_unfinished 1" in text
-    for name in ("queue_oldest_job_age_seconds", "redis_memory_usage_bytes", "redis_key_count", "redis_expired_keys"):
+    for name in ("queue_oldest_job_age_seconds", "redis_memory_usage_bytes", "redis_key_count"):
         assert f"\n{name} " in text
+    assert "\nredis_expired_keys_total " in text
     assert 'request_count_total{method="POST",route="/predict",status="200"}' in text
+
+
+@needs_promtool
+async def test_metrics_follow_the_naming_rules(redis, client):
+    await submit(client)
+    async with asyncio.timeout(20):
+        while b"redis_key_count" not in generate_latest():  # noqa: ASYNC110 - gauges have no event
+            await asyncio.sleep(0.05)
+    assert naming_problems((await client.get("/metrics")).text) == []

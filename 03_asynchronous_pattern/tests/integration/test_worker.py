@@ -9,7 +9,7 @@ import httpx
 import orjson
 import pytest
 import structlog
-from prometheus_client import REGISTRY
+from prometheus_client import REGISTRY, generate_latest
 from src import jobs
 from src.configurations import WorkerSettings
 from src.constants import TIMEOUT_ERROR
@@ -17,6 +17,7 @@ from src.worker.main import create_app
 
 from serving_common.queue.types import POISON, JobStatus, Priority
 from serving_testing.processes import Process, answers, free_port, running, wait_until
+from serving_testing.promtool import naming_problems, needs_promtool
 from tests.conftest import PATTERN
 from tests.integration.model import BAD
 from tfserving_protos import channels
@@ -74,6 +75,13 @@ async def test_waiting_jobs_share_one_predict_call(queue, model, settings):
         "status": "completed",
         "result": {"prediction": 1, "class_name": "versicolor", "probabilities": pytest.approx([0.1, 0.7, 0.2])},
     }
+
+
+@needs_promtool
+async def test_metrics_follow_the_naming_rules(queue, settings):
+    async with worker(settings()):
+        await wait_for_end(queue, *await submit(queue, GOOD_ROWS))
+        assert naming_problems(generate_latest().decode()) == []
 
 
 async def test_each_job_gets_the_result_of_its_own_rows(queue, settings):

@@ -16,6 +16,7 @@ from src.db import cruds
 from src.db.models import BatchRun, IdempotencyKey
 
 from serving_testing.processes import wait_until
+from serving_testing.promtool import naming_problems, needs_promtool
 from tests.conftest import ROW, count, environment_of, read, register_rows, write
 from tests.processes import BatchSystem, peak_memory_mb
 
@@ -231,6 +232,12 @@ def test_metrics_are_written_and_pushed(database, run_batch, tmp_path):
     assert float(metrics["batch_duration_seconds"]) > 0
     assert abs(float(metrics["batch_last_success_timestamp_seconds"]) - datetime.now(UTC).timestamp()) < 60
     assert content == written
+
+
+@needs_promtool
+def test_metrics_of_a_batch_follow_the_naming_rules(database, run_batch, tmp_path):
+    run_batch(metrics_textfile=tmp_path / "batch.prom")
+    assert naming_problems((tmp_path / "batch.prom").read_text()) == []
 
 
 @pytest.mark.parametrize("kind", ["connection refused", "not HTTP", "invalid URL"])

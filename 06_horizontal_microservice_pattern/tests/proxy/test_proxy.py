@@ -18,6 +18,7 @@ from src.configurations import ProxySettings
 from src.proxy.app import create_app
 
 from serving_testing.processes import free_port
+from serving_testing.promtool import naming_problems, needs_promtool
 
 ONE_ROW = {"data": [[5.1, 3.5, 1.4, 0.2]]}
 PREDICTED = '{"prediction":[0.75,0.25]}'
@@ -479,6 +480,18 @@ async def test_failures_are_counted_per_service(services):
         await client.post("/predict", json=ONE_ROW)
 
     assert {name: failures(name) - before[name] for name in NAMES} == {"setosa": 1, "versicolor": 0, "virginica": 0}
+
+
+@needs_promtool
+async def test_metrics_follow_the_naming_rules(services):
+    services["setosa"].answer = responds(500, b"")
+    services["versicolor"].answer = responds(422, b"{}")
+    async with proxy(services) as client:
+        await client.post("/predict", json=ONE_ROW)
+        page = (await client.get("/metrics")).text
+
+    assert "service_refusals_total" in page
+    assert naming_problems(page) == []
 
 
 def failures(name: str) -> float:

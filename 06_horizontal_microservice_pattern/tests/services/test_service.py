@@ -18,6 +18,7 @@ from src.services.app import create_app
 from serving_common.batching import MicroBatcher
 from serving_common.errors import StartupError
 from serving_common.onnx import FloatArray
+from serving_testing.promtool import naming_problems, needs_promtool
 
 SETOSA = [5.1, 3.5, 1.4, 0.2]
 VIRGINICA = [6.3, 3.3, 6.0, 2.5]
@@ -55,6 +56,12 @@ async def test_one_row_returns_one_pair(client):
 
     assert yes > 0.9
     assert yes + no == pytest.approx(1, abs=1e-6)
+
+
+@needs_promtool
+async def test_metrics_follow_the_naming_rules(client):
+    await client.post("/predict", json={"data": [SETOSA]})
+    assert naming_problems((await client.get("/metrics")).text) == []
 
 
 async def test_several_rows_return_a_list_of_pairs(client):

@@ -22,8 +22,8 @@ class Counter:
 
     kind = "counter"
 
-    def __init__(self, name: str, labels: Sequence[str]) -> None:
-        self.name = PREFIX + name
+    def __init__(self, name: str, text: str, labels: Sequence[str]) -> None:
+        self.name, self.text = PREFIX + name, text
         self._labels = labels
         self._lock = threading.Lock()
         self._values: dict[tuple[str, ...], int] = {}
@@ -44,8 +44,8 @@ class Histogram:
 
     kind = "histogram"
 
-    def __init__(self, name: str, labels: Sequence[str]) -> None:
-        self.name = PREFIX + name
+    def __init__(self, name: str, text: str, labels: Sequence[str]) -> None:
+        self.name, self.text = PREFIX + name, text
         self._labels = labels
         self._lock = threading.Lock()
         self._points: dict[tuple[str, ...], tuple[list[int], list[float]]] = {}
@@ -74,8 +74,9 @@ class ServerMetrics:
     """All metrics of one server."""
 
     def __init__(self) -> None:
-        self.requests = Counter("request_count", ["model_name", "status"])
-        self.latency = Histogram("request_latency", ["model_name", "API", "entrypoint"])
+        self.requests = Counter("request_count", "Runs of a model.", ["model_name", "status"])
+        labels = ["model_name", "API", "entrypoint"]
+        self.latency = Histogram("request_latency", "Duration of successful runs, in microseconds.", labels)
 
     def record(self, model: str, api: str, entrypoint: str, code: Code, duration_s: float) -> None:
         """One finished run of a model. `model` must be a configured one: other names would add series without bound.
@@ -91,6 +92,7 @@ class ServerMetrics:
         """The page that Prometheus scrapes."""
         lines: list[str] = []
         for metric in (self.requests, self.latency):
+            lines.append(f"# HELP {metric.name} {metric.text}")
             lines.append(f"# TYPE {metric.name} {metric.kind}")
             lines.extend(metric.lines())
         return ("\n".join(lines) + "\n").encode()

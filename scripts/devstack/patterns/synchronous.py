@@ -25,9 +25,11 @@ PATTERN = Pattern(
             argv=(
                 *("python", "-m", "model_server", "--port={PORT_02_GRPC}", "--rest_api_port={PORT_02_REST}"),
                 *("--model_name=iris", "--model_base_path={root}/models/artifacts/saved_model/iris"),
+                "--monitoring_config_file={root}/02_synchronous_pattern/monitoring.config",
             ),
             ports=PORTS,
             ready="http://127.0.0.1:{PORT_02_REST}/v1/models/iris",
+            metrics="http://127.0.0.1:{PORT_02_REST}/monitoring/prometheus/metrics",
         ),
     ),
 )

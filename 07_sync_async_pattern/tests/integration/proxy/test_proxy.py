@@ -30,6 +30,7 @@ from serving_common.errors import StartupError
 from serving_common.queue.types import JobId
 from serving_common.queue.worker import Worker
 from serving_testing.processes import free_port
+from serving_testing.promtool import naming_problems, needs_promtool
 from tests.conftest import PATTERN, ROOT
 from tests.integration.proxy.conftest import body_of, proxy, until
 
@@ -401,6 +402,12 @@ async def test_metrics_cover_requests_stages_and_jobs(redis, client, photo):
     assert 'request_count_total{method="POST",route="/predict",status="400"}' in text
     assert 'sync_stage_seconds_count{stage="model"}' in text
     assert 'jobs_registered_total{outcome="registered"}' in text
+
+
+@needs_promtool
+async def test_metrics_follow_the_naming_rules(redis, client, photo):
+    await submit(client, photo)
+    assert naming_problems((await client.get("/metrics")).text) == []
 
 
 async def test_page_content_security_policy_allows_own_origin_only(client):

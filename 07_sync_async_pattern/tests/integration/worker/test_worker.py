@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
-from prometheus_client import REGISTRY
+from prometheus_client import REGISTRY, generate_latest
 from src.configurations import WorkerSettings
 from src.jobs import to_stored
 from src.ml.classifier import Classifier
@@ -18,6 +18,7 @@ from src.worker.main import create_app
 
 from serving_common.errors import StartupError
 from serving_common.queue.types import POISON, JobStatus
+from serving_testing.promtool import naming_problems, needs_promtool
 from tests.integration.worker.conftest import ARTIFACTS, LABELS, children, kill
 from tests.integration.worker.model import FAILS, HANGS, image_of, images
 
@@ -84,6 +85,13 @@ async def test_each_image_gets_its_own_result(redis, jobs, classifier, settings,
             assert await redis.get(f"result:{job_id}") == prediction.label.encode()
             assert 3500 < await redis.ttl(f"result:{job_id}") <= 3600
             assert not await redis.exists(f"image:{job_id}")
+
+
+@needs_promtool
+def test_metrics_follow_the_naming_rules():
+    page = generate_latest().decode()  # the registry is the process's: its metrics are there before a worker starts
+    assert "model_processes_replaced_total" in page
+    assert naming_problems(page) == []
 
 
 async def test_invalid_image_fails_without_failing_its_batch(redis, jobs, settings):

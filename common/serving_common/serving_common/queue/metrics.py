@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Iterator
 
 from prometheus_client import REGISTRY
-from prometheus_client.metrics_core import GaugeMetricFamily, Metric
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from serving_common.queue.client import JobQueue
@@ -15,7 +15,7 @@ INTERVAL_S = 2
 
 
 class QueueCollector(Collector):
-    """The gauges of what Redis said last. What it cannot be asked is absent: neither 0 nor a value of the past."""
+    """Metrics of what Redis said last. What it cannot be asked is absent: neither 0 nor a value of the past."""
 
     stats: QueueStats | None = None
     info: RedisInfo | None = None
@@ -45,7 +45,7 @@ class QueueCollector(Collector):
         if (info := self.info) is not None:
             yield GaugeMetricFamily("redis_memory_usage_bytes", "Memory that Redis uses.", info.memory_bytes)
             yield GaugeMetricFamily("redis_key_count", "Keys in Redis.", info.keys)
-            yield GaugeMetricFamily("redis_expired_keys", "Keys that have expired since Redis started.", info.expired)
+            yield CounterMetricFamily("redis_expired_keys", "Keys that have expired since Redis started.", info.expired)
 
 
 COLLECTOR = QueueCollector()
