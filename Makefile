@@ -12,7 +12,7 @@ all_patterns := $(sort $(wildcard [0-9][0-9]_*_pattern))
 # Which patterns `up` and `demo` start, `bench` measures, `prove` breaks and `test-compose` tests.
 PATTERNS ?= $(foreach folder,$(all_patterns),$(firstword $(subst _, ,$(folder))))
 # Which folders `test` tests.
-FOLDERS ?= $(all_patterns) models scripts common
+FOLDERS ?= $(all_patterns) models scripts deploy common
 # `common` stands for every package in it.
 folders := $(foreach folder,$(FOLDERS:/=),$(if $(filter common,$(folder)),$(patsubst %/pyproject.toml,%,$(wildcard common/*/pyproject.toml)),$(folder)))
 
@@ -27,7 +27,7 @@ $(if $(strip $(unknown)),$(error FOLDERS: no folder "$(strip $(unknown))"; write
 # 03 calls 02's model server.
 pattern_folders = $(sort $(foreach number,$(PATTERNS) $(if $(filter 03,$(PATTERNS)),02),$(wildcard $(number)_*)))
 
-.PHONY: help setup demo up test test-compose smoke prove trace lint format models bench lock clean
+.PHONY: help setup demo up test test-compose smoke prove trace lint format models bench eject lock clean
 
 help:  ## Print what there is
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 22
@@ -66,6 +66,10 @@ format: setup  ## Let ruff and black change what they can
 bench: setup  ## Measure the patterns beside their baselines and alternatives; tables and plots; BENCH=long for longer
 	@$(PYTHON_IN) -m scripts.benchmarks --profile $(or $(BENCH),short) $(if $(SAMPLE),--output $(SAMPLE)) $(PATTERNS)
 	@$(if $(SAMPLE),$(PYTHON_IN) -m scripts.checks.figures --write)
+
+eject:  ## Write one pattern as a repository of its own: PATTERN=03 TO=../churn-service
+	@scripts/setup.sh run $(or $(wildcard $(PATTERN)_*),$(error PATTERN: which pattern? make eject PATTERN=03 TO=../churn-service))
+	@$(PYTHON_IN) -m deploy.eject.eject $(PATTERN) $(or $(TO),$(error TO: into which folder? make eject PATTERN=03 TO=../churn-service))
 
 models: setup  ## Build all models into models/artifacts
 	@$(PYTHON_IN) -m models.build

@@ -17,7 +17,7 @@ types() {
   local version=$1 folder parts part failed=0
   for folder in . common/*/ [0-9][0-9]_*_pattern; do
     folder=${folder%/}
-    parts=(models scripts)
+    parts=(models scripts deploy)
     if [ "$folder" != . ]; then
       parts=()
       for part in "$(basename "$folder")" hatch_build.py src client build_model.py tests; do

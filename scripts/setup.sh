@@ -2,7 +2,9 @@
 # Brings the development environment, .venv, up to date. Needs Python 3.11+ and a package index; no root.
 #   scripts/setup.sh run 06_horizontal_microservice_pattern …   what it takes to build the models of, and run, these patterns
 #   scripts/setup.sh dev                                        everything: all patterns, TensorFlow, test and lint tools
+# In a repository that `make eject` made, the one pattern is the root: scripts/setup.sh run .
 set -euo pipefail
+shopt -s nullglob
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 say() { printf '\033[1;34m==>\033[0m %s\n' "$*" >&2; }
@@ -42,6 +44,17 @@ find_uv() {
   echo "$PWD/.tools/bin/uv"
 }
 
+# Whether folder $2 is that of the pattern with name $1.
+is() { grep -qs "^name = \"$1-pattern\"" "$2/pyproject.toml"; }
+
+# Whether one of the folders $2… is.
+any_is() {
+  local name=$1 folder
+  shift
+  for folder in "$@"; do if is "$name" "$folder"; then return; fi; done
+  return 1
+}
+
 # Whether 07's models have yet to be built, and their weights cannot be downloaded.
 needs_random_weights() {
   local python
@@ -64,13 +77,17 @@ models=(-r models/pyproject.toml)
 case $mode in
   run)
     models+=(--group run)
-    if { [[ "$*" == *0[23]_* ]] && needs_saved_model; } || { [[ "$*" == *07_* ]] && needs_random_weights; }; then
+    if { any_is synchronous "$@" && needs_saved_model; } || { any_is sync-async "$@" && needs_random_weights; }; then
       models+=(--extra tensorflow)
     fi
     ;;
   dev)
-    models+=(--extra tensorflow --group dev)
-    set -- common/*/ [0-9][0-9]_*_pattern
+    models+=(--group dev)
+    set -- common/*/
+    for folder in [0-9][0-9]_*_pattern .; do
+      if grep -q '^\[project\]' "$folder/pyproject.toml"; then set -- "$@" "$folder"; fi
+    done
+    if any_is synchronous "$@" || any_is sync-async "$@"; then models+=(--extra tensorflow); fi
     ;;
   *) die "unknown mode $mode" ;;
 esac
@@ -79,12 +96,15 @@ for part in "$@"; do
   case $part in
     common/model_server/) patterns+=(--editable "${part%/}[tensorflow]") ;;
     common/*) patterns+=(--editable "${part%/}") ;;
-    02_*)
-      # Without its extra, which is TensorFlow: here it is an extra of the models, where they have to be built.
-      models+=(-r "$part/pyproject.toml")
-      patterns+=(--editable common/model_server)
+    *)
+      if is synchronous "$part"; then
+        # Without its extra, which is TensorFlow: here it is an extra of the models, where they have to be built.
+        models+=(-r "$part/pyproject.toml")
+        patterns+=(--editable common/model_server)
+      else
+        patterns+=(-r "$part/pyproject.toml") extras=(--all-extras)
+      fi
       ;;
-    *) patterns+=(-r "$part/pyproject.toml") extras=(--all-extras) ;;
   esac
 done
 

@@ -26,6 +26,7 @@ COVERAGE_PERCENT = 90
 USUAL_S = {"model_server": 120, "scripts": 110, "03_asynchronous_pattern": 100, "04_batch_pattern": 90,
            "07_sync_async_pattern": 80, "serving_common": 60, "06_horizontal_microservice_pattern": 45}  # fmt: skip
 OTHERS_S = 15
+AT_ROOT = ("models", "scripts", "deploy")
 
 
 @dataclass(eq=False)
@@ -39,26 +40,26 @@ class Folder:
     @property
     def name(self) -> str:
         """Of its files in RESULTS."""
-        return Path(self.path).name
+        return (ROOT / self.path).name
 
     @property
     def cwd(self) -> Path:
-        """Where its tests run: models and scripts are packages of the repository itself."""
-        return ROOT if self.path in ("models", "scripts") else ROOT / self.path
+        """Where its tests run: those AT_ROOT are packages of the repository itself."""
+        return ROOT if self.path in AT_ROOT else ROOT / self.path
 
     @property
     def sources(self) -> list[str]:
         """The packages whose coverage counts."""
-        if self.cwd == ROOT:
+        if self.path in AT_ROOT:
             return [self.path]
         if self.path.startswith("common/"):
             return [self.name]
         return [name for name in ("src", "client", "build_model") if any(self.cwd.glob(f"{name}*"))]
 
     def units(self) -> list[Path]:
-        """What must stay in one shard: a file; of scripts a whole room, whose tests share a run folder."""
-        if self.path == "scripts":
-            return sorted(ROOT.glob("scripts/*/tests"))
+        """What must stay in one shard: a file; of scripts and deploy a whole room, whose tests share a run folder."""
+        if self.path in ("scripts", "deploy"):
+            return sorted(ROOT.glob(f"{self.path}/*/tests"))
         return sorted((ROOT / self.path / "tests").rglob("test_*.py"))
 
     def file(self, suffix: str, shard: int | None = None) -> Path:

@@ -48,6 +48,7 @@ MAY_IMPORT = {
     "scripts/benchmarks": {"scripts.devstack", "serving_common", "serving_testing", "tfserving_protos"},
     "scripts/chaos": {"scripts.devstack", "serving_common", "serving_testing", "tfserving_protos"},
     "scripts/checks": {"scripts.devstack", "serving_common", "serving_testing"},
+    "deploy/eject": set(),
 }
 OWN_TOPS = {
     "src",
@@ -245,8 +246,8 @@ def test_the_root_holds_the_patterns_and_few_folders():
 ROOMS = sorted(
     [
         *(path.parent for path in ROOT.glob("common/*/pyproject.toml")),
-        *(path.parent for path in ROOT.glob("scripts/*/__init__.py")),
-        *(ROOT / name for name in ("common", "docs", "models", "scripts")),
+        *(path.parent for room in ("scripts", "deploy") for path in ROOT.glob(f"{room}/*/__init__.py")),
+        *(ROOT / name for name in ("common", "deploy", "docs", "models", "scripts")),
     ]
 )
 
