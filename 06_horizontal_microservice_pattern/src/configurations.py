@@ -16,6 +16,7 @@ from pydantic import (
 )
 from pydantic_settings import NoDecode
 
+from serving_common.cards import Card, TabularCard, Task, default_card
 from serving_common.settings import ApiKey, HttpSettings
 
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
@@ -39,11 +40,30 @@ Pairs = BeforeValidator(_parse_pairs)
 
 
 class ServiceSettings(HttpSettings):
-    """One specialised service: the class that it recognises, and its model."""
+    """One specialised service: its name, and its model."""
 
-    service_name: str = Field("setosa", description="The class that this service recognises.")
-    model_filepath: Path = Field(Path("/app/models/iris_svc_0_setosa.onnx"), description="ONNX file of the model.")
+    service_name: str = Field(
+        "setosa", description="The class that this service recognises; with MODEL_CARD, the card's name by default."
+    )
+    model_filepath: Path = Field(
+        Path("/app/models/iris_svc_0_setosa.onnx"), description="ONNX file of a model of the built-in card."
+    )
+    model_card: TabularCard | None = Field(
+        None, description="Card of the model (`model.toml`, or its folder), instead of MODEL_FILEPATH."
+    )
     model_threads: NonNegativeInt = Field(1, description="Threads per model run; 0: one per CPU of the container.")
+
+    @property
+    def card(self) -> Card:
+        """The card of MODEL_CARD, else the built-in one for the model of MODEL_FILEPATH."""
+        return self.model_card or default_card(self.model_filepath, [self.service_name], Task.ONE_VS_REST)
+
+    @property
+    def name(self) -> str:
+        """The service's name."""
+        if self.model_card is None or "service_name" in self.model_fields_set:
+            return self.service_name
+        return self.model_card.name
 
 
 class ProxySettings(HttpSettings):
@@ -61,6 +81,11 @@ class ProxySettings(HttpSettings):
             "virginica": AnyHttpUrl("http://service_virginica:8002"),
         },
         description="The services to call: `name=url,name=url`.",
+    )
+    model_card: TabularCard | None = Field(
+        None,
+        description="Card of the rows that the services take (`model.toml`, or its folder). Unset: the built-in card "
+        "if SERVICES has only classes of it; else only the services check the rows.",
     )
     service_timeout_s: PositiveFloat = Field(1.0, description="Deadline of a call to a service, in seconds.")
     service_timeouts: Annotated[dict[str, PositiveFloat], NoDecode, Pairs] = Field(
@@ -94,3 +119,9 @@ class ProxySettings(HttpSettings):
         if unknown := timeouts.keys() - info.data.get("services", timeouts).keys():
             raise ValueError(f"there is no service {', '.join(sorted(unknown))} in SERVICES")
         return timeouts
+
+    @property
+    def card(self) -> Card | None:
+        """The card of the rows, where one card describes them for all services."""
+        built_in = default_card(task=Task.ONE_VS_REST)
+        return self.model_card or (built_in if self.services.keys() <= set(built_in.labels) else None)

@@ -1,43 +1,53 @@
-"""One binary classifier: this class, or any other."""
+"""The model of one service: rows in, the numbers of each row out."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 import numpy as np
 
 from serving_common.batching import MicroBatcher
-from serving_common.errors import Unavailable
-from serving_common.onnx import OnnxModel
+from serving_common.cards import Card, Row, Task
+from serving_common.errors import FieldError, Unavailable
+from serving_common.tabular import TabularModel, require_finite
 from src.models import ROUNDING
 
 
 class Predictor:
-    """Maps rows of Iris features to [P(the class), P(any other class)]."""
+    """Maps rows of the card's columns to its numbers: for one-vs-rest [P(the class), P(any other class)]."""
 
-    def __init__(self, batcher: MicroBatcher) -> None:
+    def __init__(self, model: TabularModel, batcher: MicroBatcher) -> None:
+        """`batcher` runs what `model` encodes."""
+        self.model = model
         self._batcher = batcher
+        self._gives_probabilities = model.card.task is Task.ONE_VS_REST
 
-    async def predict(self, rows: list[list[float]], is_wanted: Callable[[], bool] = lambda: True) -> list[list[float]]:
-        """Probabilities, shape (N, 2), for rows of shape (N, 4) in centimetres, unless nobody waits for them any more.
+    async def predict(self, rows: Sequence[Row], is_wanted: Callable[[], bool] = lambda: True) -> list[list[float]]:
+        """Numbers, shape (N, card.width), for valid rows of shape (N, inputs), unless nobody waits for them any more.
 
         Raises:
             serving_common.errors.Overloaded: too many requests are waiting.
-            serving_common.errors.Unavailable: the model's output is no probability, or not wanted.
+            serving_common.errors.Unavailable: a number is not finite, or for one-vs-rest no probability; or the
+                numbers are not wanted.
         """
-        probabilities = await self._batcher.predict(np.array(rows, np.float32), is_wanted)
-        if not (np.abs(probabilities - 0.5) <= 0.5 + ROUNDING).all():  # also for NaN
-            raise Unavailable("The model returned numbers that are not probabilities")
-        return probabilities.clip(0, 1).tolist()  # type: ignore[no-any-return]  # numpy's stubs say Any
+        numbers = await self._batcher.predict(self.model.encode(rows), is_wanted)
+        if not self._gives_probabilities:
+            require_finite(numbers)
+            return numbers.tolist()  # type: ignore[no-any-return]  # numpy's stubs say Any
+        is_probability = np.abs(numbers - 0.5) <= 0.5 + ROUNDING  # also for NaN
+        if not is_probability.all():
+            row = int(np.argmin(is_probability.all(axis=1)))
+            error: FieldError = {"row": row, "field": "prediction", "reason": "is not a probability"}
+            raise Unavailable("The model returned numbers that are not probabilities", [error])
+        return numbers.clip(0, 1).tolist()  # type: ignore[no-any-return]
 
 
 @asynccontextmanager
-async def open_predictor(model_filepath: Path, threads: int) -> AsyncIterator[Predictor]:
-    """A warmed-up predictor, closed at the end.
+async def open_predictor(card: Card, threads: int) -> AsyncIterator[Predictor]:
+    """A predictor that has answered the card's sample, closed at the end.
 
     Raises:
-        serving_common.errors.StartupError: the model is missing, or its inputs or outputs differ.
+        serving_common.errors.StartupError: the model is missing, or is not the one of the card.
     """
-    model = OnnxModel.load(model_filepath, input_shape=(None, 4), output_shape=(None, 2), threads=threads)
+    model = TabularModel.load(card, threads)
     async with MicroBatcher(model.run) as batcher:
-        yield Predictor(batcher)
+        yield Predictor(model, batcher)

@@ -29,11 +29,11 @@ def create_app(settings: ProxySettings, fan_out: FanOut = fan_out) -> FastAPI:
 
     app = create_service(
         settings,
-        title="Iris from several services",
+        title="Predictions of several services",
         description=f"Calls {', '.join(settings.services)} at once and combines their responses.",
         lifespan=lifespan,
     )
-    health_router, router = create_routers(list(settings.services), fan_out)
+    health_router, router = create_routers(list(settings.services), settings.card, fan_out)
     app.include_router(health_router)
     app.include_router(router, dependencies=api_key_required(settings))
     return app

@@ -8,7 +8,7 @@ from contextlib import aclosing, asynccontextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache
-from typing import Generic, TypeVar
+from typing import Annotated, Generic, NotRequired, TypeVar
 from weakref import WeakSet
 
 import aiohttp
@@ -17,10 +17,13 @@ import structlog
 from aiohttp.tracing import Trace
 from httpx_aiohttp import AiohttpTransport
 from prometheus_client import Counter
+from pydantic import Field, TypeAdapter, ValidationError
+from typing_extensions import TypedDict  # pydantic takes the one from typing only since Python 3.12
 
 from serving_common.breaker import CircuitBreaker
 from serving_common.callers import TIMEOUT_HEADER
 from serving_common.concurrency import ConcurrencyLimiter
+from serving_common.errors import FieldError
 from src.configurations import ProxySettings
 
 T = TypeVar("T", bound=Mapping[str, object])
@@ -32,6 +35,8 @@ KEEP_ALIVE_S = 1.5
 DNS_S = 2
 # Bound of a response, compressed or not; a prediction takes 50 bytes a row. `BackendRequest.max_bytes` adds to it.
 MAX_RESPONSE_BYTES = 64 * 1024
+# Bounds of what is passed on from the body of an error.
+MAX_ERRORS, MAX_TEXT = 10, 500
 # Decompressed between two looks at the clock.
 STEP_BYTES = 64 * 1024
 
@@ -48,6 +53,8 @@ class Failure:
     reason: str
     refusal: int | None = None
     """Its status, if the service refused the request with a 4xx: that says nothing against the service's health."""
+    errors: tuple[FieldError, ...] = ()
+    """Rows and fields that the service objects to."""
 
 
 class UnusableResponse(Exception):
@@ -60,7 +67,7 @@ class BackendRequest(Generic[T]):
 
     method: str
     path: str
-    parse: Callable[[bytes], T]  # raises ValueError if the content is not a response to this request
+    parse: Callable[[bytes], T]  # raises ValueError, with a short text, if this is not a response to the request
     body: bytes | None = None
     max_bytes: int = MAX_RESPONSE_BYTES  # of the response
 
@@ -136,10 +143,12 @@ class Backend:
                 aclosing(await self._send(http_request)) as response,
             ):
                 if response.status_code != httpx.codes.OK:
-                    with suppress(UnusableResponse):  # read, so that the connection can be kept
-                        await _read(response, request.max_bytes)
+                    errors: tuple[FieldError, ...] = ()
+                    with suppress(UnusableResponse):  # read, also so that the connection can be kept
+                        errors = _field_errors(await _read(response, request.max_bytes))
                     refusal = response.status_code if response.is_client_error else None
-                    return Failure(f"answered with status {response.status_code}", refusal)
+                    reason = f"answered with status {response.status_code}{_text(errors)}"
+                    return Failure(reason, refusal, errors)
                 content = await _read(response, request.max_bytes)
         except TimeoutError:
             return Failure(f"did not answer within {self._timeout_s:g} s")
@@ -147,8 +156,10 @@ class Backend:
             return Failure(str(exc))
         try:
             return request.parse(content)
-        except ValueError:
+        except ValidationError:
             return Failure("sent an invalid response")
+        except ValueError as exc:
+            return Failure(f"sent an invalid response: {exc}")
 
     async def _send(self, request: httpx.Request) -> httpx.Response:
         """The response's head.
@@ -167,6 +178,35 @@ class Backend:
             return await fresh.handle_async_request(request)
         except (httpx.HTTPError, aiohttp.ClientError) as exc:
             raise UnusableResponse(_reason(exc)) from exc
+
+
+class _RowError(TypedDict):
+    row: NotRequired[int]
+    field: Annotated[str, Field(max_length=MAX_TEXT)]
+    reason: Annotated[str, Field(max_length=MAX_TEXT)]
+
+
+class _Problem(TypedDict):
+    errors: Annotated[list[_RowError], Field(max_length=MAX_ERRORS)]
+
+
+_problem = TypeAdapter(_Problem)
+
+
+def _field_errors(content: bytes) -> tuple[FieldError, ...]:
+    """What the body of a problem says about rows and fields; nothing if it is not one."""
+    try:
+        return tuple(_problem.validate_json(content)["errors"])
+    except ValidationError:
+        return ()
+
+
+def _text(errors: tuple[FieldError, ...]) -> str:
+    """The first of the errors, to be added to a sentence."""
+    if not errors:
+        return ""
+    row = f"row {errors[0]['row']}: " if "row" in errors[0] else ""
+    return f" ({row}{errors[0]['field']} {errors[0]['reason']})"
 
 
 def _cause(exc: httpx.HTTPError | aiohttp.ClientError) -> BaseException | None:

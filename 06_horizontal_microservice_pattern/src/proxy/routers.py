@@ -5,12 +5,31 @@ from typing import Annotated, Any, TypeVar, cast
 
 from fastapi import APIRouter, Depends, Request
 
-from serving_common import iris
+from serving_common.cards import Card
 from serving_common.direct import direct
 from serving_common.problems import problem_responses
-from src.models import Health, LabelResponse, Metadata, Prediction, PredictRequest, ServiceError
+from src.models import (
+    Health,
+    LabelResponse,
+    Metadata,
+    Prediction,
+    ServiceError,
+    ServicesMetadata,
+    metadata_of,
+    request_types,
+)
 from src.proxy.backends import BackendRequest, Backends, Failure, RequestContext
-from src.proxy.fan_out import PREDICT_SAMPLE, PREDICT_TEST, FanOut, Results, check_health, decide, predict_request
+from src.proxy.fan_out import (
+    PREDICT_TEST,
+    FanOut,
+    Results,
+    bytes_per_row,
+    check_health,
+    decide,
+    fetch_metadata,
+    predict_request,
+    sample_request,
+)
 
 T = TypeVar("T", bound=Mapping[str, object])
 
@@ -23,21 +42,30 @@ async def _context(request: Request) -> RequestContext:
     return RequestContext(request.state.request_id, request.state.arrived)
 
 
-async def _predict_request(request: Request, flowers: PredictRequest) -> BackendRequest[Prediction]:
-    # The body is forwarded as received. Serialised again, every 1 would become 1.0, and a body within this proxy's size
-    # limit could exceed that of the services.
-    return predict_request(await request.body(), len(flowers.data))
-
-
 BackendsDep = Annotated[Backends, Depends(_backends)]
 ContextDep = Annotated[RequestContext, Depends(_context)]
-PredictRequestDep = Annotated[BackendRequest[Prediction], Depends(_predict_request)]
 
 
-def create_routers(services: list[str], fan_out: FanOut) -> tuple[APIRouter, APIRouter]:
-    """The routers for health and for predictions; the response schemas name these services."""
+def create_routers(services: list[str], card: Card | None, fan_out: FanOut) -> tuple[APIRouter, APIRouter]:
+    """The routers for health and for predictions.
+
+    Args:
+        services: named in the response schemas.
+        card: what the rows are checked against; None: only the services check them.
+        fan_out: how the services are called.
+    """
     health_router = APIRouter(tags=["health"])
     router = APIRouter(tags=["prediction"], responses=problem_responses(401))
+    bodies, max_row_bytes, sample = request_types(card), bytes_per_row(card), sample_request(card)
+
+    async def to_backends(
+        request: Request, rows: bodies.any_rows  # type: ignore[name-defined]  # made at the start
+    ) -> BackendRequest[Prediction]:
+        # The body is forwarded as received. Serialised again, every 1 would become 1.0, and a body within this proxy's
+        # size limit could exceed that of the services.
+        return predict_request(await request.body(), len(rows.data), max_row_bytes)
+
+    PredictRequestDep = Annotated[BackendRequest[Prediction], Depends(to_backends)]  # noqa: N806 - a type
 
     @health_router.get("/health")
     async def health() -> Health:
@@ -49,22 +77,23 @@ def create_routers(services: list[str], fan_out: FanOut) -> tuple[APIRouter, API
         """Current health of each service."""
         return _entries(await check_health(backends, context))
 
-    @router.get("/metadata")
-    async def metadata() -> Metadata:
-        """Types and shapes of input and output, per service."""
-        return {
-            "data_type": "float32",
-            "data_structure": "(N,4)",
-            "data_sample": iris.SAMPLE,
-            "data_names": list(iris.FEATURES),
-            "prediction_type": "float32",
-            "prediction_structure": "(N,2)",
-            "prediction_sample": [0.98, 0.02],
-            "services": services,
-        }
+    if card is not None:
+        description = metadata_of(card, services)
+
+        @router.get("/metadata")
+        async def metadata() -> Metadata:
+            """Types and shapes of input and output, per service."""
+            return description
+
+    else:
+
+        @router.get("/metadata")
+        async def metadata_of_each(backends: BackendsDep, context: ContextDep) -> ServicesMetadata:
+            """Types and shapes of input and output of each service."""
+            return {"services": services, "metadata": _entries(await fetch_metadata(backends, context))}
 
     @router.post("/predict", responses=_named(services) | problem_responses(413, 422, 429, 503))
-    @direct
+    @direct(body=bodies.list_rows)
     async def predict(
         request: PredictRequestDep, backends: BackendsDep, context: ContextDep
     ) -> dict[str, Prediction | ServiceError]:
@@ -72,9 +101,9 @@ def create_routers(services: list[str], fan_out: FanOut) -> tuple[APIRouter, API
         return _entries(await fan_out(backends, request, context))
 
     @router.post("/predict/label", responses=problem_responses(413, 422, 429, 503), response_model_exclude_unset=True)
-    @direct
+    @direct(body=bodies.list_rows)
     async def predict_label(request: PredictRequestDep, backends: BackendsDep, context: ContextDep) -> LabelResponse:
-        """The class whose service is most confident."""
+        """The most probable class: that of the most confident service."""
         return decide(await fan_out(backends, request, context))
 
     @router.get("/predict/get/test", responses=_named(services) | problem_responses(422, 429, 503))
@@ -84,8 +113,8 @@ def create_routers(services: list[str], fan_out: FanOut) -> tuple[APIRouter, API
 
     @router.post("/predict/post/test", responses=_named(services) | problem_responses(422, 429, 503))
     async def predict_post_test(backends: BackendsDep, context: ContextDep) -> dict[str, Prediction | ServiceError]:
-        """The prediction of each service for a known setosa."""
-        return _entries(await fan_out(backends, PREDICT_SAMPLE, context))
+        """The prediction of each service for the sample of the rows' card."""
+        return _entries(await fan_out(backends, sample, context))
 
     return health_router, router
 

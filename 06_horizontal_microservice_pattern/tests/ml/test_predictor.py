@@ -1,10 +1,17 @@
+from pathlib import Path
+
 import numpy as np
 import onnxruntime as ort
 import pytest
 from sklearn.datasets import load_iris
 from src.ml.predictor import open_predictor
 
+from serving_common.cards import Card, Task, default_card
 from tests.conftest import CLASSES
+
+
+def card_of(path: Path, name: str) -> Card:
+    return default_card(path, [name], Task.ONE_VS_REST)
 
 
 @pytest.mark.parametrize("name", CLASSES)
@@ -13,7 +20,7 @@ async def test_predictions_equal_the_models(models, name):
     rows = load_iris().data
     raw = ort.InferenceSession(path).run(["probabilities"], {"input": rows.astype(np.float32)})[0]
 
-    async with open_predictor(path, threads=1) as predictor:
+    async with open_predictor(card_of(path, name), threads=1) as predictor:
         np.testing.assert_allclose(await predictor.predict(rows.tolist()), raw, atol=1e-6)
 
 
@@ -21,7 +28,7 @@ async def test_predictions_equal_the_models(models, name):
 async def test_first_number_is_the_probability_of_the_class(models, index, name):
     rows, labels = load_iris(return_X_y=True)
 
-    async with open_predictor(models / f"iris_svc_0_{name}.onnx", threads=1) as predictor:
+    async with open_predictor(card_of(models / f"iris_svc_0_{name}.onnx", name), threads=1) as predictor:
         first = np.array(await predictor.predict(rows.tolist()))[:, 0]
 
     assert first[labels == index].mean() > 0.8

@@ -11,6 +11,7 @@ import httpx
 import numpy as np
 import pytest
 import uvicorn
+from fastapi import FastAPI
 from src.configurations import ServiceSettings
 from src.ml.predictor import Predictor
 from src.services.app import create_app
@@ -36,6 +37,10 @@ async def service(**settings: object) -> AsyncIterator[httpx.AsyncClient]:
 async def client(models: Path) -> AsyncIterator[httpx.AsyncClient]:
     async with service(model_filepath=models / "iris_svc_0_setosa.onnx") as client:
         yield client
+
+
+def replace_batcher(app: FastAPI, batcher: MicroBatcher) -> None:
+    app.state.predictor = Predictor(app.state.predictor.model, batcher)
 
 
 async def test_health(client):
@@ -113,7 +118,7 @@ async def test_event_loop_is_free_while_the_model_runs(client):
         return np.full((len(batch), 2), 0.5, np.float32)
 
     async with MicroBatcher(held) as batcher:
-        client._transport.app.state.predictor = Predictor(batcher)
+        replace_batcher(client._transport.app, batcher)
         pending = asyncio.create_task(client.post("/predict", json={"data": [SETOSA]}))
         assert await asyncio.to_thread(entered.wait, 10)
         try:
@@ -135,7 +140,7 @@ async def test_event_loop_is_free_while_the_model_runs(client):
 @pytest.mark.parametrize("rows", [1, 2])
 async def test_output_at_the_edge_of_0_to_1(client, output, status, prediction, rows):
     async with MicroBatcher(lambda batch: np.array([output] * len(batch), np.float32)) as batcher:
-        client._transport.app.state.predictor = Predictor(batcher)
+        replace_batcher(client._transport.app, batcher)
         response = await client.post("/predict", json={"data": [SETOSA] * rows})
 
     assert response.status_code == status
@@ -168,7 +173,7 @@ class HeldBatcher(MicroBatcher):
 async def test_expired_request_does_not_run(client):
     async with HeldBatcher() as batcher:
         batcher.released.set()
-        client._transport.app.state.predictor = Predictor(batcher)
+        replace_batcher(client._transport.app, batcher)
         statuses = [
             (await client.get("/predict/test", headers={"X-Request-Timeout-Ms": timeout_ms})).status_code
             for timeout_ms in ("0", "60000", "-1", "1e3", "9" * 99)
@@ -198,7 +203,7 @@ async def test_request_whose_caller_has_gone_does_not_run(client, path):
                 await asyncio.sleep(0.01)
 
     async with HeldBatcher() as batcher:
-        app.state.predictor = Predictor(batcher)
+        replace_batcher(app, batcher)
         first = await send()
         assert await asyncio.to_thread(batcher.entered.wait, 30)
         gone, kept = await send(), await send()

@@ -124,8 +124,16 @@ class Input(_Table):
         else:
             value = core_schema.bool_schema(strict=True)
         if self.values is not None:
-            value = core_schema.chain_schema([value, core_schema.literal_schema(list(self.values))])
+            allowed = {"pydantic_js_updates": {"enum": list(self.values)}}
+            value = core_schema.chain_schema([value, core_schema.literal_schema(list(self.values))], metadata=allowed)
         return core_schema.nullable_schema(value) if self.nullable else value
+
+    def value_json_schema(self) -> dict[str, Any]:
+        """The same as JSON Schema, under the column's name."""
+        schema = TypeAdapter(Annotated[Any, GetPydanticSchema(lambda _source, _handler: self.value_schema())])
+        unit = f" in {self.unit}" if self.unit else ""
+        described = {"description": self.description} if self.description else {}
+        return {"title": f"{self.name}{unit}"} | schema.json_schema() | described
 
 
 class Output(_Table):
@@ -300,12 +308,13 @@ class Card(_Table):
             return core_schema.list_schema(
                 column(self.inputs[0]), min_length=length, max_length=length, metadata=metadata
             )
+        columns = {"prefixItems": [each.value_json_schema() for each in self.inputs]}
         return core_schema.chain_schema(
             [
                 core_schema.list_schema(core_schema.any_schema(), min_length=length, max_length=length),
                 core_schema.tuple_schema([column(each) for each in self.inputs]),
             ],
-            metadata={"pydantic_js_updates": described},
+            metadata={"pydantic_js_updates": described | columns},
         )
 
     def described_row(self) -> str:
