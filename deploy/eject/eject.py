@@ -33,6 +33,7 @@ SHARED = (
 OF_OTHERS = {
     "03": (
         "02_synchronous_pattern/Dockerfile", "02_synchronous_pattern/tf_serving_entrypoint.sh",
+        "02_synchronous_pattern/monitoring.config",
         "02_synchronous_pattern/build_model.py", "02_synchronous_pattern/pyproject.toml",
         "scripts/devstack/patterns/synchronous.py", "common/model_server/**",
     ),
