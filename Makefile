@@ -7,6 +7,8 @@ comma := ,
 # A package index may lie behind a proxy; what runs on this machine does not.
 export NO_PROXY := $(addsuffix $(comma),$(or $(no_proxy),$(NO_PROXY)))localhost,127.0.0.1
 export no_proxy := $(NO_PROXY)
+# Many containers set it. Without bytecode, every process that a test starts compiles its packages anew: 20 s for TensorFlow.
+unexport PYTHONDONTWRITEBYTECODE
 
 all_patterns := $(sort $(wildcard [0-9][0-9]_*_pattern))
 # Which patterns `up` and `demo` start, `bench` measures, `prove` breaks and `test-compose` tests.
