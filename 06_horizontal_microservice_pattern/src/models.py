@@ -136,8 +136,8 @@ def metadata_of(card: Card, services: list[str]) -> Metadata:
     """What the card says, of these services."""
     dtypes: list[str] = [each.dtype for each in card.inputs]
     expected = card.sample.expected if card.sample else None
-    # Any pair of probabilities shows the form of one.
-    numbers = expected[0] if expected else [0.98, *[0.02 / (card.width - 1)] * (card.width - 1)]
+    # Any numbers show the form.
+    numbers = expected[0] if expected else [0.98, 0.02, *[0.0] * card.width][: card.width]
     metadata: Metadata = {
         "data_type": dtypes[0] if len(set(dtypes)) == 1 else dtypes,
         "data_structure": f"(N,{len(dtypes)})",
