@@ -29,11 +29,11 @@ $(if $(strip $(unknown)),$(error FOLDERS: no folder "$(strip $(unknown))"; write
 # 03 calls 02's model server.
 pattern_folders = $(sort $(foreach number,$(PATTERNS) $(if $(filter 03,$(PATTERNS)),02),$(wildcard $(number)_*)))
 
-.PHONY: help setup demo up test test-compose smoke prove trace lint format models bench eject lock clean
+.PHONY: help setup demo up test test-compose test-swarm smoke prove trace lint format models bench eject lock clean
 
 help:  ## Print what there is
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 22
-	@echo '  PATTERNS="06" chooses patterns for up, demo, smoke, bench, prove and test-compose; FOLDERS="common" folders for test'
+	@echo '  PATTERNS="06" chooses patterns for up, demo, smoke, bench, prove, test-compose and test-swarm; FOLDERS="common" folders for test'
 
 demo:  ## Start the patterns as local processes, show real requests and responses, stop
 	@scripts/setup.sh run $(pattern_folders)
@@ -48,6 +48,10 @@ test: setup  ## Run all tests that need no Docker, with coverage
 
 test-compose: setup  ## Build the images, run the end-to-end tests against docker compose, remove all of it
 	@scripts/test_compose.sh $(PATTERNS)
+
+test-swarm: setup  ## Deploy the patterns to a Docker Swarm and scale, roll, kill and drain under load; SAMPLE=docs/prove keeps the table
+	@$(PYTHON_IN) -m scripts.swarm $(if $(SAMPLE),--output $(SAMPLE)) $(PATTERNS)
+	@$(if $(SAMPLE),$(PYTHON_IN) -m scripts.checks.figures --write)
 
 smoke: setup  ## Run every curl line of every README, against what runs or a stack of its own, and compare the responses
 	@$(PYTHON_IN) -m scripts.checks.smoke $(if $(AS_SHOWN),--as-shown) $(PATTERNS)

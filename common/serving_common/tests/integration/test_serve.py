@@ -217,10 +217,12 @@ def test_console_log_format(start, port, tmp_path):
     assert not process.log.startswith("{")
 
 
-@pytest.mark.parametrize(("is_up", "code"), [(True, 0), (False, 1)])
-def test_health_check_exit_code(is_up, code, port, tmp_path, request):
+@pytest.mark.parametrize(
+    ("is_up", "path", "code"), [(True, "", 0), (True, "/health/live", 0), (True, "/missing", 1), (False, "", 1)]
+)
+def test_health_check_exit_code(is_up, path, code, port, tmp_path, request):
     if is_up:
         request.getfixturevalue("service")
-    env = {"PORT": str(port), "http_proxy": f"http://127.0.0.1:{free_port()}"}
+    env = {"PORT": str(port), "HEALTH_PATH": path, "http_proxy": f"http://127.0.0.1:{free_port()}"}
     with running("serving_common.healthcheck", cwd=COMMON, env=env, log=tmp_path / "check") as check:
         assert check.popen.wait(30) == code

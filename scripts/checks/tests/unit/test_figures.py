@@ -72,8 +72,8 @@ def test_every_template_is_used():
 @pytest.fixture
 def repository(tmp_path):
     """A small repository with one page and the committed results."""
-    for name in ("docs/bench/bench.json", "docs/prove/ledger.json"):
-        (tmp_path / name).parent.mkdir(parents=True)
+    for name in ("docs/bench/bench.json", "docs/prove/ledger.json", "docs/prove/swarm.json"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text((ROOT / name).read_text(encoding="utf-8"))
     (tmp_path / "README.md").write_text("before\n<!-- figures:03 -->\nold\n<!-- /figures -->\nafter\n")
     for command in (["init", "-q"], ["add", "README.md"]):
