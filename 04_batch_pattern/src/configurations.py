@@ -8,6 +8,7 @@ from pydantic import AfterValidator, Field, NonNegativeFloat, PositiveInt, Secre
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
+from serving_common.cards import TabularCard
 from serving_common.settings import HttpSettings, Settings
 from src.db.tls import SslMode, Tls
 
@@ -90,6 +91,11 @@ class DatabaseSettings(Settings):
         Path("/app/models/iris_svc.onnx"), description="ONNX model; its metadata comes from manifest.json beside it."
     )
     label_filepath: Path = Field(Path("/app/models/label.json"), description="Class names by index.")
+    model_card: TabularCard | None = Field(
+        None,
+        description="Card of a model of your own: `model.toml`, or its folder. Replaces MODEL_FILEPATH and "
+        "LABEL_FILEPATH, which are those of the built-in card.",
+    )
 
     @property
     def url(self) -> URL:

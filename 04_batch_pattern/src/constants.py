@@ -18,11 +18,14 @@ READ_PAGE_ROWS = 1_000
 """Rows that a list reads at a time; bounds the API's memory."""
 
 INSERT_PAGE_ROWS = 1_000
-"""Rows per INSERT statement, or fewer where max_allowed_packet is small. Far below the 1 MB at which PyMySQL would
-split it in two."""
+"""Rows per INSERT statement, at most."""
 
-INSERT_ROW_BYTES = 200
-"""More than a row takes in an INSERT statement: four numbers of up to 23 characters, and a time."""
+INSERT_BYTES = 1_000_000
+"""Size of an INSERT statement, or less where max_allowed_packet is small. PyMySQL would split a larger one in two, of
+which only the second one's ids would be known."""
+
+INSERT_ROW_BYTES = 100
+"""More than a row takes in an INSERT statement beside its values."""
 
 STATEMENT_BYTES = 500
 """More than a statement takes without its rows."""

@@ -21,7 +21,8 @@ from src.configurations import ApiSettings, JobSettings
 from src.db import cruds
 from src.db.database import Database, open_database
 from src.db.schemas import StoredItem
-from src.ml.prediction import IrisClassifier
+from src.ml.metadata import read_card
+from src.ml.prediction import BatchPredictor
 from src.task import job
 from structlog.testing import capture_logs
 
@@ -54,8 +55,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def classifier(models: Path) -> IrisClassifier:
-    return IrisClassifier.load(models / "iris_svc.onnx", models / "label.json")
+def predictor(models: Path) -> BatchPredictor:
+    return BatchPredictor.load(read_card(settings_of(models, "sqlite:///unused")))
 
 
 @pytest.fixture(scope="session")
@@ -251,13 +252,13 @@ def system(settings: ApiSettings, models: Path) -> BatchSystem:
 
 
 @pytest.fixture
-def run_batch(database: Database, classifier: IrisClassifier) -> RunBatch:
+def run_batch(database: Database, predictor: BatchPredictor) -> RunBatch:
     """Runs one batch in this process, with these settings of the job; returns its log."""
 
     def run(repredict: str | None = None, **variables: object) -> list[MutableMapping[str, Any]]:
         job_settings = JobSettings.model_validate(variables)
         with capture_logs() as log:
-            job.run_batch(database, classifier, job_settings, threading.Event(), repredict)
+            job.run_batch(database, predictor, job_settings, threading.Event(), repredict)
         return log
 
     return run

@@ -1,19 +1,20 @@
-"""Registers flowers, once per Idempotency-Key."""
+"""Registers rows, once per Idempotency-Key."""
 
 import hashlib
 from collections.abc import Sequence
 
 import orjson
 
+from serving_common.cards import Row
 from serving_common.errors import InvalidInput
 from src.db import cruds
 from src.db.database import Database
 from src.db.failures import ReadOnlyServer
-from src.db.schemas import Features, StoredItem
+from src.db.schemas import StoredItem
 
 
 def register_rows(
-    database: Database, endpoint: str, rows: Sequence[Features], idempotency_key: str | None
+    database: Database, endpoint: str, rows: Sequence[Row], idempotency_key: str | None
 ) -> list[StoredItem]:
     """Store the rows, all or none. A known key returns the items of its first request and stores nothing.
 
@@ -29,7 +30,7 @@ def register_rows(
 
 
 def _store_once(
-    database: Database, endpoint: str, rows: Sequence[Features], idempotency_key: str | None
+    database: Database, endpoint: str, rows: Sequence[Row], idempotency_key: str | None
 ) -> list[StoredItem]:
     with database.transaction(write=True) as db:
         if idempotency_key is None:

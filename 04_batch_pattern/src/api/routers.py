@@ -7,6 +7,7 @@ from fastapi import APIRouter, Body, Depends, Header, HTTPException, Path, Query
 from fastapi.responses import StreamingResponse
 from pydantic import BeforeValidator, Field
 
+from serving_common.cards import Card
 from serving_common.problems import problem_responses
 from src.api.health import Probe
 from src.api.listing import json_array
@@ -14,7 +15,7 @@ from src.api.registration import register_rows
 from src.constants import MAX_ID
 from src.db import cruds
 from src.db.database import Database
-from src.db.schemas import Health, Item, ItemBase, ItemList, ModelMetadata, to_json
+from src.db.schemas import Health, ModelMetadata, NewItem, item_types, to_json
 
 JSON = "application/json"
 
@@ -40,7 +41,6 @@ Limit = Annotated[AtLeast1 | None, Query(description="Maximum number of items; f
 IdempotencyKey = Annotated[str | None, Header(min_length=1, max_length=255, include_in_schema=False)]
 
 health_router = APIRouter(tags=["health"])
-router = APIRouter(tags=["data"], responses=problem_responses(401))
 
 
 @health_router.get("/health", responses=problem_responses(503))
@@ -50,68 +50,69 @@ async def health(request: Request) -> Health:
     return {"status": "ok"}
 
 
-@router.get("/metadata")
-async def metadata(request: Request) -> ModelMetadata:
-    """The model that the job predicts with."""
-    return cast(ModelMetadata, request.app.state.metadata)
+def create_router(card: Card) -> APIRouter:
+    """The endpoints for rows and predictions of this card's model."""
+    router = APIRouter(tags=["data"], responses=problem_responses(401))
+    types = item_types(card)
 
+    @router.get("/metadata")
+    async def metadata(request: Request) -> ModelMetadata:
+        """The model that the job predicts with."""
+        return cast(ModelMetadata, request.app.state.metadata)
 
-# The name keeps the operationId of the OpenAPI document.
-@router.post("/data", name="register", response_model=Item, responses=problem_responses(400, 413, 429, 503))
-def register_item(
-    item: Annotated[ItemBase, Body()], database: DatabaseDep, idempotency_key: IdempotencyKey = None
-) -> Response:
-    """Store one flower; the next batch predicts it.
+    # The name keeps the operationId of the OpenAPI document.
+    @router.post("/data", name="register", response_model=types.stored, responses=problem_responses(400, 413, 429, 503))
+    def register_item(
+        item: Annotated[NewItem, types.new, Body()], database: DatabaseDep, idempotency_key: IdempotencyKey = None
+    ) -> Response:
+        """Store one row; the next batch predicts it.
 
-    A request with the header `Idempotency-Key` can be retried: the same key returns the same item, or 400 if the body
-    is another one.
-    """
-    [stored] = register_rows(database, "/data", [item["values"]], idempotency_key)
-    return Response(to_json(stored), media_type=JSON)
+        A request with the header `Idempotency-Key` can be retried: the same key returns the same item, or 400 if the
+        body is another one.
+        """
+        [stored] = register_rows(database, "/data", [item["values"]], idempotency_key)
+        return Response(to_json(stored), media_type=JSON)
 
+    @router.post("/data/list", response_model=types.stored_list, responses=problem_responses(400, 413, 429, 503))
+    def register_list(
+        items: Annotated[list[NewItem], types.new_list, Body()],
+        database: DatabaseDep,
+        idempotency_key: IdempotencyKey = None,
+    ) -> Response:
+        """Store many rows, all or none. `Idempotency-Key` is that of POST /data."""
+        stored = register_rows(database, "/data/list", [item["values"] for item in items], idempotency_key)
+        return Response(to_json(stored), media_type=JSON)
 
-@router.post("/data/list", response_model=list[Item], responses=problem_responses(400, 413, 429, 503))
-def register_list(
-    items: Annotated[ItemList, Body()], database: DatabaseDep, idempotency_key: IdempotencyKey = None
-) -> Response:
-    """Store many flowers, all or none. `Idempotency-Key` is that of POST /data."""
-    stored = register_rows(database, "/data/list", [item["values"] for item in items], idempotency_key)
-    return Response(to_json(stored), media_type=JSON)
+    @router.get("/data/all", response_model=types.stored_list, responses=problem_responses(400, 503))
+    def list_all(database: DatabaseDep, after_id: AfterId = 0, limit: Limit = None) -> StreamingResponse:
+        """All items."""
+        return StreamingResponse(json_array(database, cruds.ALL, after_id, limit), media_type=JSON)
 
+    @router.get("/data/unpredicted", response_model=types.stored_list, responses=problem_responses(400, 503))
+    def list_unpredicted(database: DatabaseDep, after_id: AfterId = 0, limit: Limit = None) -> StreamingResponse:
+        """Items that wait for the next batch."""
+        return StreamingResponse(json_array(database, cruds.UNPREDICTED, after_id, limit), media_type=JSON)
 
-@router.get("/data/all", response_model=list[Item], responses=problem_responses(400, 503))
-def list_all(database: DatabaseDep, after_id: AfterId = 0, limit: Limit = None) -> StreamingResponse:
-    """All items."""
-    return StreamingResponse(json_array(database, cruds.ALL, after_id, limit), media_type=JSON)
+    @router.get("/data/predicted", response_model=types.stored_list, responses=problem_responses(400, 503))
+    def list_predicted(database: DatabaseDep, after_id: AfterId = 0, limit: Limit = None) -> StreamingResponse:
+        """Items with a prediction."""
+        return StreamingResponse(json_array(database, cruds.PREDICTED, after_id, limit), media_type=JSON)
 
+    @router.get("/data/failed", response_model=types.stored_list, responses=problem_responses(400, 503))
+    def list_failed(database: DatabaseDep, after_id: AfterId = 0, limit: Limit = None) -> StreamingResponse:
+        """Items that the job could not predict, and why."""
+        return StreamingResponse(json_array(database, cruds.FAILED, after_id, limit), media_type=JSON)
 
-@router.get("/data/unpredicted", response_model=list[Item], responses=problem_responses(400, 503))
-def list_unpredicted(database: DatabaseDep, after_id: AfterId = 0, limit: Limit = None) -> StreamingResponse:
-    """Items that wait for the next batch."""
-    return StreamingResponse(json_array(database, cruds.UNPREDICTED, after_id, limit), media_type=JSON)
+    @router.get("/data/list", include_in_schema=False)
+    async def reject_list_as_id() -> None:
+        """405: without this route, GET /data/list would be a request for the item `list`."""
+        raise HTTPException(405, "Method Not Allowed", {"Allow": "POST"})
 
+    @router.get("/data/{id}", response_model=types.stored, responses=problem_responses(400, 404, 503))
+    def get_item(item_id: Annotated[Id, Path(alias="id")], database: DatabaseDep) -> Response:
+        """One item."""
+        with database.transaction() as db:
+            stored = cruds.select_by_id(db, item_id)
+        return Response(to_json(stored), media_type=JSON)
 
-@router.get("/data/predicted", response_model=list[Item], responses=problem_responses(400, 503))
-def list_predicted(database: DatabaseDep, after_id: AfterId = 0, limit: Limit = None) -> StreamingResponse:
-    """Items with a prediction."""
-    return StreamingResponse(json_array(database, cruds.PREDICTED, after_id, limit), media_type=JSON)
-
-
-@router.get("/data/failed", response_model=list[Item], responses=problem_responses(400, 503))
-def list_failed(database: DatabaseDep, after_id: AfterId = 0, limit: Limit = None) -> StreamingResponse:
-    """Items that the job could not predict, and why."""
-    return StreamingResponse(json_array(database, cruds.FAILED, after_id, limit), media_type=JSON)
-
-
-@router.get("/data/list", include_in_schema=False)
-async def reject_list_as_id() -> None:
-    """405: without this route, GET /data/list would be a request for the item `list`."""
-    raise HTTPException(405, "Method Not Allowed", {"Allow": "POST"})
-
-
-@router.get("/data/{id}", response_model=Item, responses=problem_responses(400, 404, 503))
-def get_item(item_id: Annotated[Id, Path(alias="id")], database: DatabaseDep) -> Response:
-    """One item."""
-    with database.transaction() as db:
-        stored = cruds.select_by_id(db, item_id)
-    return Response(to_json(stored), media_type=JSON)
+    return router

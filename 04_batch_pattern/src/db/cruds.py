@@ -24,9 +24,11 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 from sqlalchemy.schema import CreateTable
 
+from serving_common.cards import Row
 from serving_common.errors import NotFound, Unavailable
 from src.constants import (
     IDEMPOTENCY_KEY_LIFETIME,
+    INSERT_BYTES,
     INSERT_PAGE_ROWS,
     INSERT_ROW_BYTES,
     MAX_ERROR_LENGTH,
@@ -35,7 +37,7 @@ from src.constants import (
 )
 from src.db.failures import full_table
 from src.db.models import BatchRun, IdempotencyKey, ItemRow, new_predictions
-from src.db.schemas import Features, StoredItem
+from src.db.schemas import StoredItem
 
 items = cast(Table, ItemRow.__table__)
 
@@ -84,13 +86,13 @@ class KeyTaken(Unavailable):
 # --- the API ---
 
 
-def register_items(db: Session, rows: Sequence[Features]) -> list[StoredItem]:
-    """Store flowers, unpredicted. Their ids ascend in the order of the rows."""
+def register_items(db: Session, rows: Sequence[Row]) -> list[StoredItem]:
+    """Store rows, unpredicted. Their ids ascend in the order of the rows."""
     now = datetime.now(UTC).replace(tzinfo=None, microsecond=0)
     return new_items(_insert(db, rows, now), rows, now)
 
 
-def new_items(ids: Sequence[int], rows: Sequence[Features], created: datetime) -> list[StoredItem]:
+def new_items(ids: Sequence[int], rows: Sequence[Row], created: datetime) -> list[StoredItem]:
     """These rows as they are stored at first."""
     return [
         StoredItem(item_id, orjson.dumps(values).decode(), None, created, None)
@@ -130,7 +132,7 @@ def _ranges(ids: Sequence[int]) -> list[range]:
     return ranges
 
 
-def _insert(db: Session, rows: Sequence[Features], now: datetime) -> list[int]:
+def _insert(db: Session, rows: Sequence[Row], now: datetime) -> list[int]:
     connection = db.connection()
     returning = insert(items).returning(items.c.id, sort_by_parameter_order=True)
     has_returning = connection.dialect.insert_executemany_returning_sort_by_parameter_order
@@ -138,7 +140,7 @@ def _insert(db: Session, rows: Sequence[Features], now: datetime) -> list[int]:
     # unless several servers replicate to each other.
     step = 1 if has_returning else connection.scalar(text("SELECT @@auto_increment_increment"))
     ids: list[int] = []
-    for some in _pages(db, rows, INSERT_ROW_BYTES, INSERT_PAGE_ROWS):
+    for some in _insert_pages(db, rows):
         page = [{"values": values, "created_datetime": now} for values in some]
         if has_returning:
             ids += connection.scalars(returning, page)
@@ -150,9 +152,27 @@ def _insert(db: Session, rows: Sequence[Features], now: datetime) -> list[int]:
     return ids
 
 
+def _insert_pages(db: Session, rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
+    """The rows, divided into as many as one INSERT may hold; one of strings may be any size."""
+    limit = min(INSERT_BYTES, _packet_limit(db) or INSERT_BYTES) - STATEMENT_BYTES
+    start = size = 0
+    for row, values in enumerate(rows):
+        row_bytes = INSERT_ROW_BYTES + 2 * len(orjson.dumps(values))  # every character may be escaped
+        if row > start and (size + row_bytes > limit or row - start == INSERT_PAGE_ROWS):
+            yield rows[start:row]
+            start, size = row, 0
+        size += row_bytes
+    yield rows[start:]
+
+
+def _packet_limit(db: Session) -> int | None:
+    """The server's max_allowed_packet."""
+    return db.connection().info.get("max_allowed_packet")
+
+
 def _pages(db: Session, rows: Sequence[T], row_bytes: int, most: int) -> Iterator[Sequence[T]]:
     """The rows, divided into as many as one statement may hold."""
-    if (limit := db.connection().info.get("max_allowed_packet")) is not None:
+    if (limit := _packet_limit(db)) is not None:
         most = max(1, min(most, (limit - STATEMENT_BYTES) // row_bytes))
     for start in range(0, len(rows), most):
         yield rows[start : start + most]

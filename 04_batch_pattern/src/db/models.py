@@ -6,6 +6,7 @@ from typing import Any
 from sqlalchemy import JSON, TIMESTAMP, CheckConstraint, Column, Computed, Index, MetaData, String, Table, Text, func
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
+from serving_common.cards import Value
 from src.constants import MAX_ERROR_LENGTH
 
 # JSON null, which other programs may store, is no prediction either. SQLite gives its type in lower case.
@@ -17,12 +18,12 @@ class Base(DeclarativeBase):
 
 
 class ItemRow(Base):
-    """A flower and, after a batch, either its prediction or the reason why it cannot be predicted."""
+    """A row to predict and, after a batch, either its prediction or the reason why it cannot be predicted."""
 
     __tablename__ = "items"
 
     id: Mapped[int] = mapped_column(primary_key=True)
-    values: Mapped[list[float]] = mapped_column(JSON)
+    values: Mapped[list[Value]] = mapped_column(JSON)
     # Without none_as_null, None would be stored as JSON null, which IS NULL does not match.
     prediction: Mapped[dict[str, float] | None] = mapped_column(JSON(none_as_null=True))
     error: Mapped[str | None] = mapped_column(String(MAX_ERROR_LENGTH))

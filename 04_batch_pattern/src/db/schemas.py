@@ -6,52 +6,84 @@ from datetime import datetime
 from typing import Annotated, Any, NotRequired
 
 import orjson
-from pydantic import BeforeValidator, FailFast, Field, JsonValue
+from pydantic import BeforeValidator, FailFast, Field, GetPydanticSchema, JsonValue
 from typing_extensions import TypedDict  # pydantic takes the one from typing only since Python 3.12
 
-from serving_common import iris
+from serving_common.cards import Card, Row, Task, Value
 from serving_common.manifest import Tensor
 
-Features = list[float]
+
+class NewItem(TypedDict):
+    """A row to store, in the order of the card's inputs."""
+
+    values: Row
 
 
-class ItemBase(TypedDict):
-    """One Iris flower."""
+@dataclass(frozen=True, slots=True)
+class ItemTypes:
+    """What depends on the model's card: annotations of the bodies of requests, and types of the answers."""
 
-    values: Annotated[iris.Row, Field(examples=iris.SAMPLE)]
+    new: GetPydanticSchema
+    new_list: GetPydanticSchema
+    stored: Any
+    stored_list: Any
 
 
-class _ItemsBody(TypedDict):
-    items: Annotated[list[ItemBase], Field(min_length=1)]
+def item_types(card: Card) -> ItemTypes:
+    """The types of the requests and answers of this model."""
+
+    def in_order(values: Any) -> Any:
+        return card.in_order(values) if isinstance(values, dict) else values
+
+    class ItemBase(TypedDict):
+        """One row of the model's inputs."""
+
+        values: Annotated[Row, _schema_of(card.row_type), BeforeValidator(in_order), Field(examples=card.sample_rows)]
+
+    class _ItemsBody(TypedDict):
+        items: Annotated[list[ItemBase], Field(min_length=1)]
+
+    class Item(TypedDict):
+        """A row as it is stored."""
+
+        id: int
+        # Any JSON: another program may have written it.
+        values: Annotated[
+            JsonValue, Field(description=f"As registered: {card.described_row()}.", examples=card.sample_rows)
+        ]
+        prediction: Annotated[dict[str, float] | None, Field(description=_described_prediction(card))]
+        # Not a JSON Schema date-time, which requires a time zone.
+        created_datetime: Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d$", description="UTC.")]
+        error: NotRequired[
+            Annotated[str, Field(description="Why the job could not predict these values; absent otherwise.")]
+        ]
+
+    # `{"items": [...]}` or a plain list. Validation stops at the first invalid item, which is enough to report.
+    item_list: Any = Annotated[
+        list[ItemBase],
+        Field(min_length=1),
+        FailFast(),
+        BeforeValidator(
+            _unwrap_items, json_schema_input_type=_ItemsBody | Annotated[list[ItemBase], Field(min_length=1)]
+        ),
+    ]
+    return ItemTypes(_schema_of(ItemBase), _schema_of(item_list), Item, list[Item])
+
+
+def _schema_of(made: Any) -> GetPydanticSchema:
+    """In an annotation: validate as this type, which is made at run time, whatever the annotated type is."""
+    return GetPydanticSchema(lambda _source, handler: handler.generate_schema(made))
 
 
 def _unwrap_items(body: Any) -> Any:
     return body.get("items") if isinstance(body, dict) else body
 
 
-ItemList = Annotated[
-    list[ItemBase],
-    Field(min_length=1),
-    FailFast(),
-    BeforeValidator(_unwrap_items, json_schema_input_type=_ItemsBody | Annotated[list[ItemBase], Field(min_length=1)]),
-]
-"""`{"items": [...]}` or a plain list. Validation stops at the first invalid item, which is enough to report."""
-
-
-class Item(TypedDict):
-    """A flower as it is stored."""
-
-    id: int
-    # Any JSON: another program may have written it.
-    values: Annotated[JsonValue, Field(description="As registered: four numbers, in cm.", examples=iris.SAMPLE)]
-    prediction: Annotated[
-        dict[str, float] | None, Field(description="Probability of each class, once the job has run.")
-    ]
-    # Not a JSON Schema date-time, which requires a time zone.
-    created_datetime: Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d$", description="UTC.")]
-    error: NotRequired[
-        Annotated[str, Field(description="Why the job could not predict these values; absent otherwise.")]
-    ]
+def _described_prediction(card: Card) -> str:
+    if card.task is Task.REGRESSION:
+        unit = f" in {card.output.unit}" if card.output.unit else ""
+        return f"`value`: {card.output.value}{unit}, once the job has run."
+    return "Probability of each class, once the job has run."
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,4 +131,4 @@ class ModelMetadata(TypedDict):
     weights: str | None
     accuracy: float | None
     data_names: list[str]
-    data_sample: list[list[float]]
+    data_sample: list[list[Value]]

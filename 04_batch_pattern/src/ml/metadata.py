@@ -1,29 +1,26 @@
-"""Metadata of the model: version, labels, and what its manifest says."""
+"""The model's card, and what GET /metadata tells of the model."""
 
-import hashlib
 import json
 from pathlib import Path
 
-from serving_common import iris
+from serving_common.cards import Card, check_file, default_card
 from serving_common.errors import StartupError
-from serving_common.manifest import read_manifest_entry
+from serving_common.manifest import Tensor, read_manifest_entry
+from src.configurations import DatabaseSettings
 from src.db.schemas import ModelMetadata
 
 
-def model_version(model_filepath: Path) -> str:
-    """The first 12 hexadecimal digits of the file's SHA-256.
+def read_card(settings: DatabaseSettings) -> Card:
+    """The card of MODEL_CARD, or else the built-in one for the model and labels of the specified variables.
 
     Raises:
-        StartupError: there is no such file.
+        StartupError: the labels are missing.
     """
-    try:
-        return hashlib.sha256(model_filepath.read_bytes()).hexdigest()[:12]
-    except OSError as exc:
-        raise StartupError(f"there is no model at {model_filepath} (build it with: python -m models.build)") from exc
+    return settings.model_card or default_card(settings.model_filepath, read_labels(settings.label_filepath))
 
 
-def read_labels(label_filepath: Path) -> dict[str, str]:
-    """Class names by index: `{"0": "setosa", …}`.
+def read_labels(label_filepath: Path) -> list[str]:
+    """Class names, in a file that has them by index: `{"0": "setosa", …}`.
 
     Raises:
         StartupError: the file is missing or is not such a mapping.
@@ -34,24 +31,25 @@ def read_labels(label_filepath: Path) -> dict[str, str]:
         raise StartupError(f"there are no labels at {label_filepath}: {exc}") from exc
     if not isinstance(labels, dict) or list(labels) != [str(index) for index in range(len(labels))]:
         raise StartupError(f"{label_filepath} does not map 0, 1, … to the names of the classes")
-    return labels
+    return list(labels.values())
 
 
-def read_metadata(model_filepath: Path, label_filepath: Path) -> ModelMetadata:
+def read_metadata(card: Card) -> ModelMetadata:
     """The response of GET /metadata. A model without a manifest beside it, such as a user's own, has no figures.
 
     Raises:
-        StartupError: model or labels are missing.
+        StartupError: the model is missing, or not the one of the card.
     """
-    entry = read_manifest_entry(model_filepath)
+    version = card.version or check_file(card.model_file, card.sha256)[:12]
+    entry = read_manifest_entry(card.model_file)
     return {
-        "name": model_filepath.stem,
-        "version": model_version(model_filepath),
-        "inputs": entry.inputs if entry else [],
+        "name": card.name,
+        "version": version,
+        "inputs": entry.inputs if entry else [Tensor(name=i.name, dtype=i.dtype, shape=["N"]) for i in card.inputs],
         "outputs": entry.outputs if entry else [],
-        "labels": read_labels(label_filepath),
+        "labels": {str(index): label for index, label in enumerate(card.labels)},
         "weights": entry.weights if entry else None,
         "accuracy": entry.metrics.get("accuracy") if entry else None,
-        "data_names": list(iris.FEATURES),
-        "data_sample": iris.SAMPLE,
+        "data_names": card.names,
+        "data_sample": card.sample_rows,
     }

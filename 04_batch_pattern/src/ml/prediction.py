@@ -1,55 +1,65 @@
-"""ONNX inference: from the stored JSON of features to the JSON of probabilities to store."""
+"""ONNX inference: from the stored JSON of rows to the JSON of predictions to store."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Self
 
 import numpy as np
 import orjson
 from pydantic import TypeAdapter
 
-from serving_common import iris
-from serving_common.onnx import OnnxModel
-from src.ml.metadata import model_version, read_labels
+from serving_common.cards import Card, Row, Task
+from serving_common.tabular import TabularModel
 
-# Float32 has about seven significant digits; more would only take space.
+# Float32 has about seven significant digits; more would only take space. (A regressed value has any magnitude.)
 DECIMALS = 8
 
-_rows = TypeAdapter(list[iris.Row])
+
+class NotFinite(Exception):
+    """The model's answer is NaN or infinite, which JSON does not have."""
 
 
 @dataclass(frozen=True, eq=False)
-class IrisClassifier:
-    """Class probabilities for any number of flowers. Thread-safe."""
+class BatchPredictor:
+    """Predictions for any number of rows. Thread-safe."""
 
-    model: OnnxModel
-    classes: tuple[str, ...]
-    version: str
+    model: TabularModel
+    rows: TypeAdapter[list[Row]]
 
     @classmethod
-    def load(cls, model_filepath: Path, label_filepath: Path) -> Self:
-        """The model, warmed up.
+    def load(cls, card: Card) -> Self:
+        """The card's model, checked against the card and warmed up with its sample.
 
         Raises:
-            serving_common.errors.StartupError: model or labels are missing, or do not match each other.
+            serving_common.errors.StartupError: the model is missing, or does not match the card.
         """
-        classes = tuple(read_labels(label_filepath))
         # One thread per run: slices run in parallel.
-        model = OnnxModel.load(model_filepath, input_shape=(None, 4), output_shape=(None, len(classes)), threads=1)
-        return cls(model, classes, model_version(model_filepath))
+        return cls(TabularModel.load(card, threads=1), TypeAdapter(card.list_rows_type))
+
+    @property
+    def version(self) -> str:
+        return self.model.version
 
     def predict(self, values: Sequence[str]) -> list[str]:
         """Predict all of these in one model run.
 
         Args:
-            values: JSON lists of four features in cm, `[5.1, 3.5, 1.4, 0.2]`.
+            values: JSON lists in the order of the card's inputs, `[5.1, 3.5, 1.4, 0.2]`.
 
-        Returns: JSON objects of probabilities, `{"0": 0.97, "1": 0.02, "2": 0.01}`.
+        Returns: JSON objects: probabilities by class, `{"0": 0.97, "1": 0.02, "2": 0.01}`; of a regression
+            `{"value": 151.5}`.
 
         Raises:
             ValueError: one of the values is not such a list.
+            NotFinite: one of the answers is not a number.
         """
-        rows = np.array(_rows.validate_json(f"[{','.join(values)}]"), np.float32)
-        probabilities = self.model.run(rows).astype(float).round(DECIMALS).tolist()
-        return [orjson.dumps(dict(zip(self.classes, row, strict=True))).decode() for row in probabilities]
+        rows = self.rows.validate_json(f"[{','.join(values)}]")
+        answer = self.model.run(self.model.encode(rows))
+        if not np.isfinite(answer).all():
+            raise NotFinite("the model's answer is not a finite number")
+        if self.model.card.task is Task.REGRESSION:
+            option = orjson.OPT_SERIALIZE_NUMPY  # the shortest digits of a float32
+            return [orjson.dumps({"value": value}, option=option).decode() for value in answer[:, 0]]
+        classes = [str(index) for index in range(self.model.card.width)]
+        probabilities = answer.astype(float).round(DECIMALS).tolist()
+        return [orjson.dumps(dict(zip(classes, row, strict=True))).decode() for row in probabilities]

@@ -28,7 +28,8 @@ from src.constants import CHUNK_ATTEMPTS, CHUNK_RETRY_DELAY_S
 from src.db import cruds
 from src.db.database import Database, open_database
 from src.db.failures import TransactionConflict, with_cause
-from src.ml.prediction import IrisClassifier
+from src.ml.metadata import read_card
+from src.ml.prediction import BatchPredictor
 from src.task import metrics
 from src.task.progress import Progress
 from src.task.worker import Outcome, predict_all
@@ -45,7 +46,7 @@ class Batch:
     row_filter: cruds.Filter
     is_repredicting: bool
     database: Database
-    classifier: IrisClassifier
+    predictor: BatchPredictor
     executor: Executor
     settings: JobSettings
 
@@ -56,8 +57,8 @@ def predict_chunk(batch: Batch, after_id: int) -> Outcome | None:
         rows = cruds.claim_items(db, batch.row_filter, after_id, batch.rows.last_id, batch.settings.batch_chunk_size)
         if not rows:
             return None
-        outcome = predict_all(batch.executor, batch.classifier, rows, batch.settings.batch_slice_size)
-        cruds.register_predictions(db, outcome.predictions, batch.classifier.version)
+        outcome = predict_all(batch.executor, batch.predictor, rows, batch.settings.batch_slice_size)
+        cruds.register_predictions(db, outcome.predictions, batch.predictor.version)
         if not batch.is_repredicting:  # which keeps the older prediction
             cruds.register_errors(db, outcome.errors)
         cruds.count_in_run(db, batch.run_id, len(outcome.predictions), len(outcome.errors))
@@ -81,7 +82,7 @@ def predict_next_chunk(batch: Batch, after_id: int) -> Outcome | None:
 
 def run_batch(
     database: Database,
-    classifier: IrisClassifier,
+    predictor: BatchPredictor,
     settings: JobSettings,
     stopping: threading.Event,
     repredict: str | None = None,
@@ -95,10 +96,10 @@ def run_batch(
         Unavailable, Misconfigured: the database does not answer, or refuses. Chunks before that are committed.
     """
     started = time.perf_counter()
-    log.info("starting batch", model_version=classifier.version)
+    log.info("starting batch", model_version=predictor.version)
     row_filter = cruds.UNPREDICTED if repredict is None else cruds.predicted_by(repredict)
     with database.transaction(write=True) as db:
-        run_id = cruds.start_run(db, classifier.version)
+        run_id = cruds.start_run(db, predictor.version)
         rows = cruds.count_items(db, row_filter)
         cruds.delete_old_idempotency_keys(db)
     log.info(f"found {rows.count} {'unpredicted items' if repredict is None else f'items of model {repredict}'}")
@@ -110,7 +111,7 @@ def run_batch(
             row_filter=row_filter,
             is_repredicting=repredict is not None,
             database=database,
-            classifier=classifier,
+            predictor=predictor,
             executor=executor,
             settings=settings,
         )
@@ -150,15 +151,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     logs.configure("job", settings)
     stopping = stop_event()
     try:
-        classifier = IrisClassifier.load(settings.model_filepath, settings.label_filepath)
-        if arguments.repredict == classifier.version:
-            raise StartupError(f"{classifier.version} is the version of the current model, not an older one")
+        predictor = BatchPredictor.load(read_card(settings))
+        if arguments.repredict == predictor.version:
+            raise StartupError(f"{predictor.version} is the version of the current model, not an older one")
         if not arguments.no_wait:
             log.info(f"waiting for batch to start ({settings.job_wait_seconds:g} seconds)")
             stopping.wait(settings.job_wait_seconds)
         if not stopping.is_set():
             with open_database(settings) as database:
-                run_batch(database, classifier, settings, stopping, arguments.repredict)
+                run_batch(database, predictor, settings, stopping, arguments.repredict)
     except StartupError as exc:
         log.critical("batch failed", reason=str(exc))
         return 1

@@ -8,7 +8,7 @@ from functools import partial
 from pydantic import ValidationError
 
 from src.db.cruds import ClaimedItem
-from src.ml.prediction import IrisClassifier
+from src.ml.prediction import BatchPredictor, NotFinite
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,23 +23,21 @@ class Outcome:
         return max([*self.predictions, *self.errors])
 
 
-def predict_all(
-    executor: Executor, classifier: IrisClassifier, rows: Sequence[ClaimedItem], slice_size: int
-) -> Outcome:
+def predict_all(executor: Executor, predictor: BatchPredictor, rows: Sequence[ClaimedItem], slice_size: int) -> Outcome:
     """Predict every valid row; the others are reported in `errors`."""
     slices = [rows[start : start + slice_size] for start in range(0, len(rows), slice_size)]
-    return _merge(executor.map(partial(_predict_slice, classifier), slices))
+    return _merge(executor.map(partial(_predict_slice, predictor), slices))
 
 
-def _predict_slice(classifier: IrisClassifier, rows: Sequence[ClaimedItem]) -> Outcome:
+def _predict_slice(predictor: BatchPredictor, rows: Sequence[ClaimedItem]) -> Outcome:
     """One model run for all rows; if it fails, one run per row, so that an invalid row affects only itself."""
     try:
-        predictions = classifier.predict([row.values for row in rows])
+        predictions = predictor.predict([row.values for row in rows])
         return Outcome(predictions=dict(zip([row.id for row in rows], predictions, strict=True)))
     except Exception as exc:  # noqa: BLE001 - recorded for the row that caused it; the others go on
         if len(rows) == 1:
             return Outcome(errors={rows[0].id: _reason(exc)})
-    return _merge(_predict_slice(classifier, [row]) for row in rows)
+    return _merge(_predict_slice(predictor, [row]) for row in rows)
 
 
 def _merge(parts: Iterable[Outcome]) -> Outcome:
@@ -54,4 +52,4 @@ def _reason(exc: Exception) -> str:
     if isinstance(exc, ValidationError):
         error = exc.errors(include_url=False)[0]
         return f"values{''.join(f'[{index}]' for index in error['loc'][1:])}: {error['msg']}"
-    return f"{type(exc).__name__}: {exc}"
+    return str(exc) if isinstance(exc, NotFinite) else f"{type(exc).__name__}: {exc}"

@@ -74,7 +74,7 @@ def test_all_rows_are_predicted_with_any_chunk_and_slice_size(database, run_batc
     assert [item.id for item in read(database, cruds.PREDICTED)] == ids
 
 
-def test_invalid_rows_are_marked_once_and_others_are_predicted(database, run_batch, classifier):
+def test_invalid_rows_are_marked_once_and_others_are_predicted(database, run_batch, predictor):
     register_rows(database)
     write(database, "[1, 2, 3]", '"text"', "[5.1, 3.5, 1.4, 99]", "null")
     register_rows(database)
@@ -86,7 +86,7 @@ def test_invalid_rows_are_marked_once_and_others_are_predicted(database, run_bat
     assert len(read(database, cruds.PREDICTED)) == 2
     assert read(database, cruds.UNPREDICTED) == []
     assert "found 0 unpredicted items" in events(run_batch())  # not tried again
-    assert runs(database) == [(2, 4, True, classifier.version), (0, 0, True, classifier.version)]
+    assert runs(database) == [(2, 4, True, predictor.version), (0, 0, True, predictor.version)]
 
 
 def test_existing_predictions_are_not_overwritten(database, run_batch):
@@ -135,9 +135,9 @@ def test_repredict_replaces_the_predictions_of_an_older_model(database, run_batc
     assert read(database, cruds.FAILED) == []
 
 
-def test_repredict_with_the_current_version_exits_with_1(models, tmp_path, classifier):
+def test_repredict_with_the_current_version_exits_with_1(models, tmp_path, predictor):
     system = BatchSystem(environment_of(models, f"sqlite:///{tmp_path}/items.db"))
-    job = system.job("--no-wait", "--repredict", classifier.version)
+    job = system.job("--no-wait", "--repredict", predictor.version)
     assert job.wait() == 1
     assert "current model" in job.log[-1]["reason"]
 

@@ -12,16 +12,16 @@ from src.task.worker import predict_all
 VALID = "[5.1, 3.5, 1.4, 0.2]"
 
 
-def predict(classifier, values, slice_size=500):
+def predict(predictor, values, slice_size=500):
     with ThreadPoolExecutor(4) as executor:
         rows = [ClaimedItem(number, text) for number, text in enumerate(values, start=1)]
-        return predict_all(executor, classifier, rows, slice_size)
+        return predict_all(executor, predictor, rows, slice_size)
 
 
 @pytest.mark.parametrize("slice_size", [1, 7, 500])
-def test_predictions_equal_scikit_learn(classifier, flowers, slice_size):
+def test_predictions_equal_scikit_learn(predictor, flowers, slice_size):
     rows, probabilities = flowers
-    outcome = predict(classifier, map(json.dumps, rows), slice_size)
+    outcome = predict(predictor, map(json.dumps, rows), slice_size)
     assert outcome.errors == {}
     assert list(outcome.predictions) == list(range(1, 151))
     for prediction, wanted in zip(outcome.predictions.values(), probabilities, strict=True):
@@ -44,8 +44,8 @@ def test_predictions_equal_scikit_learn(classifier, flowers, slice_size):
         pytest.param("][", "Invalid JSON", id="malformed JSON"),
     ],
 )
-def test_invalid_row_gets_a_reason_and_the_others_their_predictions(classifier, values, reason):
-    outcome = predict(classifier, [VALID, values, VALID])
+def test_invalid_row_gets_a_reason_and_the_others_their_predictions(predictor, values, reason):
+    outcome = predict(predictor, [VALID, values, VALID])
     assert outcome.predictions.keys() == {1, 3}
     assert outcome.errors.keys() == {2}
     assert reason in outcome.errors[2]
@@ -59,8 +59,8 @@ json_values = st.recursive(
 
 
 @given(st.lists(json_values | st.lists(st.floats(0.1, 9.9), min_size=4, max_size=4), max_size=20), st.integers(1, 10))
-def test_every_row_has_a_prediction_or_an_error(classifier, values, slice_size):
-    outcome = predict(classifier, map(json.dumps, values), slice_size)
+def test_every_row_has_a_prediction_or_an_error(predictor, values, slice_size):
+    outcome = predict(predictor, map(json.dumps, values), slice_size)
     assert sorted([*outcome.predictions, *outcome.errors]) == list(range(1, len(values) + 1))
     for prediction in outcome.predictions.values():
         assert sum(json.loads(prediction).values()) == pytest.approx(1, abs=1e-5)
