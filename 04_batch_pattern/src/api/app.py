@@ -1,5 +1,6 @@
 """The FastAPI application, `python -m src.api.app`: registers rows and returns their predictions."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager, closing
 from typing import cast
@@ -10,6 +11,8 @@ from fastapi import FastAPI
 from serving_common.cards import default_card
 from serving_common.service import api_key_required, create_service, lazy_app, serve
 from serving_common.settings import load
+from serving_common.tasks import cancel_and_wait
+from src.api import metrics
 from src.api.health import Probe
 from src.api.routers import create_router, health_router
 from src.configurations import ApiSettings
@@ -29,7 +32,9 @@ def create_app(settings: ApiSettings) -> FastAPI:
             app.state.database = await to_thread.run_sync(stack.enter_context, open_database(settings))
             app.state.ping = stack.enter_context(closing(Probe(settings, Database.ping)))
             app.state.readiness = stack.enter_context(closing(Probe(settings, Database.check_writable)))
+            watching = asyncio.create_task(metrics.watch(settings))
             yield
+            await cancel_and_wait(watching)
 
     async def ready() -> str | None:
         return await cast(Probe, app.state.readiness).why_not()

@@ -47,6 +47,8 @@ VALUES = items.c["values"].cast(Text).label("values")
 PREDICTION = items.c.prediction.cast(Text).label("prediction")
 SELECT_ITEMS = select(items.c.id, VALUES, PREDICTION, items.c.created_datetime, items.c.error)
 
+BACKLOG_LIMIT = 100_000  # so that counting takes milliseconds, however many rows wait
+
 T = TypeVar("T")
 Statement = TypeVar("Statement", bound=Select[*tuple[Any, ...]])
 Filter = Sequence[ColumnElement[bool]]
@@ -69,6 +71,15 @@ class RowRange:
     count: int
     first_id: int
     last_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """What waits for the job, and what it did last."""
+
+    rows: int  # at most BACKLOG_LIMIT
+    oldest_at: datetime | None
+    last_run_at: datetime | None  # when a run last came to its end
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,6 +202,17 @@ def select_by_id(db: Session, item_id: int) -> StoredItem:
     if row is None:
         raise NotFound("Item not found")
     return StoredItem(*row)
+
+
+def backlog(db: Session) -> Backlog:
+    """The unpredicted rows and the last run that ended."""
+    ids = _by_index(select(items.c.id), UNPREDICTED).order_by(items.c.id).limit(BACKLOG_LIMIT).subquery()
+    count, first_id = db.execute(select(func.count(), func.min(ids.c.id)).select_from(ids)).one()
+    ended = BatchRun.ended_datetime
+    # Not `id = NULL` when no row waits: MariaDB answers `id IS NULL` with the row that was inserted last.
+    oldest_at = db.scalar(select(items.c.created_datetime).where(items.c.id == first_id)) if count else None
+    last_run_at = db.scalar(select(ended).where(ended.is_not(None)).order_by(BatchRun.id.desc()).limit(1))
+    return Backlog(count, *(at and at.replace(tzinfo=UTC) for at in (oldest_at, last_run_at)))
 
 
 # --- the job ---

@@ -1,18 +1,24 @@
 """The API over HTTP, on SQLite and on a MySQL or MariaDB server."""
 
+import asyncio
 import re
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
 from pydantic import SecretStr
 from sqlalchemy import text
+from src.api import metrics
 from src.constants import INSERT_PAGE_ROWS, READ_PAGE_ROWS
 from src.db import cruds
 from src.db.database import open_database
 
-from tests.conftest import ROW, register_rows, serving, write
+from serving_common.tasks import cancel_and_wait
+from serving_testing.processes import free_port, wait_until
+from serving_testing.promtool import naming_problems, needs_promtool
+from tests.conftest import ROW, register_rows, serving, settings_of, write
 from tests.processes import peak_memory_mb
 
 OUT_OF_RANGE = "must be a number greater than 0.0 and less than 10.0"
@@ -221,6 +227,49 @@ def test_api_key_is_required_for_data_only(database, settings):
         assert api.post("/data", json={"values": ROW}).status_code == 401
         assert api.get("/data/all", headers={"X-API-Key": "secret"}).json() == []
         assert api.get("/health").status_code == 200
+
+
+def metrics_with(api: httpx.Client, line: str) -> dict[str, float]:
+    """The series without labels of the first page that has this line."""
+    pages = [""]
+    wait_until(lambda: f"\n{line}\n" in (pages.append(api.get("/metrics").text) or pages[-1]))
+    series = re.findall(r"^(\w+) (\S+)$", pages[-1], re.MULTILINE)
+    return {name: float(value) for name, value in series}
+
+
+def test_metrics_report_what_waits_for_the_job(database, run_batch, settings):
+    register_rows(database, [ROW] * 3)
+    with serving(settings) as api:
+        found = metrics_with(api, "rows_waiting 3.0")
+    assert 0 <= found["rows_oldest_waiting_age_seconds"] < 60
+    assert "batch_last_end_timestamp_seconds" not in found
+    run_batch()
+    with serving(settings) as api:
+        found = metrics_with(api, "rows_waiting 0.0")
+    assert found["rows_oldest_waiting_age_seconds"] == 0
+    assert abs(found["batch_last_end_timestamp_seconds"] - time.time()) < 60
+
+
+def test_metrics_of_the_backlog_are_absent_while_the_database_cannot_be_asked(models):
+    nobody_listens = f"mysql+pymysql://root@127.0.0.1:{free_port()}/items"
+    collector = metrics.BacklogCollector()
+    collector.backlog = cruds.Backlog(1, None, None)
+    assert len(list(collector.collect())) == 2
+
+    async def watch_until_absent() -> None:
+        watching = asyncio.create_task(metrics.watch(settings_of(models, nobody_listens), collector))
+        while collector.backlog is not None:  # noqa: ASYNC110 - set by the task
+            await asyncio.sleep(0.01)
+        await cancel_and_wait(watching)
+
+    asyncio.run(watch_until_absent())
+    assert list(collector.collect()) == []
+
+
+@needs_promtool
+def test_metrics_follow_the_naming_rules(api):
+    api.post("/data", json={"values": ROW})
+    assert naming_problems(api.get("/metrics").text) == []
 
 
 def test_requests_are_counted_by_route(api):
