@@ -72,7 +72,7 @@ def stub(descriptors: FileDescriptorSet) -> Iterator[str]:
     yield ""
     yield "POOL: DescriptorPool"
     for file in descriptors.file:
-        if not file.package.startswith("tensorflow"):
+        if file.package.startswith("google."):
             continue
         yield from enum_values(file.enum_type, "")
         for message in file.message_type:
@@ -117,7 +117,7 @@ def field_types(field: FieldDescriptorProto, entry: DescriptorProto | None) -> t
 def python_type(field: FieldDescriptorProto) -> str:
     if field.type != Field.TYPE_MESSAGE:
         return SCALARS[field.type]
-    for package in (".tensorflow.serving.", ".tensorflow.", ".google.protobuf."):
+    for package in (".tensorflow.serving.", ".tensorflow.", ".inference.", ".google.protobuf."):
         if field.type_name.startswith(package):
             return field.type_name.removeprefix(package)
     raise ValueError(f"no Python type for {field.type_name}")

@@ -86,6 +86,7 @@ class Flags:
     model_base_path: str
     model_config_file: Path | None
     model_config_file_poll_wait_seconds: float
+    model_control_mode: str
     file_system_poll_wait_seconds: float
     allow_version_labels_for_unavailable_models: bool
     enable_model_warmup: bool
@@ -130,6 +131,12 @@ def parse(arguments: Sequence[str] | None = None) -> Flags:
         type=float,
         default=0,
         help="period of checking that file; 0: never",
+    )
+    add(
+        "--model_control_mode",
+        choices=["none", "explicit"],
+        default="none",
+        help="explicit: requests of the Open Inference Protocol may load and unload the configured models",
     )
     add(
         "--file_system_poll_wait_seconds",

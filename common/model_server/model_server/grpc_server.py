@@ -1,4 +1,4 @@
-"""PredictionService and ModelService over gRPC, with the standard health and reflection services."""
+"""Both protocols over gRPC on one port, with the standard health and reflection services."""
 
 from __future__ import annotations
 
@@ -26,12 +26,13 @@ if TYPE_CHECKING:
     from .context import Context
     from .inference import Inference, ModelService
     from .metrics import ServerMetrics
+    from .open_inference import OpenInference
     from .unary import Behavior
 
 log = structlog.get_logger()
 
 INT32_MAX = 2**31 - 1
-# Threads for status, metadata, configuration, health: they never wait for a model.
+# Threads for status, metadata, health: they never wait for a model. Loading models has one of its own.
 CONTROL_THREADS = 4
 
 
@@ -41,6 +42,7 @@ class GrpcServer:
     def __init__(
         self,
         inference: Inference,
+        open_inference: OpenInference,
         models: ModelService,
         metrics: ServerMetrics,
         admission: Admission,
@@ -58,47 +60,50 @@ class GrpcServer:
         ]
         self._control_pool = ElasticPool(1, CONTROL_THREADS)
         self._server = grpc.server(self._control_pool, options=options)
-        prediction, model = services.PREDICTION_SERVICE, services.MODEL_SERVICE
-        runs: dict[str, Callable[[Any, Context], Message]] = {
-            "Predict": inference.predict,
-            "Classify": inference.classify,
-            "Regress": inference.regress,
-            "MultiInference": inference.multi_inference,
+        prediction, model, open_ = services.PREDICTION_SERVICE, services.MODEL_SERVICE, services.INFERENCE_SERVICE
+        runs: dict[tuple[str, str], Callable[[Any, Context], Message]] = {
+            (prediction, "Predict"): inference.predict,
+            (prediction, "Classify"): inference.classify,
+            (prediction, "Regress"): inference.regress,
+            (prediction, "MultiInference"): inference.multi_inference,
+            (open_, "ModelInfer"): open_inference.infer,
         }
         controls: dict[tuple[str, str], Callable[[Any], Message]] = {
             (prediction, "GetModelMetadata"): inference.metadata,
             (model, "GetModelStatus"): models.status,
+            (open_, "ServerLive"): open_inference.server_live,
+            (open_, "ServerReady"): open_inference.server_ready,
+            (open_, "ServerMetadata"): open_inference.server_metadata,
+            (open_, "ModelReady"): open_inference.model_ready,
+            (open_, "ModelMetadata"): open_inference.model_metadata,
+            (open_, "RepositoryIndex"): open_inference.repository_index,
+        }
+        loads: dict[tuple[str, str], Callable[[Any], Message]] = {
             (model, "HandleReloadConfigRequest"): models.reload_config,
+            (open_, "RepositoryModelLoad"): open_inference.repository_load,
+            (open_, "RepositoryModelUnload"): open_inference.repository_unload,
         }
 
         def record(name: str, api: str, code: Code, duration_s: float) -> None:
             metrics.record(models.known(name), api, "GRPC", code, duration_s)
 
+        run_behaviors = {
+            _path(method): _run_behavior(method, function, admission, record) for method, function in runs.items()
+        }
+        control_behaviors, load_behaviors = (
+            {_path(method): _control_behavior(method, function) for method, function in functions.items()}
+            for functions in (controls, loads)
+        )
         self._calls = [
-            serve_unary(
-                self._server,
-                {
-                    f"/{prediction}/{name}": _run_behavior(name, function, admission, record)
-                    for name, function in runs.items()
-                },
-                threads=threads,
-                max_threads=max_threads,
-            ),
-            serve_unary(
-                self._server,
-                {
-                    f"/{service}/{name}": _control_behavior(service, name, function)
-                    for (service, name), function in controls.items()
-                },
-                threads=1,
-                max_threads=CONTROL_THREADS,
-            ),
+            serve_unary(self._server, run_behaviors, threads=threads, max_threads=max_threads),
+            serve_unary(self._server, control_behaviors, threads=1, max_threads=CONTROL_THREADS),
+            serve_unary(self._server, load_behaviors, threads=1, max_threads=1),
         ]
         # The standard services have streaming methods, too, so grpc's own server runs them.
         self._health = health.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        _add_reflection(self._server, [prediction, model, health.SERVICE_NAME, reflection.SERVICE_NAME])
-        self._service_names = ["", prediction, model]
+        _add_reflection(self._server, [*services.METHODS, health.SERVICE_NAME, reflection.SERVICE_NAME])
+        self._service_names = ["", *services.METHODS]
 
     def start(self, addresses: list[str], tls: messages.SSLConfig | None) -> None:
         """Listen on every address, `host:port` or `unix:path`.
@@ -129,12 +134,19 @@ class GrpcServer:
         self._control_pool.shutdown()
 
 
-def _parsed(request_class: type[Message], serialized: bytes, respond: Callable[[CallResult], None]) -> Any:
+def _path(method: tuple[str, str]) -> str:
+    return "/".join(("", *method))
+
+
+def _parsed(method: tuple[str, str], serialized: bytes, respond: Callable[[CallResult], None]) -> Any:
     """The request; None, and a response, if it is malformed."""
+    service, name = method
     try:
-        return request_class.FromString(serialized)
+        return services.METHODS[service][name].request.FromString(serialized)
     except DecodeError:
-        respond(CallResult(Code.INTERNAL, "Exception deserializing request!"))
+        # INTERNAL is what TensorFlow Serving, as gRPC itself, says.
+        code = Code.INVALID_ARGUMENT if service == services.INFERENCE_SERVICE else Code.INTERNAL
+        respond(CallResult(code, "Exception deserializing request!"))
         return None
 
 
@@ -149,28 +161,26 @@ def _result(api: str, function: Callable[[], Message]) -> CallResult:
         return CallResult(Code.INTERNAL, "Internal error; see the server's log")
 
 
-def _control_behavior(service: str, api: str, function: Callable[[Any], Message]) -> Behavior:
-    request_class = services.METHODS[service][api].request
-
+def _control_behavior(method: tuple[str, str], function: Callable[[Any], Message]) -> Behavior:
     def behavior(serialized: bytes, _: Context, respond: Callable[[CallResult], None]) -> None:
-        request = _parsed(request_class, serialized, respond)
+        request = _parsed(method, serialized, respond)
         if request is not None:
-            respond(_result(api, lambda: function(request)))
+            respond(_result(method[1], lambda: function(request)))
 
     return behavior
 
 
 def _run_behavior(
-    api: str,
+    method: tuple[str, str],
     function: Callable[[Any, Context], Message],
     admission: Admission,
     record: Callable[[str, str, Code, float], None],
 ) -> Behavior:
-    request_class = services.METHODS[services.PREDICTION_SERVICE][api].request
+    api = method[1]
 
     def behavior(serialized: bytes, context: Context, respond: Callable[[CallResult], None]) -> None:
         started = time.perf_counter()
-        request = _parsed(request_class, serialized, respond)
+        request = _parsed(method, serialized, respond)
         if request is None:
             return
         name = _model_name(request)
@@ -187,6 +197,8 @@ def _run_behavior(
 
 def _model_name(request: Any) -> str:
     """The model that a request is for. All tasks of one request are for the same."""
+    if isinstance(request, messages.ModelInferRequest):
+        return request.model_name
     spec: messages.ModelSpec = (
         request.tasks[0].model_spec
         if isinstance(request, messages.MultiInferenceRequest) and request.tasks
@@ -196,7 +208,7 @@ def _model_name(request: Any) -> str:
 
 
 def _add_reflection(server: grpc.Server, names: list[str]) -> None:
-    # Our own pool describes two services only; reflection must describe the standard ones, too.
+    # Our own pool describes the two protocols only; reflection must describe the standard ones, too.
     for file in (health_pb2.DESCRIPTOR, reflection_pb2.DESCRIPTOR):
         messages.POOL.AddSerializedFile(file.serialized_pb)
     reflection.enable_server_reflection(names, server, messages.POOL)

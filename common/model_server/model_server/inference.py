@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from .context import Context
     from .core import Core
-    from .manager import ModelManager
+    from .manager import ModelManager, VersionStatus
 
 
 class Inference:
@@ -105,18 +105,48 @@ class Inference:
 
 
 class ModelService:
-    """Status and configuration of the models of one manager."""
+    """Status and configuration of the models of one manager, and whether the server is ready."""
 
-    def __init__(self, manager: ModelManager) -> None:
+    def __init__(self, manager: ModelManager, *, is_controlled: bool = False) -> None:
+        """`is_controlled`: whether clients may load and unload models."""
         self._manager = manager
+        self._is_controlled = is_controlled
+        self.is_stopping = False
 
     def known(self, name: str) -> str:
         """As ModelManager.known."""
         return self._manager.known(name)
 
-    def missing(self) -> list[str]:
-        """As ModelManager.missing."""
-        return self._manager.missing()
+    def index(self) -> list[tuple[str, int, VersionStatus]]:
+        """As ModelManager.index."""
+        return self._manager.index()
+
+    def not_ready(self) -> str:
+        """Why no new requests should be sent here; empty if they should: every model serves. Never waits."""
+        if missing := self._manager.missing():
+            return f"No version is available of: {', '.join(missing)}"
+        return "the server is stopping" if self.is_stopping else ""
+
+    def report_stopping(self) -> None:
+        """Not ready from now on, while requests are still served."""
+        self.is_stopping = True
+
+    def load(self, name: str) -> None:
+        """As ModelManager.load; PERMISSION_DENIED unless clients may do so."""
+        self._check_control()
+        self._manager.load(name)
+
+    def unload(self, name: str) -> None:
+        """As ModelManager.unload; PERMISSION_DENIED unless clients may do so."""
+        self._check_control()
+        self._manager.unload(name)
+
+    def _check_control(self) -> None:
+        if not self._is_controlled:
+            raise StatusError(
+                Code.PERMISSION_DENIED,
+                "Models cannot be loaded and unloaded by requests: start the server with --model_control_mode=explicit",
+            )
 
     def status(self, request: messages.GetModelStatusRequest) -> messages.GetModelStatusResponse:
         """ModelService.GetModelStatus: one version, or all seen since the start, newest first."""

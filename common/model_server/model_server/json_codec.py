@@ -16,7 +16,7 @@ import orjson
 from tfserving_protos import messages
 
 from .status import Code, StatusError, invalid
-from .tensors import ELEMENT_TYPES, Array, ElementType, shape_text, type_name
+from .tensors import ELEMENT_TYPES, MAX_RANK, Array, ElementType, shape_text, type_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -198,21 +198,26 @@ def _from_columns(inputs: JsonValue, signature: Signature) -> dict[str, Array]:
                 "as per tensorinfo_map"
             )
         [(name, spec)] = specs.items()
-        return {name: _column_to_array(inputs, spec)}
+        return {name: to_array(inputs, spec.data_type)}
     arrays = {}
     for name, spec in specs.items():
         if name in inputs:
-            arrays[name] = _column_to_array(inputs[name], spec)
+            arrays[name] = to_array(inputs[name], spec.data_type)
         elif name not in signature.defaults:
             raise invalid(f"Missing named input: {name} in 'inputs' object.")
     return arrays
 
 
-def _column_to_array(value: JsonValue, spec: TensorSpec) -> Array:
-    array = _dense_array(value, spec.data_type)
+def to_array(value: JsonValue, data_type: int) -> Array:
+    """`value`, nested lists of equal lengths, as an array of the type.
+
+    Raises:
+        StatusError: INVALID_ARGUMENT, naming the first value that does not fit; UNIMPLEMENTED for a type without JSON.
+    """
+    array = _dense_array(value, data_type)
     if array is None:
-        _check_values(value, 0, _shape(value), spec.data_type)
-        raise invalid(f"JSON Value: {_text(value)} cannot be converted to {type_name(spec.data_type)}")
+        _check_values(value, 0, _shape(value), data_type)
+        raise invalid(f"JSON Value: {_text(value)} cannot be converted to {type_name(data_type)}")
     return array
 
 
@@ -293,10 +298,6 @@ def _is_base64(value: JsonValue) -> bool:
 
 def _is_object(value: JsonValue) -> bool:
     return isinstance(value, dict) and not _is_base64(value)
-
-
-# TensorFlow's limit of a tensor's dimensions.
-MAX_RANK = 254
 
 
 def _shape(value: JsonValue) -> tuple[int, ...]:
@@ -441,7 +442,7 @@ def predict_body(outputs: Mapping[str, Array], *, is_row_format: bool) -> bytes:
         predictions: JsonValue = [dict(zip(rows, row, strict=True)) for row in zip(*rows.values(), strict=True)]
         return pretty({"predictions": predictions}, 4)
     [(name, array)] = outputs.items()
-    content = _dumps(_jsonable(name, array))
+    content = dumps(_jsonable(name, array))
     if array.dtype != object:
         content = content.replace(b",", b", ")
     return b'{\n    "predictions": ' + content[:-1] + b"\n    ]\n}"
@@ -491,12 +492,13 @@ def _strings(value: JsonValue, *, as_bytes: bool) -> JsonValue:
 
 def pretty(document: JsonValue, indent: int) -> bytes:
     """JSON over several lines. TensorFlow Serving indents inference by 4 and status by 1."""
-    text = _dumps(document, orjson.OPT_INDENT_2)
+    text = dumps(document, orjson.OPT_INDENT_2)
     # White space at the start of a line is always indentation: line breaks in strings are written as \n.
     return re.sub(rb"(?m)^ +", lambda spaces: b" " * (len(spaces[0]) // 2 * indent), text)
 
 
-def _dumps(document: JsonValue, options: int = 0) -> bytes:
+def dumps(document: JsonValue, options: int = 0) -> bytes:
+    """Compact JSON, in which arrays may stand for lists. NaN and Infinity are written as such."""
     text = orjson.dumps(document, option=options | orjson.OPT_SERIALIZE_NUMPY)
     if b"null" not in text:
         return text

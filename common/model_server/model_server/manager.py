@@ -65,6 +65,8 @@ class ModelManager:
         self._configs: dict[str, messages.ModelConfig] = {}
         self._labels: Mapping[str, Mapping[str, int]] = {}
         self._statuses: dict[str, dict[int, VersionStatus]] = {}
+        # Configured, and unloaded by a client until one loads them again.
+        self._withdrawn: frozenset[str] = frozenset()
         # By name, the versions that serve, newest first. Replaced as a whole at every change.
         self._serving: Mapping[str, Mapping[int, Servable]] = {}
 
@@ -93,8 +95,8 @@ class ModelManager:
         return name if name in self._statuses or name in self._configs else ""
 
     def missing(self) -> list[str]:
-        """The configured models of which no version serves."""
-        return [name for name in self._configs if not self._serving.get(name)]
+        """The configured models of which no version serves, though none was unloaded on purpose."""
+        return [name for name in self._configs if not self._serving.get(name) and name not in self._withdrawn]
 
     def version_of(self, spec: messages.ModelSpec) -> int | None:
         """The version number that `spec` names, directly or by a label; None if it names neither."""
@@ -111,6 +113,10 @@ class ModelManager:
     def statuses(self, name: str) -> list[tuple[int, VersionStatus]]:
         """Every known version of a model, newest first; empty for an unknown model."""
         return sorted(self._statuses.get(name, {}).items(), reverse=True)
+
+    def index(self) -> list[tuple[str, int, VersionStatus]]:
+        """Every known version of every configured model, by name."""
+        return [(name, version, status) for name in sorted(self._configs) for version, status in self.statuses(name)]
 
     # ---- for configuration and polling ----
 
@@ -155,24 +161,65 @@ class ModelManager:
                 )
             log.info("config_reloaded", models=sorted(self._configs))
 
+    def load(self, name: str) -> None:
+        """Load a configured model that was unloaded, or new versions of one that serves; failed ones are retried.
+
+        Raises:
+            StatusError: NOT_FOUND for a model that is not configured or has no version, FAILED_PRECONDITION if none
+                can be loaded, UNAVAILABLE while requests in flight still hold it.
+        """
+        with self._changes:
+            self._require(name)
+            known = self._statuses.get(name, {})
+            self._statuses[name] = {version: status for version, status in known.items() if not status.error}
+            self._poll_model(name)
+            self._raise_failures([name], Code.FAILED_PRECONDITION)
+            if self._serving.get(name):
+                self._withdrawn -= {name}
+                return
+            if any(status.state is State.UNLOADING for _, status in self.statuses(name)):
+                raise StatusError(Code.UNAVAILABLE, f"Requests in flight still hold {name}: try again after them")
+            base_path = self._configs[name].base_path
+            raise StatusError(Code.NOT_FOUND, f"No versions of servable {name} found under base path {base_path}")
+
+    def unload(self, name: str) -> None:
+        """Take all versions of a configured model out of traffic, until `load` or a new configuration.
+
+        Raises:
+            StatusError: NOT_FOUND for a model that is not configured.
+        """
+        with self._changes:
+            self._require(name)
+            self._withdrawn |= {name}
+            self._unload(name, set(self._serving.get(name, {})))
+
+    def _require(self, name: str) -> None:
+        if name not in self._configs:
+            raise StatusError(Code.NOT_FOUND, f"Model {name} is not in the server's configuration")
+
     def poll(self) -> None:
         """Check the base paths once: load new versions, unload those that the policy no longer wants."""
         with self._changes:
-            for name, config in self._configs.items():
-                try:
-                    available = versions.on_disk(Path(config.base_path))
-                except OSError as error:
-                    log.warning("base_path_not_readable", model=name, error=str(error))
-                    continue
-                aspired = versions.wanted(available, config.model_version_policy)
-                for version in sorted(aspired, reverse=True):
-                    self._ensure_loaded(name, version, available[version])
-                serving = set(self._serving.get(name, {}))
-                # An old version stays until a new one serves.
-                if serving & aspired or not aspired:
-                    self._unload(name, serving - aspired)
+            for name in self._configs:
+                if name not in self._withdrawn:
+                    self._poll_model(name)
             for name in set(self._serving) - set(self._configs):
                 self._unload(name, set(self._serving[name]))
+
+    def _poll_model(self, name: str) -> None:
+        config = self._configs[name]
+        try:
+            available = versions.on_disk(Path(config.base_path))
+        except OSError as error:
+            log.warning("base_path_not_readable", model=name, error=str(error))
+            return
+        aspired = versions.wanted(available, config.model_version_policy)
+        for version in sorted(aspired, reverse=True):
+            self._ensure_loaded(name, version, available[version])
+        serving = set(self._serving.get(name, {}))
+        # An old version stays until a new one serves.
+        if serving & aspired or not aspired:
+            self._unload(name, serving - aspired)
 
     def close(self) -> None:
         """Unload all models."""
@@ -182,6 +229,7 @@ class ModelManager:
 
     def _configure(self, config: messages.ModelServerConfig) -> None:
         self._configs = {model.name: model for model in validated(config)}
+        self._withdrawn = frozenset()
 
     def _checked_labels(self, models: Iterable[messages.ModelConfig]) -> dict[str, dict[str, int]]:
         """The labels of a configuration; a label may only point at a version that is serving."""
@@ -199,8 +247,8 @@ class ModelManager:
                     )
         return labels
 
-    def _raise_failures(self, names: Iterable[str]) -> None:
-        """Raises UNKNOWN, with every error, if one of these models has no version that serves because of errors."""
+    def _raise_failures(self, names: Iterable[str], code: Code = Code.UNKNOWN) -> None:
+        """Raises `code`, with every error, if one of these models has no version that serves because of errors."""
         failures = [
             f"{{{{name: {name} version: {version}}} due to error: {status.error.describe()}}}"
             for name in names
@@ -209,9 +257,7 @@ class ModelManager:
             if status.error
         ]
         if failures:
-            raise StatusError(
-                Code.UNKNOWN, f"{len(failures)} servable(s) did not become available: {{{', '.join(failures)}}}"
-            )
+            raise StatusError(code, f"{len(failures)} servable(s) did not become available: {{{', '.join(failures)}}}")
 
     def _ensure_loaded(self, name: str, version: int, folder: Path) -> None:
         known = self._statuses.setdefault(name, {})

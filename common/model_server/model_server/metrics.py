@@ -82,7 +82,7 @@ class ServerMetrics:
         """One finished run of a model. `model` must be a configured one: other names would add series without bound.
 
         As in TensorFlow Serving, the latency is that of successful requests, status and metadata do not count, and
-        `api` is "Predict" over gRPC and "predict" over REST.
+        `api` is "Predict" over gRPC and "predict" over REST; of the Open Inference Protocol, "ModelInfer" and "infer".
         """
         self.requests.increment(model, code.name)
         if code is Code.OK:

@@ -74,6 +74,8 @@ class _Tensor:
 class OnnxRuntimeModel:
     """An ONNX file in a session of its own."""
 
+    platform = "onnxruntime_onnx"
+
     def __init__(self, path: Path, options: SessionOptions) -> None:
         """Load it.
 

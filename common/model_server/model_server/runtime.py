@@ -51,6 +51,7 @@ class LoadedModel(Protocol):
     """One version in memory, whichever runtime holds it."""
 
     signatures: messages.SignatureDefMap
+    platform: str  # the Open Inference Protocol's name of its kind
 
     def data_type(self, alias: str, tensor: str) -> int:
         """The type that the graph has for an input; 0 if it has no such tensor, so that calling it fails, and not

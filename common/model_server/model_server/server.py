@@ -23,6 +23,8 @@ from .inference import Inference, ModelService
 from .manager import ModelManager, Poller
 from .metrics import ServerMetrics
 from .model import Servable
+from .open_inference import OpenInference
+from .open_inference_rest import OpenInferenceRest
 from .pool import ElasticPool
 from .rest import DEFAULT_METRICS_PATH, RestApi
 from .runtime import SessionOptions
@@ -81,12 +83,13 @@ async def serve(flags: Flags, configuration: Configuration) -> None:
     admission = Admission(max(1, min(max(4 * (os.cpu_count() or 1), batch_threads), max_threads - 1)))
     pool = ElasticPool(min(max(REST_THREADS, batch_threads), max_threads), max_threads)
     core = Core(manager, batcher.run) if batcher else Core(manager)
-    inference = Inference(core)
-    models, metrics = ModelService(manager), ServerMetrics()
+    models = ModelService(manager, is_controlled=flags.model_control_mode == "explicit")
+    inference, open_inference, metrics = Inference(core), OpenInference(core, models), ServerMetrics()
     prometheus = configuration.monitoring.prometheus_config
     rest = RestApi(
         core,
         inference,
+        OpenInferenceRest(open_inference),
         models,
         metrics,
         pool,
@@ -97,6 +100,7 @@ async def serve(flags: Flags, configuration: Configuration) -> None:
     )
     grpc_server = GrpcServer(
         inference,
+        open_inference,
         models,
         metrics,
         admission,
@@ -121,7 +125,8 @@ async def serve(flags: Flags, configuration: Configuration) -> None:
     await stopped.wait()
 
     log.info("stopping", drain_delay_s=drain_delay_s)
-    rest.report_not_ready()
+    models.report_stopping()
+    rest.close_connections()
     grpc_server.report_not_serving()
     with contextlib.suppress(TimeoutError):
         await asyncio.wait_for(stopped_again.wait(), drain_delay_s)  # a second signal ends the delay

@@ -63,6 +63,8 @@ class TensorFlowApi:
 class TensorFlowModel:
     """A SavedModel in a session of its own."""
 
+    platform = "tensorflow_savedmodel"
+
     def __init__(self, path: Path, options: SessionOptions) -> None:
         """Load it.
 

@@ -20,6 +20,9 @@ Array = NDArray[Any]
 
 # One value can represent a huge tensor, because the last value repeats: limits what a request of a few bytes allocates.
 MAX_REPEATED_ELEMENTS = 1 << 26
+# TensorFlow's limits of a tensor: dimensions, elements.
+MAX_RANK = 254
+MAX_ELEMENTS = (1 << 63) - 1
 
 
 class ElementType(NamedTuple):
@@ -78,27 +81,57 @@ def decode(name: str, proto: messages.TensorProto) -> Array:
     if element is None:
         raise invalid(f"tensor parsing error: {name}: {type_name(proto.dtype)}")
     shape = tuple([dim.size for dim in proto.tensor_shape.dim])
-    if proto.tensor_shape.unknown_rank or (shape and min(shape) < 0):
+    if proto.tensor_shape.unknown_rank:
         raise invalid(f"tensor parsing error: {name}: the shape must be fully known")
-    count = prod(shape)
-    if proto.tensor_content:
-        flat = _from_content(name, proto.tensor_content, element, count)
-    else:
+    count = element_count(name, shape)
+    if not proto.tensor_content:
         flat = _from_field(name, proto, element, count)
+    elif element.dtype == object:
+        flat = _strings_from_content(name, proto.tensor_content, count)
+    else:
+        flat = from_content(name, proto.tensor_content, element, count)
+    return shaped(name, flat, shape)
+
+
+def element_count(name: str, shape: Sequence[int]) -> int:
+    """How many elements a tensor of a shape has that a client sent.
+
+    Raises:
+        StatusError: INVALID_ARGUMENT, if there can be no such tensor.
+    """
+    if shape and min(shape) < 0:
+        raise invalid(f"tensor parsing error: {name}: the shape must be fully known")
+    if len(shape) > MAX_RANK or (count := prod(shape)) > MAX_ELEMENTS:
+        raise invalid(f"tensor parsing error: {name}: the shape has too many dimensions or elements")
+    return count
+
+
+def shaped(name: str, flat: Array, shape: Sequence[int]) -> Array:
+    """`flat`, which has as many elements, in that shape.
+
+    Raises:
+        StatusError: INVALID_ARGUMENT, if it has more dimensions than numpy can hold, or a size too large.
+    """
     try:
-        return flat.reshape(shape)
+        return flat.reshape(tuple(shape))
     except ValueError as error:
         raise invalid(f"tensor parsing error: {name}: {error}") from None
 
 
-def _from_content(name: str, content: bytes, element: ElementType, count: int) -> Array:
-    if element.dtype == object:
-        return _strings_from_content(name, content, count)
+def from_content(name: str, content: bytes, element: ElementType, count: int) -> Array:
+    """The elements, of a fixed size, that `content` holds in little-endian order.
+
+    Raises:
+        StatusError: INVALID_ARGUMENT, if it does not hold just as many.
+    """
     if len(content) != count * element.dtype.itemsize:
         raise invalid(
-            f"tensor parsing error: {name}: tensor_content has {len(content)} bytes, "
+            f"tensor parsing error: {name}: the content has {len(content)} bytes, "
             f"{count} elements of {element.name} need {count * element.dtype.itemsize}"
         )
+    if element.dtype.kind == "b":
+        # Every other byte is true as well, but only 0 and 1 are valid in memory.
+        return np.frombuffer(content, np.uint8).astype(np.bool_)
     return np.frombuffer(content, element.dtype.newbyteorder("<")).astype(element.dtype, copy=False)
 
 

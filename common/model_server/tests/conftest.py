@@ -169,8 +169,8 @@ def models_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def starting_servers(
     request: pytest.FixtureRequest, models_folder: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Mapping[str, ServerUnderTest]]:
-    """The servers of `server`, if a test uses it: they import TensorFlow while this process builds their models."""
-    if not any("server" in getattr(item, "fixturenames", ()) for item in request.session.items):
+    """The servers of `server` and `v2`, if a test uses one: they import TensorFlow while their models are built."""
+    if not any({"server", "v2"} & set(getattr(item, "fixturenames", ())) for item in request.session.items):
         yield {}
         return
     folder = tmp_path_factory.mktemp("servers")

@@ -1,4 +1,4 @@
-"""The two gRPC services: a table of their methods, client stubs, and handlers for servers."""
+"""The gRPC services: a table of their methods, client stubs, and handlers for servers."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ class UnaryMethod(NamedTuple):
 
 PREDICTION_SERVICE = "tensorflow.serving.PredictionService"
 MODEL_SERVICE = "tensorflow.serving.ModelService"
+INFERENCE_SERVICE = "inference.GRPCInferenceService"
 
 METHODS: Mapping[str, Mapping[str, UnaryMethod]] = {
     PREDICTION_SERVICE: {
@@ -35,6 +36,19 @@ METHODS: Mapping[str, Mapping[str, UnaryMethod]] = {
     MODEL_SERVICE: {
         "GetModelStatus": UnaryMethod(messages.GetModelStatusRequest, messages.GetModelStatusResponse),
         "HandleReloadConfigRequest": UnaryMethod(messages.ReloadConfigRequest, messages.ReloadConfigResponse),
+    },
+    INFERENCE_SERVICE: {
+        "ServerLive": UnaryMethod(messages.ServerLiveRequest, messages.ServerLiveResponse),
+        "ServerReady": UnaryMethod(messages.ServerReadyRequest, messages.ServerReadyResponse),
+        "ModelReady": UnaryMethod(messages.ModelReadyRequest, messages.ModelReadyResponse),
+        "ServerMetadata": UnaryMethod(messages.ServerMetadataRequest, messages.ServerMetadataResponse),
+        "ModelMetadata": UnaryMethod(messages.ModelMetadataRequest, messages.ModelMetadataResponse),
+        "ModelInfer": UnaryMethod(messages.ModelInferRequest, messages.ModelInferResponse),
+        "RepositoryIndex": UnaryMethod(messages.RepositoryIndexRequest, messages.RepositoryIndexResponse),
+        "RepositoryModelLoad": UnaryMethod(messages.RepositoryModelLoadRequest, messages.RepositoryModelLoadResponse),
+        "RepositoryModelUnload": UnaryMethod(
+            messages.RepositoryModelUnloadRequest, messages.RepositoryModelUnloadResponse
+        ),
     },
 }
 
@@ -71,6 +85,21 @@ class ModelServiceStub(_Stub):
     service = MODEL_SERVICE
     GetModelStatus: Callable[..., Any]
     HandleReloadConfigRequest: Callable[..., Any]
+
+
+class InferenceServiceStub(_Stub):
+    """The Open Inference Protocol (V2)."""
+
+    service = INFERENCE_SERVICE
+    ServerLive: Callable[..., Any]
+    ServerReady: Callable[..., Any]
+    ModelReady: Callable[..., Any]
+    ServerMetadata: Callable[..., Any]
+    ModelMetadata: Callable[..., Any]
+    ModelInfer: Callable[..., Any]
+    RepositoryIndex: Callable[..., Any]
+    RepositoryModelLoad: Callable[..., Any]
+    RepositoryModelUnload: Callable[..., Any]
 
 
 def generic_handler(service: str, behaviors: Mapping[str, Callable[..., Any]]) -> grpc.GenericRpcHandler:

@@ -10,9 +10,11 @@ import pytest
 
 from tfserving_protos import messages
 from tfserving_protos.services import (
+    INFERENCE_SERVICE,
     METHODS,
     MODEL_SERVICE,
     PREDICTION_SERVICE,
+    InferenceServiceStub,
     ModelServiceStub,
     PredictionServiceStub,
     generic_handler,
@@ -37,7 +39,12 @@ def channel() -> Iterator[grpc.Channel]:
 
 
 @pytest.mark.parametrize(
-    ("stub", "service"), [(PredictionServiceStub, PREDICTION_SERVICE), (ModelServiceStub, MODEL_SERVICE)]
+    ("stub", "service"),
+    [
+        (PredictionServiceStub, PREDICTION_SERVICE),
+        (ModelServiceStub, MODEL_SERVICE),
+        (InferenceServiceStub, INFERENCE_SERVICE),
+    ],
 )
 def test_every_method_accepts_its_request_and_returns_its_response(channel, stub, service):
     for name, method in METHODS[service].items():
