@@ -29,7 +29,7 @@ $(if $(strip $(unknown)),$(error FOLDERS: no folder "$(strip $(unknown))"; write
 # 03 calls 02's model server.
 pattern_folders = $(sort $(foreach number,$(PATTERNS) $(if $(filter 03,$(PATTERNS)),02),$(wildcard $(number)_*)))
 
-.PHONY: help setup demo up test test-compose test-swarm smoke prove trace lint format models bench eject lock clean
+.PHONY: help setup demo up test test-compose test-kubernetes test-swarm smoke prove trace lint format models bench eject lock clean
 
 help:  ## Print what there is
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 22
@@ -48,6 +48,9 @@ test: setup  ## Run all tests that need no Docker, with coverage
 
 test-compose: setup  ## Build the images, run the end-to-end tests against docker compose, remove all of it
 	@scripts/test_compose.sh $(PATTERNS)
+
+test-kubernetes: setup  ## Render and check the Kubernetes manifests, without a cluster
+	@scripts/test_kubernetes.sh
 
 test-swarm: setup  ## Deploy the patterns to a Docker Swarm and scale, roll, kill and drain under load; SAMPLE=docs/prove keeps the table
 	@$(PYTHON_IN) -m scripts.swarm $(if $(SAMPLE),--output $(SAMPLE)) $(PATTERNS)

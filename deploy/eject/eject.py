@@ -26,8 +26,8 @@ RECORD = "upstream.json"
 # What every pattern takes along, below the repository's root.
 SHARED = (
     ".gitignore", ".dockerignore", ".python-version", "LICENSE", "constraints.txt", "models/*.py", "models/*.json",
-    "models/README.md", "models/pyproject.toml", "models/Dockerfile", "scripts/setup.sh", "scripts/devstack/*.py",
-    "scripts/devstack/README.md", "scripts/devstack/patterns/__init__.py",
+    "models/README.md", "models/pyproject.toml", "models/Dockerfile", "deploy/kubernetes/**", "scripts/setup.sh",
+    "scripts/devstack/*.py", "scripts/devstack/README.md", "scripts/devstack/patterns/__init__.py",
 )  # fmt: skip
 # 03's workers call the model server of 02, and it serves the model that 02 builds.
 OF_OTHERS = {
@@ -35,6 +35,7 @@ OF_OTHERS = {
         "02_synchronous_pattern/Dockerfile", "02_synchronous_pattern/tf_serving_entrypoint.sh",
         "02_synchronous_pattern/monitoring.config",
         "02_synchronous_pattern/build_model.py", "02_synchronous_pattern/pyproject.toml",
+        "02_synchronous_pattern/kubernetes/model-server/*",
         "scripts/devstack/patterns/synchronous.py", "common/model_server/**",
     ),
     "02": ("common/model_server/**",),

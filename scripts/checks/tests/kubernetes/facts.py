@@ -76,7 +76,9 @@ def programs(number: str) -> dict[str, Program]:
         entrypoint = (folder("02") / "tf_serving_entrypoint.sh").read_text(encoding="utf-8")
         # The portable server, which takes its place, reads these two as well.
         variables = {*re.findall(r"\$\{(\w+)", entrypoint), "DRAIN_DELAY_S", "MODEL_SERVER_MAX_BODY_MEMORY"}
-        known[MODEL_SERVER] = _program(of_image[MODEL_SERVER], {"variables": variables})
+        monitoring = (folder("02") / "monitoring.config").read_text(encoding="utf-8")
+        described = {"variables": variables, "paths": re.findall(r'path: "([^"]+)"', monitoring)}
+        known[MODEL_SERVER] = _program(of_image[MODEL_SERVER], described)
     return known
 
 

@@ -261,14 +261,15 @@ def liveness_asks_no_neighbour(overlay: Overlay) -> Iterator[str]:
 @rule
 def readiness_waits_longer_than_its_check(overlay: Overlay) -> Iterator[str]:
     for workload, _, container, _ in overlay.served:
-        if (probe := container.get("readinessProbe")) and probe.get("timeoutSeconds", 1) < 2:
+        if container.get("readinessProbe", {"timeoutSeconds": 2}).get("timeoutSeconds", 1) < 2:
             yield f"{name_of(workload)}: the readiness check answers after up to 0.8 s, and a slow node is slower"
 
 
 @rule
 def start_has_a_minute(overlay: Overlay) -> Iterator[str]:
     for workload, _, container, _ in overlay.served:
-        if (probe := container.get("startupProbe")) and probe["failureThreshold"] * probe.get("periodSeconds", 10) < 60:
+        start = container.get("startupProbe")
+        if start and start["failureThreshold"] * start.get("periodSeconds", 10) < 60:
             yield f"{name_of(workload)} has less than a minute to start"
 
 
@@ -542,7 +543,12 @@ def _wanted(overlay: Overlay) -> set[tuple[str, str, int]]:
         else:
             wanted |= {(one, other, port) for port in STORES[other]}
     if is_production:
-        wanted |= {("monitoring", name, each["http"]) for name, each in _ports(overlay).items() if "http" in each}
+        wanted |= {
+            ("monitoring", name, port)
+            for name, named in _ports(overlay).items()
+            for kind, port in named.items()
+            if kind in ("http", "rest")
+        }
         if overlay.of("ScaledObject"):
             wanted.add(("keda", "proxy", ports["proxy"][0]))
     return wanted
@@ -570,11 +576,12 @@ def no_other_arrow_is_open(overlay: Overlay) -> Iterator[str]:
 @rule
 def metrics_are_collected(overlay: Overlay) -> Iterator[str]:
     for each in overlay.of("ServiceMonitor"):
-        for endpoint in each["spec"]["endpoints"]:
-            for service in overlay.of("Service"):
-                if endpoint["port"] not in [port["name"] for port in service["spec"]["ports"]]:
-                    yield f"{name_of(each)}: {name_of(service)} has no port {endpoint['port']}"
-                for workload, template, _, program in overlay.served:
-                    is_behind = service["spec"]["selector"].items() <= labels_of(template).items()
-                    if is_behind and program.paths and endpoint["path"] not in program.paths:
-                        yield f"{name_of(each)}: {name_of(workload)} has no {endpoint['path']}"
+        paths = {endpoint["port"]: endpoint["path"] for endpoint in each["spec"]["endpoints"]}
+        for workload, template, _, program in overlay.served:
+            selects_it = [
+                s for s in overlay.of("Service") if s["spec"]["selector"].items() <= labels_of(template).items()
+            ]
+            for service in selects_it:
+                scraped = [paths[port["name"]] for port in service["spec"]["ports"] if port["name"] in paths]
+                if len(scraped) != 1 or scraped[0] not in program.paths:
+                    yield f"{name_of(each)} scrapes {scraped or 'nothing'} of {name_of(workload)}"

@@ -240,7 +240,7 @@ MUTANTS = {
         ("03", "production", lambda o: o.get("NetworkPolicy", "worker")["spec"]["egress"].pop(0)),
         ("06", "production", the_trap_of_include_selectors),
         ("07", "production", lambda o: o.remove(o.get("NetworkPolicy", "keda"))),
-        ("04", "development", lambda o: o.get("NetworkPolicy", "mysql")["spec"]["ingress"][0].update(ports=[{"port": 1}])),
+        ("04", "development", lambda o: o.get("NetworkPolicy", "mysql")["spec"]["ingress"].clear()),
     ],
     "no_other_arrow_is_open": [
         ("06", "production", lambda o: o.get("NetworkPolicy", "gateway")["spec"].update(podSelector={})),
@@ -249,6 +249,7 @@ MUTANTS = {
             ingress=[{"from": [{"namespaceSelector": {}}]}])),
     ],
     "metrics_are_collected": [
+        ("03", "production", lambda o: o.get("Service", "model-server")["spec"]["ports"].pop()),
         ("06", "production", lambda o: o.get("ServiceMonitor")["spec"]["endpoints"][0].update(path="/prometheus")),
         ("06", "production", lambda o: o.get("ServiceMonitor")["spec"]["endpoints"][0].update(port="metrics")),
     ],
