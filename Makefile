@@ -39,9 +39,9 @@ demo:  ## Start the patterns as local processes, show real requests and response
 	@scripts/setup.sh run $(pattern_folders)
 	@$(PYTHON_IN) -m scripts.devstack.demo $(PATTERNS)
 
-up:  ## Run the patterns as local processes until Ctrl-C; RELOAD=1 restarts what you edit
+up:  ## Run the patterns as local processes until Ctrl-C; RELOAD=1 restarts what you edit, METRICS=1 adds Prometheus
 	@scripts/setup.sh run $(pattern_folders)
-	@$(PYTHON_IN) -m scripts.devstack.up $(if $(RELOAD),--reload) $(PATTERNS)
+	@$(PYTHON_IN) -m scripts.devstack.up $(if $(RELOAD),--reload) $(if $(METRICS),--metrics) $(PATTERNS)
 
 test: setup  ## Run all tests that need no Docker, with coverage
 	@scripts/test.sh $(folders)

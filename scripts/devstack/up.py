@@ -1,5 +1,7 @@
 """Runs patterns in the foreground until Ctrl-C: `make up PATTERNS="04 06"`; RELOAD=1 restarts what you edit.
 
+METRICS=1 starts a Prometheus beside them, where one is installed.
+
 Each log line is prefixed with the process that wrote it, and is also in .run/logs/<pattern>-<process>.log.
 """
 
@@ -10,9 +12,10 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
+from scripts.devstack import metrics
 from scripts.devstack.patterns import PATTERNS
 from scripts.devstack.stack import DevStack, StackError, run
-from scripts.devstack.table import Pattern
+from scripts.devstack.table import ROOT, Pattern
 from scripts.devstack.terminal import (
     address_table,
     event_printer,
@@ -30,23 +33,35 @@ def main(argv: Sequence[str] | None = None, table: Mapping[str, Pattern] = PATTE
     """Exit code: 0 after Ctrl-C or SIGTERM, 1 if the patterns could not be started."""
     parser = parser_of_patterns(__doc__, table)
     parser.add_argument("--reload", action="store_true", help="restart the processes whose source files change")
+    parser.add_argument("--metrics", action="store_true", help="start a Prometheus that scrapes the processes")
     options = parsed(parser, argv, table)
-    return run(up(options.patterns, table, reload=options.reload))
+    return run(up(options.patterns, table, reload=options.reload, with_metrics=options.metrics))
 
 
-async def up(numbers: Sequence[str], table: Mapping[str, Pattern], *, reload: bool = False) -> int:
+async def up(
+    numbers: Sequence[str], table: Mapping[str, Pattern], *, reload: bool = False, with_metrics: bool = False
+) -> int:
     """Run these patterns until cancelled."""
     console = make_console()
+    if with_metrics:
+        table = metrics.with_prometheus(table)
+        if metrics.NUMBER in table:
+            numbers = [*numbers, metrics.NUMBER]
+        else:
+            console.print(metrics.MISSING, markup=False, style="yellow")
     readable_logs = {"LOG_FORMAT": "console", **os.environ}
     try:
-        async with DevStack(
+        stack = DevStack(
             numbers,
             table=table,
             reload=reload,
             environ=readable_logs if console.is_terminal else None,
             on_output=line_printer(console, table),
             on_event=event_printer(console, table),
-        ) as stack:
+        )
+        if metrics.NUMBER in table:
+            metrics.configure(stack, ROOT / ".run")
+        async with stack:
             console.print(address_table(stack))
             console.print("All ready. Ctrl-C stops them.")
             await asyncio.Event().wait()

@@ -5,6 +5,7 @@ import json
 import re
 from collections.abc import AsyncIterator, Iterator, MutableMapping
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import httpx
 import pytest
@@ -20,7 +21,7 @@ from src.worker.main import create_app as create_worker
 from serving_common.queue.types import JobKeys
 from serving_common.queue.worker import Worker
 from serving_testing.processes import free_port, running, wait_until
-from serving_testing.promtool import naming_problems, needs_promtool
+from serving_testing.promtool import naming_problems, needs_promtool, undocumented
 from tests.conftest import PATTERN, SAMPLE
 
 
@@ -448,4 +449,6 @@ async def test_metrics_follow_the_naming_rules(redis, client):
     async with asyncio.timeout(20):
         while b"redis_key_count" not in generate_latest():  # noqa: ASYNC110 - gauges have no event
             await asyncio.sleep(0.05)
-    assert naming_problems((await client.get("/metrics")).text) == []
+    page = (await client.get("/metrics")).text
+    assert naming_problems(page) == []
+    assert undocumented(page, Path(__file__).parents[2] / "README.md") == []

@@ -3,6 +3,7 @@
 import asyncio
 from collections import Counter
 from contextlib import ExitStack, asynccontextmanager
+from pathlib import Path
 
 import grpc
 import httpx
@@ -17,7 +18,7 @@ from src.worker.main import create_app
 
 from serving_common.queue.types import POISON, JobStatus, Priority
 from serving_testing.processes import Process, answers, free_port, running, wait_until
-from serving_testing.promtool import naming_problems, needs_promtool
+from serving_testing.promtool import naming_problems, needs_promtool, undocumented
 from tests.conftest import PATTERN
 from tests.integration.model import BAD
 from tfserving_protos import channels
@@ -81,7 +82,9 @@ async def test_waiting_jobs_share_one_predict_call(queue, model, settings):
 async def test_metrics_follow_the_naming_rules(queue, settings):
     async with worker(settings()):
         await wait_for_end(queue, *await submit(queue, GOOD_ROWS))
-        assert naming_problems(generate_latest().decode()) == []
+        page = generate_latest().decode()
+        assert naming_problems(page) == []
+        assert undocumented(page, Path(__file__).parents[2] / "README.md") == []
 
 
 async def test_each_job_gets_the_result_of_its_own_rows(queue, settings):

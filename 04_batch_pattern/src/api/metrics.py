@@ -49,11 +49,11 @@ REGISTRY.register(COLLECTOR)
 
 async def watch(settings: ApiSettings, collector: BacklogCollector = COLLECTOR) -> None:
     """Keep the metrics current until cancelled."""
-    with closing(Probe(settings, collector.measure)) as probe:
+    with closing(Probe(settings, collector.measure)) as check:
         try:
             while True:
                 try:
-                    await probe.run()
+                    await check.run()
                 except (Unavailable, Misconfigured):
                     collector.backlog = None
                 await asyncio.sleep(INTERVAL_S)

@@ -5,6 +5,7 @@ import re
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import httpx
 import pytest
@@ -17,7 +18,7 @@ from src.db.database import open_database
 
 from serving_common.tasks import cancel_and_wait
 from serving_testing.processes import free_port, wait_until
-from serving_testing.promtool import naming_problems, needs_promtool
+from serving_testing.promtool import naming_problems, needs_promtool, undocumented
 from tests.conftest import ROW, register_rows, serving, settings_of, write
 from tests.processes import peak_memory_mb
 
@@ -269,7 +270,9 @@ def test_metrics_of_the_backlog_are_absent_while_the_database_cannot_be_asked(mo
 @needs_promtool
 def test_metrics_follow_the_naming_rules(api):
     api.post("/data", json={"values": ROW})
-    assert naming_problems(api.get("/metrics").text) == []
+    page = api.get("/metrics").text
+    assert naming_problems(page) == []
+    assert undocumented(page, Path(__file__).parents[2] / "README.md") == []
 
 
 def test_requests_are_counted_by_route(api):

@@ -8,6 +8,7 @@ import threading
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 
 import pytest
 from sqlalchemy import select, text
@@ -16,7 +17,7 @@ from src.db import cruds
 from src.db.models import BatchRun, IdempotencyKey
 
 from serving_testing.processes import wait_until
-from serving_testing.promtool import naming_problems, needs_promtool
+from serving_testing.promtool import naming_problems, needs_promtool, undocumented
 from tests.conftest import ROW, count, environment_of, read, register_rows, write
 from tests.processes import BatchSystem, peak_memory_mb
 
@@ -237,7 +238,9 @@ def test_metrics_are_written_and_pushed(database, run_batch, tmp_path):
 @needs_promtool
 def test_metrics_of_a_batch_follow_the_naming_rules(database, run_batch, tmp_path):
     run_batch(metrics_textfile=tmp_path / "batch.prom")
-    assert naming_problems((tmp_path / "batch.prom").read_text()) == []
+    page = (tmp_path / "batch.prom").read_text()
+    assert naming_problems(page) == []
+    assert undocumented(page, Path(__file__).parents[2] / "README.md") == []
 
 
 @pytest.mark.parametrize("kind", ["connection refused", "not HTTP", "invalid URL"])

@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import httpx
 import orjson
@@ -18,7 +19,7 @@ from src.configurations import ProxySettings
 from src.proxy.app import create_app
 
 from serving_testing.processes import free_port
-from serving_testing.promtool import naming_problems, needs_promtool
+from serving_testing.promtool import naming_problems, needs_promtool, undocumented
 
 ONE_ROW = {"data": [[5.1, 3.5, 1.4, 0.2]]}
 PREDICTED = '{"prediction":[0.75,0.25]}'
@@ -492,6 +493,7 @@ async def test_metrics_follow_the_naming_rules(services):
 
     assert "service_refusals_total" in page
     assert naming_problems(page) == []
+    assert undocumented(page, Path(__file__).parents[2] / "README.md") == []
 
 
 def failures(name: str) -> float:

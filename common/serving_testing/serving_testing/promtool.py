@@ -1,7 +1,9 @@
 """Prometheus's own checks, where its Debian package `prometheus`, or a download, has put promtool on PATH."""
 
+import re
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -19,3 +21,10 @@ def promtool(*arguments: str, page: str | None = None) -> list[str]:
 def naming_problems(page: str) -> list[str]:
     """How a page of /metrics breaks Prometheus's naming rules, apart from `key_count`, a name that is specified."""
     return [line for line in promtool("check", "metrics", page=page) if not line.startswith("redis_key_count ")]
+
+
+def undocumented(page: str, readme: Path) -> list[str]:
+    """The metrics of our own on a page of /metrics that a README does not name."""
+    names = re.findall(r"^# TYPE (\w+) ", page, re.MULTILINE)
+    text = readme.read_text(encoding="utf-8")
+    return [name for name in names if not name.startswith(("python_", "process_")) and f"`{name}`" not in text]

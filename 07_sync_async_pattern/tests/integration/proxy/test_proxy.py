@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 
 import httpx
 import numpy as np
@@ -30,7 +31,7 @@ from serving_common.errors import StartupError
 from serving_common.queue.types import JobId
 from serving_common.queue.worker import Worker
 from serving_testing.processes import free_port
-from serving_testing.promtool import naming_problems, needs_promtool
+from serving_testing.promtool import naming_problems, needs_promtool, undocumented
 from tests.conftest import PATTERN, ROOT
 from tests.integration.proxy.conftest import body_of, proxy, until
 
@@ -407,7 +408,9 @@ async def test_metrics_cover_requests_stages_and_jobs(redis, client, photo):
 @needs_promtool
 async def test_metrics_follow_the_naming_rules(redis, client, photo):
     await submit(client, photo)
-    assert naming_problems((await client.get("/metrics")).text) == []
+    page = (await client.get("/metrics")).text
+    assert naming_problems(page) == []
+    assert undocumented(page, Path(__file__).parents[3] / "README.md") == []
 
 
 async def test_page_content_security_policy_allows_own_origin_only(client):

@@ -18,7 +18,7 @@ from src.worker.main import create_app
 
 from serving_common.errors import StartupError
 from serving_common.queue.types import POISON, JobStatus
-from serving_testing.promtool import naming_problems, needs_promtool
+from serving_testing.promtool import naming_problems, needs_promtool, undocumented
 from tests.integration.worker.conftest import ARTIFACTS, LABELS, children, kill
 from tests.integration.worker.model import FAILS, HANGS, image_of, images
 
@@ -92,6 +92,7 @@ def test_metrics_follow_the_naming_rules():
     page = generate_latest().decode()  # the registry is the process's: its metrics are there before a worker starts
     assert "model_processes_replaced_total" in page
     assert naming_problems(page) == []
+    assert undocumented(page, Path(__file__).parents[3] / "README.md") == []
 
 
 async def test_invalid_image_fails_without_failing_its_batch(redis, jobs, settings):
