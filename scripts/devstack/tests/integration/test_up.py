@@ -4,6 +4,7 @@ import json
 import os
 import pty
 import re
+import shutil
 import signal
 import socket
 
@@ -13,7 +14,7 @@ import pytest
 from scripts.devstack.stack import LAST_CALL_S, OUTPUT_TIMEOUT_S, STOP_GRACE_S
 from scripts.devstack.table import ROOT
 from scripts.devstack.tests.conftest import is_alive
-from serving_testing.processes import wait_until
+from serving_testing.processes import free_port, wait_until
 
 
 def get(port, path="/health"):
@@ -119,6 +120,24 @@ def test_an_invalid_port_is_rejected(start, port):
     up = start("up", "90", PORT_90_GOOD=port)
     assert up.ends() == 1
     assert f"PORT_90_GOOD={port}: a port is a number from 1 to 65535" in up.text()
+
+
+@pytest.mark.skipif(shutil.which("prometheus") is None, reason="prometheus is not installed")
+def test_metrics_starts_a_prometheus_with_the_rules(start):
+    port = free_port()
+    up = start("up", "90", "--metrics", PORT_PROMETHEUS=str(port))
+    up.wait_for("All ready")
+    assert f"http://127.0.0.1:{port}" in up.text()
+    rules = get(port, "/api/v1/rules").json()["data"]["groups"]
+    assert {"recording", "causes", "slo_availability"} <= {group["name"] for group in rules}
+    up.process.send_signal(signal.SIGTERM)
+    assert up.ends() == 0
+
+
+def test_metrics_without_a_prometheus_says_how_to_get_one(start):
+    up = start("up", "90", "--metrics", PATH="")
+    up.wait_for("All ready")
+    assert "METRICS=1 needs prometheus on PATH, which is not there: apt install prometheus" in up.text()
 
 
 def test_an_unknown_pattern_is_rejected(start):
