@@ -47,7 +47,8 @@ test: setup  ## Run all tests that need no Docker, with coverage
 	@scripts/test.sh $(folders)
 
 test-compose: setup  ## Build the images, run the end-to-end tests against docker compose, remove all of it
-	@scripts/test_compose.sh $(PATTERNS)
+	@SAMPLE=$(SAMPLE) scripts/test_compose.sh $(PATTERNS)
+	@$(if $(SAMPLE),$(PYTHON_IN) -m scripts.checks.figures --write)
 
 test-kubernetes: setup  ## Render and check the Kubernetes manifests, without a cluster
 	@scripts/test_kubernetes.sh

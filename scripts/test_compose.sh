@@ -63,5 +63,5 @@ for number in "$@"; do
 done
 
 printf '\n'
-.venv/bin/python -m scripts.checks.containers table "$notes"
+.venv/bin/python -m scripts.checks.containers table "$notes" ${SAMPLE:+"$SAMPLE/containers.json"}
 rm -f "$notes"

@@ -3,9 +3,9 @@
 Figures stand between `<!-- figures:NAME -->` and `<!-- /figures -->`. The texts of the blocks are templates in
 blocks/*.en.txt and, for *.ja.md, blocks/*.ja.txt. Their placeholders are `{pattern|row|column}` of bench.json
 (`{04/SQLite|job, * rows|rate}` where a row is in two tables, `all` for the comparison of all patterns; a fourth part
-names another field than the value), `{ledger|pattern|what}` of ledger.json and `{swarm|what}` of swarm.json. An empty
-part repeats that of the placeholder before. With --write the blocks are rewritten; without it, those that differ are
-listed.
+names another field than the value), `{ledger|pattern|what}` of ledger.json, and `{swarm|what}` and `{containers|what}`
+of the files of that name. An empty part repeats that of the placeholder before. With --write the blocks are rewritten;
+without it, those that differ are listed.
 """
 
 from __future__ import annotations
@@ -37,7 +37,10 @@ class Results:
         bench = json.loads((root / "docs/bench/bench.json").read_text(encoding="utf-8"))
         self._tables = {"all": bench["side_by_side"]["measurements"], **bench["patterns"]}
         self._losses = json.loads((root / "docs/prove/ledger.json").read_text(encoding="utf-8"))
-        self._swarm = json.loads((root / "docs/prove/swarm.json").read_text(encoding="utf-8"))
+        self._others = {
+            name: json.loads((root / f"docs/prove/{name}.json").read_text(encoding="utf-8"))
+            for name in ("swarm", "containers")
+        }
 
     def render(self, template: str) -> str:
         """The template with all placeholders filled in. Raises ValueError for what was not measured."""
@@ -49,8 +52,8 @@ class Results:
             before = [part or before[i] for i, part in enumerate(parts[:3])]
             if before[0] == "ledger":
                 return self._from_ledger(*before[1:])
-            if before[0] == "swarm":
-                fact = self._swarm[before[1]]
+            if before[0] in self._others:
+                fact = self._others[before[0]][before[1]]
                 return (
                     "\n".join(fact) if isinstance(fact, list) else f"{fact:,}" if isinstance(fact, int) else str(fact)
                 )

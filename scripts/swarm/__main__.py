@@ -12,6 +12,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -62,6 +63,8 @@ class StackLoad:
     scaled: str
     jobs: Mapping[str, str] = field(default_factory=dict)
     environment: Mapping[str, str] = field(default_factory=dict)
+    pace_s: float = 0.05
+    """Of each client."""
 
 
 LOADS = {
@@ -103,6 +106,8 @@ LOADS = {
         r'"job_id": ?"\w+"',
         "worker",
         {"id": r'"job_id": ?"(\w+)"', "path": "/job/{}?wait=10", "done": r'"prediction": ?"\w'},
+        {"NUM_WORKERS": "1"},  # a process with its model each: eight would not fit a small machine
+        pace_s=2,  # two workers take half a second for an image
     ),
 }
 
@@ -214,29 +219,23 @@ class Stack:
                 images |= {service["image"], self.rolled.get(name, service["image"])}
         for node in nodes()[1:]:
             copy_images(node, images)
+        environ["SECRETS_VERSION"] = "test"
         for secret in stack.get("secrets", {}).values():
-            environ["SECRETS_VERSION"] = "test"
-            docker(
-                "secret",
-                "create",
-                "--label",
-                f"stack={self.name}",
-                secret["name"].split("$")[0] + "test",
-                "-",
-                stdin=SECRET,
-            )
+            name = secret["name"].replace("${SECRETS_VERSION:-1}", "test")
+            docker("secret", "create", "--label", f"stack={self.name}", name, "-", stdin=SECRET)
         docker("stack", "deploy", "--resolve-image", "never", "-c", "-", self.name, stdin=as_yaml(stack), env=environ)
         self.converge()
 
     def converge(self) -> None:
-        """Return when every service has its tasks and no update is under way. Raises TimeoutError, RuntimeError."""
-        wait_until(self._is_converged, f"{self.name} is as wanted")
+        """Return when every service has its tasks. Raises TimeoutError."""
 
-    def _is_converged(self) -> bool:
-        listed = docker("stack", "services", self.name, "--format", "{{.Name}} {{.Replicas}}").splitlines()
-        # "2/2", and of a job "0/3 (3/3 completed)"
-        counts = [re.findall(r"(\d+)/(\d+)", line)[-1] for line in listed]
-        return all(running == wanted for running, wanted in counts)
+        def is_converged() -> bool:
+            # "2/2", and of a job "0/3 (3/3 completed)"
+            listed = docker("stack", "services", self.name, "--format", "{{.Replicas}}").splitlines()
+            counts = [re.findall(r"(\d+)/(\d+)", line)[-1] for line in listed]
+            return all(running == wanted for running, wanted in counts)
+
+        wait_until(is_converged, f"{self.name} has all its tasks")
 
     def scale(self, replicas: int) -> None:
         docker("service", "scale", "--detach", f"{self.name}_{self.load.scaled}={replicas}")
@@ -301,6 +300,7 @@ class Stack:
     def clients(self) -> Iterator[dict[str, Any]]:
         """Clients that send requests all the time; their result is there afterwards."""
         first = {"url": self.load.url, "body": self.load.body(), "right": self.load.right, **self.load.jobs}
+        first["pace_s"] = str(self.load.pace_s)
         first["headers"] = json.dumps({"X-API-Key": SECRET})
         words = ["docker", "exec", "--interactive", self.local_container("client"), "python", "-c", CLIENT]
         result: dict[str, Any] = {}
@@ -346,7 +346,7 @@ def wait_until(is_so: Callable[[], bool], what: str) -> None:
 
 def is_answering(stack: Stack) -> bool:
     with stack.clients() as result:
-        time.sleep(1)
+        time.sleep(stack.load.pace_s + 1)
     return bool(result["requests"]) and not result["failures"]
 
 
@@ -385,11 +385,12 @@ def measure(pattern: Pattern, load: StackLoad) -> Row:
         ]
         row.failed, row.broken_by_kills = len(unexplained), len(result["failures"]) - len(unexplained)
         row.failures = unexplained[:20]
-    except (OSError, RuntimeError, StopIteration, subprocess.CalledProcessError) as exc:
+    except (OSError, RuntimeError, StopIteration, ValueError, subprocess.CalledProcessError) as exc:
         row = replace(row, requests=0, failures=[f"{type(exc).__name__}: {exc}"])
     finally:
         stack.remove()
     row.seconds = round(time.monotonic() - begun)
+    say(row.as_markdown())
     return row
 
 
@@ -415,27 +416,36 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = parser_of_patterns(__doc__, LOADS)
     parser.add_argument("--output", type=Path, default=ROOT / "prove-results", help="folder for the results")
     options = parsed(parser, argv, LOADS)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # in both cases, the stack is removed
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with swarm() as reason:
         if reason:
             say(f"SKIPPED: {reason}")
             return 0
-        count = len(nodes())
         rows = [measure(PATTERNS[number], LOADS[number]) for number in options.patterns]
-    options.output.mkdir(parents=True, exist_ok=True)
-    content = {
-        "machine": described(),
-        "nodes": count,
-        "requests": sum(row.requests for row in rows),
-        "failed": sum(row.failed for row in rows),
-        "rows": [row.as_markdown() for row in rows],
-        "patterns": [asdict(row) for row in rows],
-    }
-    (options.output / "swarm.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    print("\n".join([HEADER, *(row.as_markdown() for row in rows)]))
+        write(options.output / "swarm.json", rows, len(nodes()))
     for row in rows:
         for failure in row.failures:
             say(f"FAILED: {row.pattern} {failure}")
     return 0 if all(row.is_passed for row in rows) else 1
+
+
+def write(path: Path, rows: Sequence[Row], count: int) -> None:
+    """Print the table and write it, with every number; patterns that were not run keep what the file says of them."""
+    known = json.loads(path.read_text(encoding="utf-8"))["patterns"] if path.exists() else []
+    found = {each["pattern"]: Row(**each) for each in known} | {row.pattern: row for row in rows}
+    everything = [found[number] for number in sorted(found)]
+    content = {
+        "machine": described(),
+        "nodes": count,
+        "requests": sum(row.requests for row in everything),
+        "failed": sum(row.failed for row in everything),
+        "rows": [row.as_markdown() for row in everything],
+        "patterns": [asdict(row) for row in everything],
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    print("\n".join([HEADER, *(row.as_markdown() for row in rows)]))
 
 
 if __name__ == "__main__":

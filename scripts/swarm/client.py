@@ -1,9 +1,9 @@
 """The clients of a Swarm test: runs in a task of the stack, whose image has only Python's standard library.
 
-The first line of stdin is a JSON object: `url`, `body` and `headers` of a POST that is sent again and again, `right`,
-which a correct response matches, and for a pattern with jobs `id`, which finds ids in a response, `path` and `done`:
-where to look a job up, and what a finished one matches. The end of stdin stops the clients; then the jobs are looked
-up, and the result is printed as JSON.
+The first line of stdin is a JSON object: `url`, `body` and `headers` of a POST that each client sends, every `pace_s`
+seconds, `right`, which a correct response matches, and for a pattern with jobs `id`, which finds ids in a response,
+`path` and `done`: where to look a job up, and what a finished one matches. The end of stdin stops the clients; then the
+jobs are looked up, and the result is printed as JSON.
 """
 
 import http.client
@@ -15,7 +15,6 @@ import time
 from urllib.parse import urlsplit
 
 CLIENTS = 4
-PACE_S = 0.05  # of each client
 TIMEOUT_S = 30
 DONE_WITHIN_S = 180
 
@@ -30,6 +29,7 @@ class Client:
         self.failures: list[tuple[float, float, str]] = []
         """When each failed request started and ended, and how it failed."""
         self.ids: list[str] = []
+        self.lost = 0
         self.connection = self.connect()
 
     def connect(self) -> http.client.HTTPConnection:
@@ -51,8 +51,8 @@ class Client:
         return text
 
     def run(self, stopping: threading.Event) -> None:
-        """Send the request again and again. None is repeated: each failure is one that a user has seen."""
-        while not stopping.wait(PACE_S):
+        """Send requests, then look up what became of the jobs. No request is repeated: users see each failure."""
+        while not stopping.wait(float(self.load["pace_s"])):
             self.requests += 1
             started = time.time()
             try:
@@ -64,9 +64,8 @@ class Client:
             except (OSError, http.client.HTTPException, ValueError) as exc:
                 self.failures.append((started, time.time(), f"{type(exc).__name__}: {exc}"))
 
-    def count_lost(self, deadline: float) -> int:
-        """How many of its jobs are not done by then."""
-        return sum(not self.is_done(job_id, deadline) for job_id in self.ids)
+        deadline = time.time() + DONE_WITHIN_S
+        self.lost = sum(not self.is_done(job_id, deadline) for job_id in self.ids)
 
     def is_done(self, job_id: str, deadline: float) -> bool:
         while True:
@@ -90,12 +89,11 @@ def main() -> None:
     stopping.set()
     for thread in threads:
         thread.join()
-    deadline = time.time() + DONE_WITHIN_S
     result = {
         "requests": sum(client.requests for client in clients),
         "failures": sorted(failure for client in clients for failure in client.failures),
         "ids": [job_id for client in clients for job_id in client.ids],
-        "lost": sum(client.count_lost(deadline) for client in clients),
+        "lost": sum(client.lost for client in clients),
     }
     print(json.dumps(result))
 

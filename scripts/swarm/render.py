@@ -116,7 +116,9 @@ def _service(name: str, compose: Service, is_job: bool, published: bool) -> Serv
         deploy["replicas"] = f"${{{name.upper()}_REPLICAS:-2}}"
         deploy["update_config"] = {**order, "monitor": "10s", "failure_action": "rollback"}
         deploy["rollback_config"] = order
-        # Swarm kills what is unhealthy: a process that only misses its neighbour must not be.
+        # Swarm kills what is unhealthy: a process that misses its neighbour, or is slow on a busy node, must not be.
+        # What is not said here is as in the image.
+        service["healthcheck"] = {"timeout": "15s", "retries": 6}
         service["environment"] = {**service.get("environment", {}), "HEALTH_PATH": "/health/live"}
         if compose.get("ports"):
             service["environment"]["DRAIN_DELAY_S"] = DRAIN_S

@@ -72,9 +72,9 @@ def test_every_template_is_used():
 @pytest.fixture
 def repository(tmp_path):
     """A small repository with one page and the committed results."""
-    for name in ("docs/bench/bench.json", "docs/prove/ledger.json", "docs/prove/swarm.json"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text((ROOT / name).read_text(encoding="utf-8"))
+    for name in ("bench/bench.json", "prove/ledger.json", "prove/swarm.json", "prove/containers.json"):
+        (tmp_path / "docs" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "docs" / name).write_text((ROOT / "docs" / name).read_text(encoding="utf-8"))
     (tmp_path / "README.md").write_text("before\n<!-- figures:03 -->\nold\n<!-- /figures -->\nafter\n")
     for command in (["init", "-q"], ["add", "README.md"]):
         subprocess.run(["git", *command], cwd=tmp_path, check=True)

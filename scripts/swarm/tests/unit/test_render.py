@@ -60,7 +60,7 @@ def test_no_service_is_left_out_but_those_of_a_profile(number):
 
 @pytest.mark.parametrize(("number", "name", "service"), SERVICES)
 def test_service_is_as_confined_as_in_compose(number, name, service):
-    same = ("image", "command", "read_only", "cap_drop", "user", "healthcheck", "logging")
+    same = ("image", "command", "read_only", "cap_drop", "user", "logging")
     original = compose(number)["services"][name]
     assert {key: service.get(key) for key in same} == {key: original.get(key) for key in same}
     mounts = [{"type": "tmpfs", "target": target} for target in original.get("tmpfs", [])]
@@ -84,6 +84,7 @@ def test_service_is_deployed_by_what_it_is(number, name, service):
         assert (deploy["mode"], deploy["restart_policy"]["condition"]) == ("global-job", "on-failure")
     elif name in ("redis", "mysql"):
         assert deploy["replicas"] == 1
+        assert service["healthcheck"] == compose(number)["services"][name]["healthcheck"]
         assert deploy["update_config"]["order"] == "stop-first"
         assert "node.role == manager" in deploy["placement"]["constraints"][0]
     else:
@@ -91,6 +92,7 @@ def test_service_is_deployed_by_what_it_is(number, name, service):
         assert deploy["update_config"]["order"] == deploy["rollback_config"]["order"] == "start-first"
         assert deploy["update_config"]["failure_action"] == "rollback"
         assert service["environment"]["HEALTH_PATH"] == "/health/live"
+        assert "test" not in service["healthcheck"]  # that is the image's
     if name != "models":
         assert deploy["endpoint_mode"] == ("vip" if "ports" in service else "dnsrr")
         assert deploy["restart_policy"]["condition"] == "any"
