@@ -21,6 +21,7 @@ from .open_inference_tensors import (
     from_contents,
     from_raw,
     output_datatype,
+    to_contents,
     to_raw,
 )
 from .status import invalid
@@ -91,11 +92,10 @@ class OpenInference:
 
     def infer(self, request: messages.ModelInferRequest, context: Context = NO_LIMIT) -> messages.ModelInferResponse:
         """ModelInfer. The outputs are raw, unless the inputs were typed contents."""
-        check_parameters(
-            request.parameters,
-            *(tensor.parameters for tensor in request.inputs),
-            *(tensor.parameters for tensor in request.outputs),
-        )
+        parts: list[Any] = [request, *request.inputs, *request.outputs]
+        for part in parts:
+            if part.parameters:
+                check_parameters(part.parameters)
         signature = request.parameters[SIGNATURE_PARAMETER].string_param if request.parameters else ""
         servable, outputs = self.run(
             spec_of(request.model_name, request.model_version),
@@ -108,15 +108,15 @@ class OpenInference:
             model_name=servable.name, model_version=str(servable.version), id=request.id
         )
         datatypes = [output_datatype(name, array) for name, array in outputs.items()]
-        is_raw = not any(tensor.HasField("contents") for tensor in request.inputs)
+        is_typed = request.inputs and not request.raw_input_contents
         # The protocol does not allow a mix of both forms.
-        is_raw = is_raw or not all(datatype.field for datatype in datatypes)
+        is_raw = not (is_typed and all(datatype.field for datatype in datatypes))
         for (name, array), datatype in zip(outputs.items(), datatypes, strict=True):
             tensor = response.outputs.add(name=name, datatype=datatype.name, shape=array.shape)
             if is_raw:
                 response.raw_output_contents.append(to_raw(array))
             else:
-                getattr(tensor.contents, datatype.field).extend(array.reshape(-1).tolist())
+                to_contents(array, datatype, tensor.contents)
         return response
 
     def run(
@@ -175,11 +175,10 @@ def spec_of(name: str, version: str) -> messages.ModelSpec:
     return spec
 
 
-def check_parameters(*parameters: Iterable[str]) -> None:
-    """Raises INVALID_ARGUMENT if one of these cannot be ignored."""
-    for names in parameters:
-        if unsupported := UNSUPPORTED_PARAMETERS.intersection(names):
-            raise invalid(f"parameter {min(unsupported)} is not supported")
+def check_parameters(names: Iterable[str]) -> None:
+    """Raises INVALID_ARGUMENT if one of these parameters cannot be ignored."""
+    if unsupported := UNSUPPORTED_PARAMETERS.intersection(names):
+        raise invalid(f"parameter {min(unsupported)} is not supported")
 
 
 def _inputs(request: messages.ModelInferRequest) -> dict[str, Array]:

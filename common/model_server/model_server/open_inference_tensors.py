@@ -10,7 +10,17 @@ import numpy as np
 from tfserving_protos import messages
 
 from .status import Code, StatusError, invalid
-from .tensors import ELEMENT_TYPES, Array, ElementType, element_count, from_content, shaped, type_name
+from .tensors import (
+    ELEMENT_TYPES,
+    Array,
+    ElementType,
+    element_count,
+    from_content,
+    merge_packed,
+    packed_keys,
+    shaped,
+    type_name,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -145,3 +155,15 @@ def from_contents(name: str, datatype: Datatype, shape: Sequence[int], contents:
     else:
         flat = np.array(values, dtype)
     return shaped(name, flat, shape)
+
+
+def to_contents(array: Array, datatype: Datatype, contents: messages.InferTensorContents) -> None:
+    """Write `array` into the field of its type."""
+    flat = array.reshape(-1)
+    if datatype.field in _FIXED_WIDTH_KEYS:
+        merge_packed(contents, _FIXED_WIDTH_KEYS[datatype.field], flat)
+    else:
+        getattr(contents, datatype.field).extend(flat.tolist())
+
+
+_FIXED_WIDTH_KEYS = packed_keys(messages.InferTensorContents, ["fp32_contents", "fp64_contents"])

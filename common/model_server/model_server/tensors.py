@@ -14,7 +14,9 @@ from tfserving_protos import messages
 from .status import invalid
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
+
+    from google.protobuf.message import Message
 
 Array = NDArray[Any]
 
@@ -204,18 +206,23 @@ def encode(array: Array, proto: messages.TensorProto) -> None:
         proto.tensor_shape.dim.add().size = size
     flat = np.ascontiguousarray(array).reshape(-1)
     if element.field in _FIXED_WIDTH_KEYS:
-        # Merge the serialized form, which saves a Python number for each element.
-        packed = flat.astype(flat.dtype.newbyteorder("<"), copy=False).tobytes()
-        proto.MergeFromString(_FIXED_WIDTH_KEYS[element.field] + _varint(len(packed)) + packed)
+        merge_packed(proto, _FIXED_WIDTH_KEYS[element.field], flat)
     else:
         getattr(proto, element.field).extend((flat.view(np.uint16) if element.field == "half_val" else flat).tolist())
 
 
-# Fields whose serialized form is just the numbers in little-endian order, and the key that precedes it.
-_FIXED_WIDTH_KEYS = {
-    field: bytes([messages.TensorProto.DESCRIPTOR.fields_by_name[field].number << 3 | 2])
-    for field in ("float_val", "double_val", "scomplex_val", "dcomplex_val")
-}
+def packed_keys(message: type[Message], fields: Iterable[str]) -> dict[str, bytes]:
+    """The keys for merge_packed, of fields whose serialized form is just the numbers in little-endian order."""
+    return {field: bytes([message.DESCRIPTOR.fields_by_name[field].number << 3 | 2]) for field in fields}
+
+
+def merge_packed(message: Message, key: bytes, flat: Array) -> None:
+    """Append numbers to a field by its serialized form, which saves a Python number for each."""
+    packed = flat.astype(flat.dtype.newbyteorder("<"), copy=False).tobytes()
+    message.MergeFromString(key + _varint(len(packed)) + packed)
+
+
+_FIXED_WIDTH_KEYS = packed_keys(messages.TensorProto, ["float_val", "double_val", "scomplex_val", "dcomplex_val"])
 
 
 def _varint(number: int) -> bytes:

@@ -22,7 +22,7 @@ from grpc_health.v1.health_pb2_grpc import HealthStub
 from serving_testing.processes import wait_until
 from tests.conftest import PACKAGE, ServerUnderTest, grpc_error, predict_request, running, starting
 from tfserving_protos import messages
-from tfserving_protos.services import PredictionServiceStub
+from tfserving_protos.services import InferenceServiceStub, PredictionServiceStub
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -189,6 +189,13 @@ def test_readiness_names_the_model_without_a_version(models: Path, watcher: Serv
         reason = "No version is available of: unready"
         assert watcher.get("/health/ready").json() == {"status": "not ready", "reason": reason}
         assert watcher.get("/health/live").json() == {"status": "alive"}
+        response = watcher.get("/v2/health/ready")
+        assert (response.status_code, response.json()) == (503, {"ready": False, "error": reason})
+        assert watcher.get("/v2/models/unready/ready").status_code == 503
+        assert watcher.get("/v2/health/live").json() == {"live": True}
+        v2 = InferenceServiceStub(watcher.channel)
+        assert not v2.ServerReady(messages.ServerReadyRequest(), timeout=30).ready
+        assert not v2.ModelReady(messages.ModelReadyRequest(name="unready"), timeout=30).ready
     assert watcher.get("/health/ready").status_code == 200
 
 
@@ -300,9 +307,18 @@ def test_drain_delay_keeps_the_ports_open_but_not_ready(models: Path, tmp_path: 
         response = server.get("/health/ready")
         assert response.json() == {"status": "not ready", "reason": "the server is stopping"}
         assert response.headers["connection"] == "close"
+        response = server.get("/v2/health/ready")
+        assert (response.status_code, response.json()) == (503, {"ready": False, "error": "the server is stopping"})
+        assert server.get("/v2/models/counted/ready").json() == {"name": "counted", "ready": False}
+        assert server.get("/v2/health/live").json() == {"live": True}
+        v2 = InferenceServiceStub(server.channel)
+        assert not v2.ServerReady(messages.ServerReadyRequest(), timeout=30).ready
+        assert v2.ServerLive(messages.ServerLiveRequest(), timeout=30).live
         wait_until(lambda: health.Check(HealthCheckRequest(), timeout=30).status == HealthCheckResponse.NOT_SERVING)
         assert predict(server, "counted") == 3.0
         assert server.post("/v1/models/counted:predict", {"instances": [0.0]}).status_code == 200
+        tensor = {"name": "x", "shape": [1], "datatype": "FP32", "data": [0]}
+        assert server.post("/v2/models/counted/infer", {"inputs": [tensor]}).status_code == 200
         assert server.terminate() == 0
 
 
