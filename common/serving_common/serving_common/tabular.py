@@ -38,7 +38,7 @@ class TabularModel:
         path = card.model_file
         digest = check_file(path, card.sha256)
         session = open_session(path, threads)
-        inputs, outputs = (_tensors(each) for each in (session.get_inputs(), session.get_outputs()))
+        inputs, outputs = (tensors_of(each) for each in (session.get_inputs(), session.get_outputs()))
         binding = bind(card, inputs, outputs)
         one_row = any(tensor.shape[:1] == (1,) for tensor in (*inputs, binding.output))
         model = cls(card, card.version or digest[:12], session, binding, (), one_row)
@@ -110,7 +110,8 @@ def require_finite(answer: npt.NDArray[np.float32]) -> None:
         raise Unavailable(f"The model's answer to row {row} is not a finite number", [error])
 
 
-def _tensors(values: Sequence[Any]) -> list[Tensor]:
+def tensors_of(values: Sequence[Any]) -> list[Tensor]:
+    """Inputs or outputs of a session as a card is compared with them."""
     return [
         Tensor(
             value.name,
