@@ -60,8 +60,8 @@ test-swarm: setup  ## Deploy the patterns to a Docker Swarm and scale, roll, kil
 smoke: setup  ## Run every curl line of every README, against what runs or a stack of its own, and compare the responses
 	@$(PYTHON_IN) -m scripts.checks.smoke $(if $(AS_SHOWN),--as-shown) $(PATTERNS)
 
-prove: setup  ## Chaos: kill, hang and feed garbage to the patterns under load, and write the loss report; PROVE=long for more
-	@$(PYTHON_IN) -m scripts.chaos --profile $(or $(PROVE),short) $(if $(SAMPLE),--output $(SAMPLE)) $(PATTERNS)
+prove: setup  ## Chaos: kill, hang and feed garbage to the patterns under load, and write the loss report; PROVE=long for more, PROVE=keda scales workers
+	@$(PYTHON_IN) -m $(if $(filter keda,$(PROVE)),scripts.chaos.autoscaling,scripts.chaos --profile $(or $(PROVE),short)) $(if $(SAMPLE),--output $(SAMPLE)) $(if $(filter keda,$(PROVE)),,$(PATTERNS))
 	@$(if $(SAMPLE),$(PYTHON_IN) -m scripts.checks.figures --write)
 
 trace: setup  ## Follow every requirement to the test that shows it, and that test to the last `make test`

@@ -25,17 +25,19 @@ def with_workers(pattern: Pattern, count: int, **variables: str) -> Pattern:
 
     Its append-only file keeps all commands, for `times_written`.
     """
-    worker, redis = pattern.process("worker"), pattern.process("redis")
-    (port,) = worker.ports
-
-    def numbered(number: int) -> ProcessDefinition:
-        own = f"{port}_{number}"
-        env = dict(worker.env) | {"PORT": f"{{{own}}}"} | variables
-        ready = f"http://{HOST}:{{{own}}}/health"
-        return replace(worker, name=f"worker_{number}", ports={own: 1}, env=env, ready=ready)
-
+    redis = pattern.process("redis")
+    workers = [numbered_worker(pattern, number, **variables) for number in range(count)]
     pattern = pattern.with_changes("redis", argv=(*redis.argv, "--auto-aof-rewrite-percentage", "0"))
-    return pattern.without("worker").with_processes(*map(numbered, range(count)))
+    return pattern.without("worker").with_processes(*workers)
+
+
+def numbered_worker(pattern: Pattern, number: int, **variables: str) -> ProcessDefinition:
+    """One of several workers of the pattern."""
+    worker = pattern.process("worker")
+    (port,) = worker.ports
+    own = f"{port}_{number}"
+    env = dict(worker.env) | {"PORT": f"{{{own}}}"} | variables
+    return replace(worker, name=f"worker_{number}", ports={own: 1}, env=env, ready=f"http://{HOST}:{{{own}}}/health")
 
 
 def kill(victim: ManagedProcess) -> RunningProcess:
@@ -112,8 +114,9 @@ async def garbage(port: int, connections: int) -> None:
 class Relay:
     """A TCP relay in front of a service: passes everything on or, while it `lies`, answers garbage in its place."""
 
-    def __init__(self, port: int, target_port: int) -> None:
-        self.lies = False
+    def __init__(self, port: int, target_port: int, delay_s: float = 0) -> None:
+        """`delay_s`: how much later each part of a response arrives."""
+        self.lies, self._delay_s = False, delay_s
         self._port, self._target_port = port, target_port
         self._draw = random.Random(port)
         self._connections: set[asyncio.Task[None]] = set()
@@ -148,4 +151,5 @@ class Relay:
     async def _copy_responses(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.closing(writer), contextlib.suppress(OSError):
             while data := await reader.read(GARBAGE_BYTES):
+                await asyncio.sleep(self._delay_s)
                 writer.write(data)
