@@ -1,8 +1,8 @@
 """How many replicas KEDA and the HorizontalPodAutoscaler give a workload, by the ScaledObject's own file.
 
 KEDA hands each trigger's value to the autoscaler, whose algorithm is published: kubernetes.io, "Horizontal Pod
-Autoscaling", and in its source `horizontal.go`. With minReplicaCount 1 the autoscaler alone decides; pollingInterval and
-cooldownPeriod govern only the way from and to 0.
+Autoscaling", and in its source `horizontal.go`. With minReplicaCount 1 the autoscaler alone decides: pollingInterval
+and cooldownPeriod govern only the way from and to 0.
 """
 
 import math
