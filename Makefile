@@ -54,7 +54,7 @@ test-kubernetes: setup  ## Render and check the Kubernetes manifests, without a 
 	@scripts/test_kubernetes.sh
 
 test-swarm: setup  ## Deploy the patterns to a Docker Swarm and scale, roll, kill and drain under load; SAMPLE=docs/prove keeps the table
-	@$(PYTHON_IN) -m scripts.swarm $(if $(SAMPLE),--output $(SAMPLE)) $(PATTERNS)
+	@$(PYTHON_IN) -m deploy.swarm $(if $(SAMPLE),--output $(SAMPLE)) $(PATTERNS)
 	@$(if $(SAMPLE),$(PYTHON_IN) -m scripts.checks.figures --write)
 
 smoke: setup  ## Run every curl line of every README, against what runs or a stack of its own, and compare the responses

@@ -47,7 +47,7 @@ MAY_IMPORT = {
     "scripts/devstack": {"serving_common", "serving_testing"},
     "scripts/benchmarks": {"scripts.devstack", "serving_common", "serving_testing", "tfserving_protos"},
     "scripts/chaos": {"scripts.devstack", "serving_common", "serving_testing", "tfserving_protos"},
-    "scripts/swarm": {"scripts.devstack", "scripts.chaos"},
+    "deploy/swarm": {"scripts.devstack", "scripts.chaos"},
     "scripts/checks": {"scripts.devstack", "serving_common", "serving_testing"},
     "deploy/eject": set(),
     "deploy/observability": {"scripts.devstack"},
@@ -154,8 +154,8 @@ def imported(module: ast.Module):
 def unit(name: str) -> str | None:
     """The room that an import enters; None for what is not this repository's."""
     top, second, *_ = (*name.split("."), "", "")
-    if top == "scripts":
-        return f"scripts.{second}"
+    if top in ("scripts", "deploy"):
+        return f"{top}.{second}"
     return top if top in OWN_TOPS else None
 
 
@@ -231,7 +231,7 @@ def code_of(folder: str):
     ]
 
 
-@pytest.mark.parametrize(("folder", "limit"), [("scripts", 6400), ("02_synchronous_pattern", 600)])
+@pytest.mark.parametrize(("folder", "limit"), [("scripts", 5900), ("02_synchronous_pattern", 600)])
 def test_a_folder_stays_small(folder, limit):
     assert lines_of(code_of(folder)) < limit
 

@@ -1,6 +1,6 @@
 """Deploys patterns to a Docker Swarm, changes them under load, and counts what is lost: `make test-swarm`.
 
-`python -m scripts.swarm 03 06` for some of them. Needs the images (`docker compose build`, 02 and 03 with
+`python -m deploy.swarm 03 06` for some of them. Needs the images (`docker compose build`, 02 and 03 with
 SERVING_RUNTIME=portable) and `docker swarm init`, or the container lab, with which it makes a Swarm of three nodes by
 itself. Clients run in a task of the stack. Exit code 0 if no request failed but during kills, and no job was lost.
 """
@@ -25,13 +25,13 @@ from typing import Any
 
 import yaml
 
+from deploy.swarm.render import OUR_IMAGE, as_yaml, render
 from scripts.chaos.faults import times_written
 from scripts.devstack.machine import described
 from scripts.devstack.patterns import PATTERNS
 from scripts.devstack.steps import FLOWERS
 from scripts.devstack.table import ROOT, Pattern
 from scripts.devstack.terminal import parsed, parser_of_patterns
-from scripts.swarm.render import OUR_IMAGE, as_yaml, render
 
 LAB = ROOT.parent / "shared/container-lab/swarm"
 CLIENT = (Path(__file__).parent / "client.py").read_text(encoding="utf-8")

@@ -1,6 +1,6 @@
 """Prints a pattern's stack for Docker Swarm, made from its compose files:
 
-python -m scripts.swarm.render 06 | docker stack deploy -c - iris
+python -m deploy.swarm.render 06 | docker stack deploy -c - iris
 
 `${…}` stays as it is: `docker stack deploy` fills it in from its own environment. What a service becomes depends only
 on what its compose file says about it: one that others wait for until it has completed is a job, one of another's image

@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 import yaml
 
+from deploy.swarm.__main__ import LOADS
+from deploy.swarm.render import DRAIN_S, as_yaml, main, render
 from scripts.devstack.patterns import PATTERNS
 from scripts.devstack.table import ROOT
-from scripts.swarm.__main__ import LOADS
-from scripts.swarm.render import DRAIN_S, as_yaml, main, render
 
 SHUTDOWN_GRACE_S = 10  # the default of our services
 ENTRIES = {
