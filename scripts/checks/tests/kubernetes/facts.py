@@ -83,10 +83,11 @@ def programs(number: str) -> dict[str, Program]:
 
 
 def image_name(image: str) -> str:
-    """`${IMAGE_PREFIX:-}batch/api:${IMAGE_TAG:-1.1.0}` and `registry.example.com/batch/api:1.1.0` are `batch/api`."""
+    """`batch/api` of `${IMAGE_PREFIX:-}batch/api:${IMAGE_TAG:-1.1.0}` and of `example.com/team/batch/api:1.1.0`."""
     bare = re.sub(r"\$\{SERVING_RUNTIME:-([\w-]+)\}", r"\1", image)
     bare = re.sub(r"\$\{[^}]*\}", "", bare)
-    return re.sub(r"(@[^@]*|:[^/:]*)$", "", re.sub(r"^[\w-]+(\.[\w-]+)+(:\d+)?/", "", bare))
+    bare = re.sub(r"(@[^@]*|:[^/:]*)$", "", bare)
+    return next((known for known in (*PROGRAMS, MODEL_SERVER) if f"/{bare}".endswith(f"/{known}")), bare)
 
 
 def describe(number: str, arguments: list[str]) -> dict[str, Any]:

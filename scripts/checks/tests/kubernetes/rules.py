@@ -205,7 +205,8 @@ def model_lies_in_the_models_volume(overlay: Overlay) -> Iterator[str]:
 @rule
 def models_are_those_of_the_annotation(overlay: Overlay) -> Iterator[str]:
     for workload, template in overlay.workloads:
-        if not any(each["name"] == "models" for each in template["spec"].get("volumes", ())):
+        is_builder = workload["metadata"]["name"] == "models"  # it writes the manifest
+        if is_builder or not any(each["name"] == "models" for each in template["spec"].get("volumes", ())):
             continue
         pinned = template["metadata"].get("annotations", {}).get("models/manifest-sha256", "")
         checks = [each for each in template["spec"].get("initContainers", ()) if "sha256sum -c" in str(each["args"])]
@@ -497,6 +498,16 @@ def image_is_of_one_version(overlay: Overlay) -> Iterator[str]:
             yield f"{name_of(workload)}: {container['image']} is another image tomorrow"
 
 
+@rule
+def image_is_one_of_the_patterns(overlay: Overlay) -> Iterator[str]:
+    # The rules about programs say nothing of an image that they do not know.
+    known = {*overlay.programs, "redis", "mysql"}
+    for workload, template in overlay.workloads:
+        name = image_name(template["spec"]["containers"][0]["image"])
+        if name not in known and workload["metadata"]["name"] != "models":
+            yield f"{name_of(workload)}: the compose file has no image {name}"
+
+
 # Network
 
 
@@ -534,7 +545,8 @@ def _wanted(overlay: Overlay) -> set[tuple[str, str, int]]:
     """The arrows of the pattern's diagram, and those of whoever reads metrics."""
     ports = {pod.name: list(pod.ports.values()) for pod in overlay.pods}
     is_production = overlay.name == "production"
-    wanted: set[tuple[str, str, int]] = set()
+    # The builder of models downloads pretrained weights.
+    wanted: set[tuple[str, str, int]] = {("models", "internet", 443)} & {(name, "internet", 443) for name in ports}
     for one, other in drawn_arrows(overlay.number):
         if one == "gateway":
             wanted |= {(one, other, port) for port in ports[other]} if is_production else set()

@@ -232,6 +232,9 @@ MUTANTS = {
         ("06", "production", lambda o: o.main("proxy").update(image="registry.example.com:5000/proxy")),
         ("06", "production", lambda o: o.main("proxy").update(image="registry.example.com/proxy:latest")),
     ],
+    "image_is_one_of_the_patterns": [
+        ("06", "production", lambda o: o.main("proxy").update(image="registry.example.com/asynchronous/proxy:1.1.0")),
+    ],
     "everything_is_denied_by_default": [
         ("03", "production", lambda o: o.remove(o.get("NetworkPolicy", "default-deny"))),
     ],
