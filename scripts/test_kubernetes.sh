@@ -46,6 +46,13 @@ for overlay in [0-9][0-9]_*_pattern/kubernetes/overlays/*/; do
   pattern=${overlay%%/*}
   "$run/tools/bin/kubectl" kustomize "$overlay" >"$run/rendered/${pattern:0:2}-$(basename "$overlay").yaml" || failed=1
 done
+# The two other ways to the models are in no overlay.
+for component in models-volume models-image-volume; do
+  mkdir -p "$run/$component"
+  printf 'namespace: batch\nresources: [../../../%s]\ncomponents: [../../../deploy/kubernetes/components/%s]\n' \
+    04_batch_pattern/kubernetes/base "$component" >"$run/$component/kustomization.yaml"
+  "$run/tools/bin/kubectl" kustomize "$run/$component" >"$run/rendered/04-$component.yaml" || failed=1
+done
 [ $failed = 0 ] || exit 1
 
 say "schemas of the API and of KEDA's and Prometheus's CRDs"
