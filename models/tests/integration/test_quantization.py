@@ -2,13 +2,17 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 
-from models.build import main
+from models.artifacts import Options, table
+from models.build import is_current, main
+from models.download import Downloader
+from models.manifest import Entry, load
 from models.quantization import views
 from models.tests.conftest import MODEL_ZOO, ROOT, run_build, scores
 
@@ -57,13 +61,16 @@ def test_convolutions_are_quantised(built: tuple[Path, str]):
 
 
 def test_int8_model_is_rebuilt_when_the_float32_model_changes(built: tuple[Path, str], tmp_path: Path):
-    folder = tmp_path / "copy"
-    shutil.copytree(built[0], folder)
+    folder = built[0]
     assert "mobilenet_v2_int8      up to date" in run_build(*INT8, "--output", folder).stdout
-    manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["artifacts"]["mobilenet_v2_int8"]["recipe"]["source_sha256"] = "of another"
-    (folder / "manifest.json").write_text(json.dumps(manifest))
-    assert "mobilenet_v2_int8      built in" in run_build(*INT8, "--output", folder).stdout
+    artifact, entry = table()["mobilenet_v2_int8"], load(folder / "manifest.json")["mobilenet_v2_int8"]
+
+    def is_up_to_date(recorded: Entry) -> bool:
+        options = Options(downloader=Downloader(tmp_path), output=folder)
+        return is_current(recorded, artifact, artifact.plans(options, recorded), folder)
+
+    assert is_up_to_date(entry)
+    assert not is_up_to_date(replace(entry, recipe={**entry.recipe, "source_sha256": "of another"}))
 
 
 def test_int8_model_is_built_only_on_request(built: tuple[Path, str], capsys: pytest.CaptureFixture[str]):
