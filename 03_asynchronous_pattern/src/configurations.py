@@ -4,6 +4,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
+from serving_common.cards import Card, TabularCard, default_card
 from serving_common.queue.types import JobKeys
 from serving_common.redis import RedisSettings
 from serving_common.settings import HttpSettings, Settings
@@ -33,6 +34,14 @@ class TfServingSettings(Settings):
     )
     tf_serving_timeout_s: PositiveFloat = Field(5.0, description="Timeout of a call to TensorFlow Serving, in seconds.")
     model_name: str = Field("iris", description="Name of the model in TensorFlow Serving.")
+    model_card: TabularCard | None = Field(
+        None, description="Card of a model of your own: `model.toml`, or its folder. Unset: the built-in one of Iris."
+    )
+
+    @property
+    def card(self) -> Card:
+        """What the model takes and gives."""
+        return self.model_card or default_card()
 
     @property
     def tf_serving_address(self) -> str:

@@ -2,7 +2,7 @@
 
 SIGNATURE_INPUT = "input"
 SIGNATURE_OUTPUT = "output"
-"""Names in the model's `serving_default` signature: rows (N, 4) in, probabilities (N, 3) out, both DT_FLOAT."""
+"""Names in the signature of a model whose server has no metadata: rows in, answers out, both DT_FLOAT."""
 
 MAX_WAIT_S = 30
 """Longest long poll of GET /job/{job_id}?wait=…, in seconds."""

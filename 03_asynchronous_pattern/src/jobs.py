@@ -4,18 +4,21 @@ import math
 from collections.abc import Iterator, Sequence
 
 import orjson
+from pydantic import TypeAdapter
 
-from serving_common import iris
+from serving_common.cards import Card, Row, Task
 from serving_common.queue.client import JobQueue
 from serving_common.queue.types import Job, JobId, JobState, JobStatus, Priority
 from src.constants import MAX_ROWS, MAX_WAIT_S
-from src.schemas import ROWS, Classification, JobResult
+from src.schemas import Classification, JobResult, Regression
 
-Rows = list[list[float]]
+Rows = Sequence[Row]
+Answers = Sequence[Sequence[float]]
+"""The model's numbers for rows, shape (N, card.width)."""
 
 
 async def submit(queue: JobQueue, rows: Rows, priority: Priority, idempotency_key: str | None) -> JobId:
-    """Enqueue rows of shape (N, 4); returns the id of the job."""
+    """Enqueue rows; returns the id of the job."""
     return await queue.enqueue(orjson.dumps(rows), priority, idempotency_key)
 
 
@@ -40,21 +43,35 @@ def describe(state: JobState) -> JobResult:
     return described
 
 
-def read_rows(job: Job) -> Rows:
-    """The rows that `submit` stored. Raises ValueError if the data is not in its form."""
-    return ROWS.validate_json(job.data)
+def rows_adapter(card: Card) -> TypeAdapter[Rows]:
+    """Validates the JSON in a job's data key."""
+    return TypeAdapter(card.list_rows_type)
 
 
-def classify(probabilities: Sequence[list[float]]) -> Classification:
-    """The classification of a job's rows by their probabilities, shape (N, 3). Raises ValueError for other values."""
-    for row in probabilities:
-        if len(row) != len(iris.LABELS) or not all(map(math.isfinite, row)):
-            raise ValueError(f"not the probabilities of {len(iris.LABELS)} classes: {row}")
-    predictions = [row.index(max(row)) for row in probabilities]
-    names = [iris.LABELS[prediction] for prediction in predictions]
+def read_rows(job: Job, adapter: TypeAdapter[Rows]) -> Rows:
+    """The rows that `submit` stored. Raises ValueError if they do not fit the card."""
+    return adapter.validate_json(job.data)
+
+
+def result_of(card: Card, answers: Answers) -> Classification | Regression:
+    """The result of a job's rows by the model's answers."""
+    if card.task is Task.REGRESSION:
+        values = [row[0] for row in answers]
+        return {"value": values[0] if len(values) == 1 else values}
+    labels = card.labels if card.task is Task.CLASSIFICATION else [card.labels[0], f"not {card.labels[0]}"]
+    predictions = [row.index(max(row)) for row in answers]
+    names = [labels[prediction] for prediction in predictions]
     if len(predictions) == 1:
-        return {"prediction": predictions[0], "class_name": names[0], "probabilities": probabilities[0]}
-    return {"prediction": predictions, "class_name": names, "probabilities": list(probabilities)}
+        return {"prediction": predictions[0], "class_name": names[0], "probabilities": list(answers[0])}
+    return {"prediction": predictions, "class_name": names, "probabilities": [list(row) for row in answers]}
+
+
+def fault_of(answers: Answers) -> str | None:
+    """Why a job with these answers fails: JSON has neither NaN nor infinity."""
+    for number, row in enumerate(answers):
+        if not all(map(math.isfinite, row)):
+            return f"Model inference failed: the answer to row {number} is not a finite number"
+    return None
 
 
 def in_batches(jobs: Sequence[tuple[Job, Rows]]) -> Iterator[list[tuple[Job, Rows]]]:

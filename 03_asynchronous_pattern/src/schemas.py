@@ -1,25 +1,27 @@
 """The JSON of the proxy, and of the data and results in Redis."""
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Annotated, Any, Literal, NotRequired
 
-from pydantic import BaseModel, Field, TypeAdapter
+from pydantic import BaseModel, Field, create_model
 from typing_extensions import TypedDict  # pydantic takes the one from typing only since Python 3.12
 
-from serving_common import iris
+from serving_common.cards import Card, Row
 from serving_common.queue.types import JobStatus, Priority
-
-Probabilities = Annotated[list[float], Field(min_length=3, max_length=3, description="In the order of the classes.")]
-
-ROWS: TypeAdapter[list[list[float]]] = TypeAdapter(iris.Rows)
-"""Validates the JSON in a job's data key."""
 
 
 class PredictRequest(BaseModel):
-    """One or more Iris flowers."""
+    """One or more rows of the model's inputs."""
 
-    data: iris.Rows = Field(examples=[iris.SAMPLE])
+    data: Sequence[Row]
     priority: Priority = Field(Priority.NORMAL, description="`high` is served before `normal`.")
+
+
+def request_type(card: Card, *, named: bool) -> type[PredictRequest]:
+    """The request with the rows of this card: lists, which are faster to validate, or also objects of named values."""
+    data: Any = (card.rows_type if named else card.list_rows_type, Field(examples=[card.sample_rows]))
+    return create_model("PredictRequest", __base__=PredictRequest, __doc__=PredictRequest.__doc__, data=data)
 
 
 class PredictResponse(BaseModel):
@@ -33,7 +35,13 @@ class Classification(TypedDict):
 
     prediction: int | list[int]
     class_name: str | list[str]
-    probabilities: Probabilities | list[Probabilities]
+    probabilities: Annotated[list[float] | list[list[float]], Field(description="In the order of the classes.")]
+
+
+class Regression(TypedDict):
+    """One row: its value. Several rows: a list of these."""
+
+    value: float | list[float]
 
 
 class JobResult(TypedDict):
@@ -41,7 +49,7 @@ class JobResult(TypedDict):
 
     job_id: str
     status: JobStatus
-    result: NotRequired[Classification]
+    result: NotRequired[Classification | Regression]
     error: NotRequired[str]
 
 
@@ -64,10 +72,11 @@ class Components(TypedDict):
 
 
 class Health(TypedDict):
-    """`degraded`: jobs are accepted, but wait for TensorFlow Serving."""
+    """`degraded`: jobs are accepted, but wait for TensorFlow Serving. `reason`: its model is not the card's."""
 
     status: Literal["healthy", "degraded", "unhealthy"]
     components: Components
+    reason: NotRequired[str]
 
 
 class ModelSpec(TypedDict):

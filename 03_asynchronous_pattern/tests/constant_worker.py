@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from src.configurations import TfServingSettings, WorkerSettings
+from src.jobs import Rows
 from src.worker.main import create_app
 
 from serving_common.service import serve
@@ -17,7 +18,10 @@ class ConstantModel:
     async def why_unavailable(self, within_s: float) -> None:
         pass
 
-    async def predict(self, rows: list[list[float]]) -> list[list[float]]:
+    async def why_mismatch(self, within_s: float) -> None:
+        pass
+
+    async def predict(self, rows: Rows) -> list[list[float]]:
         return [[0.97, 0.02, 0.01]] * len(rows)
 
 

@@ -15,7 +15,7 @@ from serving_common.tasks import cancel_and_wait
 from src.configurations import ProxySettings
 from src.constants import HEALTH_WITHIN_S
 from src.proxy.rate_limit import create_check
-from src.proxy.routers import health_router, router
+from src.proxy.routers import create_router, health_router, router
 from src.tf_serving import open_tf_serving
 
 
@@ -50,13 +50,14 @@ def create_app(settings: ProxySettings) -> FastAPI:
 
     app = create_service(
         settings,
-        title="Iris, answered later",
+        title=f"{settings.card.name}, answered later",
         description="POST /predict answers with a job's id at once; GET /job/{job_id} has the prediction.",
         lifespan=lifespan,
         ready=ready,
     )
     app.include_router(health_router)
-    app.include_router(router, dependencies=api_key_required(settings))
+    for each in (create_router(settings.card), router):
+        app.include_router(each, dependencies=api_key_required(settings))
     return app
 
 

@@ -7,8 +7,8 @@ from typing import Annotated, cast
 import structlog
 from fastapi import APIRouter, Depends, Header, HTTPException, Path, Query, Request, Response
 
-from serving_common import iris
 from serving_common.callers import while_connected
+from serving_common.cards import Card
 from serving_common.direct import direct
 from serving_common.errors import CallerGone
 from serving_common.problems import problem_responses
@@ -16,7 +16,7 @@ from serving_common.queue.client import JobQueue
 from serving_common.queue.types import JobId, JobStatus, Priority
 from src import jobs
 from src.constants import HEALTH_WITHIN_S, MAX_WAIT_S
-from src.schemas import Health, JobPage, JobResult, Metadata, PredictRequest, PredictResponse
+from src.schemas import Health, JobPage, JobResult, Metadata, PredictRequest, PredictResponse, request_type
 from src.tf_serving import TfServing
 
 LATE_S = 0.05
@@ -66,13 +66,16 @@ async def health(queue: QueueDep, model: ModelDep, response: Response) -> Health
     )
     if no_redis:
         response.status_code = 503
-    return {
+    report: Health = {
         "status": "unhealthy" if no_redis else "degraded" if no_model else "healthy",
         "components": {
             "redis": "unavailable" if no_redis else "ok",
             "tensorflow_serving": "unavailable" if no_model else "ok",
         },
     }
+    if model.mismatch:
+        report["reason"] = model.mismatch
+    return report
 
 
 @router.get("/metadata", responses=problem_responses(503))
@@ -81,25 +84,33 @@ async def metadata(model: ModelDep) -> Metadata:
     return await model.metadata()
 
 
-@router.post(
-    "/predict",
-    responses=problem_responses(413, 422, 429, 503),
-    dependencies=[Depends(_rate_limited), Depends(_caller_waits)],  # the caller may give up while Redis counts
-)
-@direct
-async def predict(request: PredictRequest, queue: QueueDep, idempotency_key: IdempotencyKey = None) -> PredictResponse:
-    """Queue one or more flowers for classification. The response has the job's id, once Redis has stored the job.
+def create_router(card: Card) -> APIRouter:
+    """The endpoints that take rows of this card's model."""
+    router = APIRouter(tags=["prediction"], responses=problem_responses(401))
+    body = request_type(card, named=True)
 
-    A request with the header `Idempotency-Key` can be retried: the same key returns the same job, or 422 if the body
-    differs.
-    """
-    return await _submit(queue, request, idempotency_key)
+    @router.post(
+        "/predict",
+        responses=problem_responses(413, 422, 429, 503),
+        dependencies=[Depends(_rate_limited), Depends(_caller_waits)],  # the caller may give up while Redis counts
+    )
+    @direct(body=request_type(card, named=False))
+    async def predict(
+        request: body, queue: QueueDep, idempotency_key: IdempotencyKey = None  # type: ignore[valid-type]  # of the card
+    ) -> PredictResponse:
+        """Queue one or more rows for inference. The response has the job's id, once Redis has stored the job.
 
+        A request with the header `Idempotency-Key` can be retried: the same key returns the same job, or 422 if the
+        body differs.
+        """
+        return await _submit(queue, request, idempotency_key)
 
-@router.post("/predict/test", responses=problem_responses(429, 503), dependencies=[Depends(_rate_limited)])
-async def predict_test(queue: QueueDep) -> PredictResponse:
-    """Queue a test flower, a setosa."""
-    return await _submit(queue, PredictRequest(data=iris.SAMPLE, priority=Priority.NORMAL), None)
+    @router.post("/predict/test", responses=problem_responses(429, 503), dependencies=[Depends(_rate_limited)])
+    async def predict_test(queue: QueueDep) -> PredictResponse:
+        """Queue the card's sample."""
+        return await _submit(queue, PredictRequest(data=card.sample_rows, priority=Priority.NORMAL), None)
+
+    return router
 
 
 async def _submit(queue: JobQueue, request: PredictRequest, idempotency_key: str | None) -> PredictResponse:

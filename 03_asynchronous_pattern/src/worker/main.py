@@ -7,6 +7,7 @@ from typing import cast
 
 from fastapi import FastAPI, Response
 
+from serving_common.errors import StartupError
 from serving_common.queue.client import JobQueue
 from serving_common.queue.consumers import run_consumers
 from serving_common.queue.worker import Worker
@@ -15,10 +16,11 @@ from serving_common.service import create_service, serve
 from serving_common.settings import load
 from src.configurations import TfServingSettings, WorkerSettings
 from src.constants import HEALTH_WITHIN_S
-from src.tf_serving import open_tf_serving
-from src.worker.consumer import IrisModel, process
+from src.jobs import rows_adapter
+from src.tf_serving import CardMismatch, ModelUnavailable, open_tf_serving
+from src.worker.consumer import Model, process
 
-OpenModel = Callable[[TfServingSettings], AbstractAsyncContextManager[IrisModel]]
+OpenModel = Callable[[TfServingSettings], AbstractAsyncContextManager[Model]]
 
 
 def create_app(settings: WorkerSettings, open_model: OpenModel = open_tf_serving) -> FastAPI:
@@ -29,6 +31,7 @@ def create_app(settings: WorkerSettings, open_model: OpenModel = open_tf_serving
         async with AsyncExitStack() as stack:
             redis = await stack.enter_async_context(connect(settings))
             model = await stack.enter_async_context(open_model(settings))
+            await _check(model)
             worker = Worker(
                 redis,
                 settings.keys,
@@ -42,7 +45,7 @@ def create_app(settings: WorkerSettings, open_model: OpenModel = open_tf_serving
             async with run_consumers(
                 worker,
                 app.state.queue,
-                partial(process, worker, model),
+                partial(process, worker, model, settings.card, rows_adapter(settings.card)),
                 concurrency=settings.concurrency,
                 batch_size=settings.batch_size,
                 grace_s=settings.shutdown_grace_s,
@@ -62,12 +65,24 @@ def create_app(settings: WorkerSettings, open_model: OpenModel = open_tf_serving
 
     @app.get("/health")
     async def health(response: Response) -> dict[str, str]:
-        """Whether Redis has this worker's heartbeat."""
-        is_alive = app.state.worker.is_alive
-        response.status_code = 200 if is_alive else 503
-        return {"status": "healthy" if is_alive else "unhealthy"}
+        """Whether Redis has this worker's heartbeat, and the model is the card's."""
+        mismatch = await app.state.model.why_mismatch(HEALTH_WITHIN_S)
+        is_healthy = app.state.worker.is_alive and not mismatch
+        response.status_code = 200 if is_healthy else 503
+        status = {"status": "healthy" if is_healthy else "unhealthy"}
+        return status | ({"reason": mismatch} if mismatch else {})
 
     return app
+
+
+async def _check(model: Model) -> None:
+    """Raises StartupError if the model server has another model than the card's; without a server, jobs wait."""
+    try:
+        await model.connect()
+    except CardMismatch as exc:
+        raise StartupError(str(exc)) from exc
+    except ModelUnavailable:
+        pass
 
 
 def main() -> None:

@@ -32,6 +32,8 @@ class ScriptedModel:
         self.is_unavailable = False
         self.crashes_on_bad_row = False
         self.answer = [0.1, 0.7, 0.2]
+        self.columns: int | None = None
+        """Of the rows that the metadata describes; None: the server has no metadata."""
         self.released = asyncio.Event()
         self.released.set()
         self.entered = asyncio.Event()
@@ -62,15 +64,30 @@ class ScriptedModel:
         version = messages.ModelVersionStatus(version=1, state=messages.ModelVersionStatus.AVAILABLE)
         return messages.GetModelStatusResponse(model_version_status=[version])
 
+    async def metadata(self, request, context: Context):
+        if self.columns is None:
+            await context.abort(grpc.StatusCode.UNIMPLEMENTED, "not here")
+        signatures = messages.SignatureDefMap()
+        signature = signatures.signature_def["serving_default"]
+        for info, width in ((signature.inputs["input"], self.columns), (signature.outputs["output"], 3)):
+            info.dtype = messages.DT_FLOAT
+            for size in (-1, width):
+                info.tensor_shape.dim.add().size = size
+        reply = messages.GetModelMetadataResponse()
+        reply.metadata["signature_def"].Pack(signatures)
+        return reply
+
     async def reject(self, request, context: Context):
         await context.abort(grpc.StatusCode.UNIMPLEMENTED, "not here")
 
     async def start(self) -> None:
         self._server = grpc.aio.server()
-        others = dict.fromkeys(["Classify", "Regress", "MultiInference", "GetModelMetadata"], self.reject)
+        others = dict.fromkeys(["Classify", "Regress", "MultiInference"], self.reject)
         self._server.add_generic_rpc_handlers(
             (
-                generic_handler(PREDICTION_SERVICE, {"Predict": self.predict, **others}),
+                generic_handler(
+                    PREDICTION_SERVICE, {"Predict": self.predict, "GetModelMetadata": self.metadata, **others}
+                ),
                 generic_handler(
                     MODEL_SERVICE, {"GetModelStatus": self.status, "HandleReloadConfigRequest": self.reject}
                 ),

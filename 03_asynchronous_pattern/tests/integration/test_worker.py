@@ -90,8 +90,9 @@ async def test_metrics_follow_the_naming_rules(queue, settings):
 async def test_each_job_gets_the_result_of_its_own_rows(queue, settings):
     one, three = await submit(queue, GOOD_ROWS, GOOD_ROWS * 3)
     async with worker(settings()):
-        assert jobs.describe(await wait_for_end(queue, one))["result"]["prediction"] == 1
-        assert jobs.describe(await wait_for_end(queue, three))["result"]["prediction"] == [1, 1, 1]
+        for job_id, prediction in ((one, 1), (three, [1, 1, 1])):
+            result = jobs.describe(await wait_for_end(queue, job_id))["result"]
+            assert result.get("prediction") == prediction
 
 
 @pytest.mark.parametrize(
@@ -258,18 +259,18 @@ async def test_a_job_cancelled_in_flight_stays_cancelled(queue, model, settings)
 
 
 @pytest.mark.parametrize(
-    "answer",
+    ("answer", "error"),
     [
-        pytest.param([0.1, 0.1, 0.1, 0.7], id="four classes"),
-        pytest.param([0.3, 0.7], id="two classes"),
-        pytest.param([0.3, float("nan"), 0.7], id="not a number"),
+        pytest.param([0.1, 0.1, 0.1, 0.7], "4 values for 1 rows, of which each has 3", id="four classes"),
+        pytest.param([0.3, 0.7], "2 values for 1 rows, of which each has 3", id="two classes"),
+        pytest.param([0.3, float("nan"), 0.7], "the answer to row 0 is not a finite number", id="not a number"),
     ],
 )
-async def test_a_malformed_model_response_fails_the_job_but_not_the_worker(queue, model, settings, answer):
+async def test_a_malformed_model_response_fails_the_job_but_not_the_worker(queue, model, settings, answer, error):
     model.answer = answer
     (job_id,) = await submit(queue, GOOD_ROWS)
     async with worker(settings(max_retries=1)):
-        assert (await wait_for_end(queue, job_id)).error == "Internal error"
+        assert (await wait_for_end(queue, job_id)).error == f"Model inference failed: {error}"
         model.answer = [0.1, 0.7, 0.2]
         (good,) = await submit(queue, GOOD_ROWS)
         assert (await wait_for_end(queue, good)).status is JobStatus.COMPLETED

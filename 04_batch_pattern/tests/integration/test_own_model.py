@@ -13,8 +13,8 @@ from src.ml.prediction import BatchPredictor
 from src.task import job
 
 from serving_common.errors import StartupError
+from serving_testing.own_model import CARD, REGRESSION, value_of, write_model
 from tests.conftest import environment_of, read, serving, write
-from tests.own_model import CARD, REGRESSION, value_of, write_model
 from tests.processes import BatchSystem
 
 ROWS = [[30, "north", 3100.5, True], [18, "south", None, False], [2**40, "north", -1.0, False]]

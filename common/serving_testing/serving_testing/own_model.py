@@ -1,4 +1,4 @@
-"""A model of strings, numbers and booleans with its card, as a user might bring it."""
+"""A model of strings, numbers and booleans with its card, as a user might bring it: for tests of any pattern."""
 
 from pathlib import Path
 from typing import Any
