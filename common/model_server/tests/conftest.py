@@ -23,10 +23,14 @@ from tfserving_protos import messages
 from tfserving_protos.services import ModelServiceStub, PredictionServiceStub
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
 # Importing TensorFlow can take a minute on a busy machine.
 UP_WITHIN_S = 180
+SAVED_MODELS = (
+    *("half_plus_two", "half_plus_three", "counted", "several", "text", "types"),
+    *("slow", "endless"),
+)
 PACKAGE = Path(__file__).parents[1]
 ROOT = PACKAGE.parents[1]
 
@@ -39,6 +43,7 @@ class ServerUnderTest:
     rest_url: str
     process: subprocess.Popen[bytes]
     log: Path = field(default_factory=Path)
+    has_onnx: bool = False  # whether its models are those of onnx_models.build_converted
 
     def __post_init__(self) -> None:
         self.channel = grpc.insecure_channel(self.grpc_address)
@@ -53,6 +58,11 @@ class ServerUnderTest:
         if body is not None:
             options["json"] = body
         return self.session.post(self.rest_url + path, timeout=30, **options)
+
+    def model(self, name: str) -> str:
+        """The model behind a name such as types/int8: with ONNX, there is one for each type."""
+        model, _, element = name.partition("/")
+        return element if element and self.has_onnx else model
 
     def states(self, model: str) -> dict[str, str]:
         """The state of each version, as GET /v1/models/NAME returns it."""
@@ -140,24 +150,21 @@ def iris_model() -> Path:
     return ROOT / "models/artifacts/saved_model/iris"
 
 
-CONFIG = """
-model_config_list {{
-  config {{ name: "iris" base_path: "{iris}" model_platform: "tensorflow" }}
-  config {{ name: "half_plus_two" base_path: "{models}/half_plus_two" model_platform: "tensorflow" }}
-  config {{ name: "half_plus_three" base_path: "{models}/half_plus_three" model_platform: "tensorflow" }}
-  config {{ name: "several" base_path: "{models}/several" model_platform: "tensorflow" }}
-  config {{ name: "text" base_path: "{models}/text" model_platform: "tensorflow" }}
-  config {{ name: "types" base_path: "{models}/types" model_platform: "tensorflow" }}
-  config {{ name: "slow" base_path: "{models}/slow" model_platform: "tensorflow" }}
-  config {{ name: "endless" base_path: "{models}/endless" model_platform: "tensorflow" }}
-  config {{
-    name: "counted" base_path: "{models}/counted" model_platform: "tensorflow"
-    model_version_policy {{ specific {{ versions: 1 versions: 2 }} }}
-    version_labels {{ key: "stable" value: 1 }}
-    version_labels {{ key: "canary" value: 2 }}
-  }}
-}}
+VERSIONS = """
+model_version_policy { specific { versions: 1 versions: 2 } }
+version_labels { key: "stable" value: 1 } version_labels { key: "canary" value: 2 }
 """
+
+
+def config_of(models: Path, names: Iterable[str], iris: Path) -> str:
+    """The configuration of these test models and of Iris."""
+    bases = {name: models / name for name in names} | {"iris": iris}
+    entries = [
+        f'config {{ name: "{name}" base_path: "{base}" model_platform: "tensorflow" '
+        f"{VERSIONS if name == 'counted' else ''} }}"
+        for name, base in bases.items()
+    ]
+    return f"model_config_list {{ {' '.join(entries)} }}"
 
 
 @pytest.fixture(scope="session")
@@ -169,22 +176,35 @@ def models_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def starting_servers(
     request: pytest.FixtureRequest, models_folder: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Mapping[str, ServerUnderTest]]:
-    """The servers of `server` and `v2`, if a test uses one: they import TensorFlow while their models are built."""
-    if not any({"server", "v2"} & set(getattr(item, "fixturenames", ())) for item in request.session.items):
-        yield {}
-        return
+    """The servers of `server` and `v2` that tests use: they import TensorFlow while their models are built."""
+    wanted = set()
+    for item in request.session.items:
+        parameters = getattr(getattr(item, "callspec", None), "params", {})
+        if "server" in getattr(item, "fixturenames", ()):
+            wanted.add(parameters.get("server", "private APIs"))
+        if (runtime := parameters.get("v2", "onnx")) != "onnx":
+            wanted.add("public APIs" if "public" in runtime else "private APIs")
     folder = tmp_path_factory.mktemp("servers")
-    config, monitoring = folder / "models.config", folder / "monitoring.config"
-    config.write_text(CONFIG.format(models=models_folder, iris=request.getfixturevalue("iris_model")))
+    monitoring, config, onnx_config = (folder / f"{name}.config" for name in ("monitoring", "models", "onnx"))
     monitoring.write_text('prometheus_config { enable: true, path: "/monitoring/prometheus/metrics" }')
-    flags = [
-        f"--model_config_file={config}",
-        f"--monitoring_config_file={monitoring}",
-        "--rest_api_enable_cors_support",
-        "--runtime=tensorflow",
-    ]
-    with starting(folder, *flags) as private, starting(folder, *flags, **{VARIABLE: "1"}) as public:
-        yield {"private APIs": private, "public APIs": public}
+    flags = [f"--monitoring_config_file={monitoring}", "--rest_api_enable_cors_support"]
+    saved_models = [*flags, f"--model_config_file={config}", "--runtime=tensorflow"]
+    with contextlib.ExitStack() as stack:
+        servers = {}
+        if wanted:
+            iris = request.getfixturevalue("iris_model")
+            config.write_text(config_of(models_folder, SAVED_MODELS, iris))
+        if "private APIs" in wanted:
+            servers["private APIs"] = stack.enter_context(starting(folder, *saved_models))
+        if "public APIs" in wanted:
+            servers["public APIs"] = stack.enter_context(starting(folder, *saved_models, **{VARIABLE: "1"}))
+        if "ONNX" in wanted:
+            converted = request.getfixturevalue("converted")
+            onnx_config.write_text(config_of(converted, (base.name for base in converted.iterdir()), iris))
+            onnx_flags = [*flags, f"--model_config_file={onnx_config}", "--runtime=onnx"]
+            servers["ONNX"] = stack.enter_context(starting(folder, *onnx_flags))
+            servers["ONNX"].has_onnx = True
+        yield servers
 
 
 @pytest.fixture(scope="session")
@@ -196,15 +216,37 @@ def models(starting_servers: object, models_folder: Path) -> Path:
     return models_folder.with_name("building").rename(models_folder)
 
 
+@pytest.fixture(scope="session")
+def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the same models as ONNX files: a server of these starts in a second, and not in ten."""
+    from tests.onnx_models import build_converted
+
+    folder = tmp_path_factory.mktemp("converted")
+    build_converted(folder)
+    return folder
+
+
 @pytest.fixture
-def server(
-    request: pytest.FixtureRequest, models: Path, starting_servers: Mapping[str, ServerUnderTest]
-) -> ServerUnderTest:
-    """A server of all tests, with every test model, metrics and CORS. Its parameter: on which APIs it runs."""
+def server(request: pytest.FixtureRequest, starting_servers: Mapping[str, ServerUnderTest]) -> ServerUnderTest:
+    """A server of all tests, with every test model, metrics and CORS. Its parameter: on what it runs."""
     server = starting_servers[getattr(request, "param", "private APIs")]
+    if not server.has_onnx:
+        request.getfixturevalue("models")
     wait_until(server.is_up, UP_WITHIN_S)
     return server
 
 
-# For the tests that must pass on the fallback, too.
-on_both_apis = pytest.mark.parametrize("server", ["private APIs", "public APIs"], indirect=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Register the two markers."""
+    config.addinivalue_line("markers", "every_server: runs on both runtimes and, of TensorFlow, on both kinds of APIs")
+    config.addinivalue_line("markers", "tensorflow_only(reason): not on ONNX Runtime")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run the tests of the protocol on every server that can have their models."""
+    own = [mark.args[0] for mark in metafunc.definition.iter_markers("parametrize")]
+    if "server" not in own and metafunc.definition.get_closest_marker("every_server"):
+        servers = ["private APIs", "public APIs"]
+        if not metafunc.definition.get_closest_marker("tensorflow_only"):
+            servers.append("ONNX")
+        metafunc.parametrize("server", servers, indirect=True)

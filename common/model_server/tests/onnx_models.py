@@ -10,14 +10,15 @@ from google.protobuf import json_format
 from onnx import TensorProto, helper
 
 from model_server.onnx_runtime import SIGNATURES_KEY
+from tfserving_protos import messages
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from tfserving_protos import messages
-
     Shape = Sequence[int | str] | None
+    # Alias, tensor, type and sizes; no sizes: the signature has no shape.
+    Info = tuple[str, str, int, Sequence[int] | None]
 
 TYPES = {
     "float32": TensorProto.FLOAT, "float64": TensorProto.DOUBLE, "float16": TensorProto.FLOAT16,
@@ -26,6 +27,11 @@ TYPES = {
     "uint16": TensorProto.UINT16, "uint32": TensorProto.UINT32, "uint64": TensorProto.UINT64,
     "bool": TensorProto.BOOL, "string": TensorProto.STRING,
 }  # fmt: skip
+# What TensorFlow calls them.
+DATA_TYPES = {
+    kind: getattr(messages, f"DT_{ {'FLOAT16': 'HALF'}.get(name, name) }")
+    for name, kind in ((TensorProto.DataType.Name(kind), kind) for kind in TYPES.values())
+}
 FLOAT, INT64, STRING = TensorProto.FLOAT, TensorProto.INT64, TensorProto.STRING
 
 node = helper.make_node
@@ -70,7 +76,7 @@ def half_plus(folder: Path, offset: float, shape: Shape = None) -> None:
     write(folder, [tensor("x", shape=shape)], [tensor("y", shape=shape)], nodes)
 
 
-def several(folder: Path) -> None:
+def several(folder: Path, signatures: messages.SignatureDefMap | None = None) -> None:
     """Three named inputs of different types."""
     nodes = [
         node("Identity", ["tag"], ["copy"]),
@@ -81,7 +87,7 @@ def several(folder: Path) -> None:
     ]
     inputs = [tensor("tag", STRING, ["N"]), tensor("signal", FLOAT, ["N", 5]), tensor("sensor", INT64, ["N", 2, 2])]
     outputs = [tensor("copy", STRING, ["N"]), tensor("total", FLOAT, ["N"]), tensor("next", INT64, ["N", 2, 2])]
-    write(folder, inputs, outputs, nodes)
+    write(folder, inputs, outputs, nodes, signatures)
 
 
 def identity(folder: Path, kind: int) -> None:
@@ -129,6 +135,99 @@ def sequence(folder: Path) -> None:
     nodes = [node("Add", ["x", "x"], ["double"]), node("SequenceConstruct", ["x", "double"], ["both"])]
     both = helper.make_value_info("both", helper.make_sequence_type_proto(helper.make_tensor_type_proto(FLOAT, ["N"])))
     write(folder, [tensor("x", FLOAT, ["N"])], [both], nodes)
+
+
+def signature(inputs: Sequence[Info], outputs: Sequence[Info]) -> messages.SignatureDef:
+    """As a SavedModel has it: names of its own for the tensors, and shapes that nobody enforces."""
+    definition = messages.SignatureDef(method_name="tensorflow/serving/predict")
+    for infos, given in ((definition.inputs, inputs), (definition.outputs, outputs)):
+        for alias, name, kind, sizes in given:
+            infos[alias].name = name
+            infos[alias].dtype = kind
+            if sizes is not None:
+                infos[alias].tensor_shape.SetInParent()
+                for size in sizes:
+                    infos[alias].tensor_shape.dim.add().size = size
+    return definition
+
+
+def converted_half_plus(folder: Path, offset: float, sizes: Sequence[int] | None) -> None:
+    """y = x / 2 + offset under three signatures, and a fourth whose output is not in the graph."""
+    kind = messages.DT_FLOAT
+    default = signature([("x", "x:0", kind, sizes)], [("y", "y:0", kind, sizes)])
+    column = signature([("x", "x:0", kind, [-1, 1])], [("y", "y:0", kind, [-1, 1])])
+    odd = signature([("x", "x:0", kind, [-1])], [("y", "next", kind, [-1])])
+    odd.method_name = "something/else"
+    missing = signature([("x", "x:0", kind, None)], [("z", "nowhere:0", kind, None)])
+    definitions = {"serving_default": default, "column": column, "odd_method": odd, "missing": missing}
+    nodes = [
+        *(constant("half", 0.5), constant("offset", offset), constant("one", 1.0)),
+        *(node("Mul", ["x", "half"], ["scaled"]), node("Add", ["scaled", "offset"], ["y"])),
+        node("Add", ["x", "one"], ["next"]),
+    ]
+    signatures = messages.SignatureDefMap(signature_def=definitions)
+    write(folder, [tensor("x")], [tensor("y"), tensor("next")], nodes, signatures)
+
+
+def converted_several(folder: Path) -> None:
+    """The three named inputs of the REST documentation; two outputs have the aliases of inputs."""
+    inputs = [
+        ("tag", "tag:0", messages.DT_STRING, [-1]),
+        ("signal", "signal:0", messages.DT_FLOAT, [-1, 5]),
+        ("sensor", "sensor:0", messages.DT_INT64, [-1, 2, 2]),
+    ]
+    outputs = [
+        ("tag", "copy", messages.DT_STRING, [-1]),
+        ("total", "total", messages.DT_FLOAT, [-1]),
+        ("sensor", "next", messages.DT_INT64, [-1, 2, 2]),
+        ("raw_bytes", "copy", messages.DT_STRING, [-1]),
+    ]
+    several(folder, messages.SignatureDefMap(signature_def={"serving_default": signature(inputs, outputs)}))
+
+
+def converted_text(folder: Path) -> None:
+    """One string in, one string out: as text, and as bytes."""
+    kind = messages.DT_STRING
+    definitions = {
+        "serving_default": signature([("text", "value", kind, [-1])], [("joined", "joined", kind, [-1])]),
+        "raw": signature([("image_bytes", "value", kind, [-1])], [("copy_bytes", "copy", kind, [-1])]),
+    }
+    nodes = [
+        constant("dash", "-", STRING),
+        node("StringConcat", ["value", "dash"], ["first"]),
+        node("StringConcat", ["first", "value"], ["joined"]),
+        node("Identity", ["value"], ["copy"]),
+    ]
+    outputs = [tensor("joined", STRING), tensor("copy", STRING)]
+    write(folder, [tensor("value", STRING)], outputs, nodes, messages.SignatureDefMap(signature_def=definitions))
+
+
+def converted_identity(folder: Path, name: str, kind: TensorProto.DataType) -> None:
+    """One signature, named as the type, as the SavedModel of all types has it."""
+    data_type = DATA_TYPES[kind]
+    definition = signature([("x", "x", data_type, None)], [("y", "y", data_type, None)])
+    signatures = messages.SignatureDefMap(signature_def={name: definition})
+    write(folder, [tensor("x", kind)], [tensor("y", kind)], [node("Identity", ["x"], ["y"])], signatures)
+
+
+def build_converted(folder: Path) -> None:
+    """The models of saved_models.py, as far as ONNX can express them: same names, signatures and answers.
+
+    An ONNX graph needs all of its inputs at every run. So the SavedModel of all types becomes one model for each, and
+    signatures on a subset of the inputs are missing; so is what parses a tf.Example.
+    """
+    converted_half_plus(folder / "half_plus_two/00000123", 2.0, [-1])
+    converted_half_plus(folder / "half_plus_three/1", 3.0, None)
+    for version in (1, 2, 3):
+        converted_half_plus(folder / f"counted/{version}", version, [-1])
+    converted_several(folder / "several/1")
+    converted_text(folder / "text/1")
+    for name, kind in TYPES.items():
+        converted_identity(folder / name / "1", name, kind)
+    nodes = [constant("one", 1.0), node("Div", ["one", "x"], ["y"])]
+    write(folder / "types/1", [tensor("x", FLOAT, ["N"])], [tensor("y", FLOAT, ["N"])], nodes)
+    loop(folder / "slow/1", is_endless=False)
+    loop(folder / "endless/1", is_endless=True)
 
 
 def build_all(folder: Path) -> None:

@@ -76,8 +76,8 @@ def half_plus_three() -> Signatures:
     found = signature({"x": x}, {"y": x * 0.5 + 3})
     for info in (found.inputs["x"], found.outputs["y"]):
         info.ClearField("tensor_shape")
-    missing = signature({"x": x}, {"y": x})
-    missing.outputs["y"].name = "nowhere:0"
+    missing = signature({"x": x}, {"z": x})
+    missing.outputs["z"].name = "nowhere:0"
     return {"serving_default": found, "missing": missing}
 
 

@@ -10,10 +10,10 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
 from model_server.tensors import ELEMENT_TYPES, ElementType
-from tests.conftest import ServerUnderTest, grpc_error, on_both_apis, predict_request
+from tests.conftest import ServerUnderTest, grpc_error, predict_request
 from tfserving_protos import messages
 
-pytestmark = on_both_apis
+pytestmark = pytest.mark.every_server
 
 
 def to_numpy(tensor: messages.TensorProto) -> np.ndarray:
@@ -34,28 +34,47 @@ def test_predict_returns_outputs_and_model_spec(server: ServerUnderTest) -> None
     assert response.model_spec.version.value == 123
 
 
-VALUES = {"string": [b"a", b"\xff\x00", b""], "bool": [True, False, True]}
+# ONNX Runtime's strings are UTF-8.
+VALUES: dict[str, list[Any]] = {"string": [b"a", b"\xff\x00", b""], "bool": [True, False, True]}
+ONNX_VALUES = VALUES | {"string": [b"a", b"\xc3\xa9", b""]}
 # The test model names its signatures as tf.dtypes does.
 SIGNATURES = {"float": "float32", "double": "float64", "half": "float16"}
+COMPLEX = [element for element in ELEMENT_TYPES.values() if element.name.startswith("complex")]
+OTHERS = [element for element in ELEMENT_TYPES.values() if element not in COMPLEX]
 
 
-# For 16-bit floats, TensorFlow 2.21's make_ndarray uses what NumPy 2.5 deprecates.
-@pytest.mark.filterwarnings("ignore:Setting the dtype on a NumPy array:DeprecationWarning")
-@pytest.mark.parametrize("dtype", ELEMENT_TYPES.values(), ids=lambda dtype: dtype.name)
-@pytest.mark.parametrize("form", ["typed", "content"])
-def test_every_type_round_trips_as_typed_field_and_as_tensor_content(
-    server: ServerUnderTest, dtype: ElementType, form: str
-) -> None:
-    value = np.array(VALUES.get(dtype.name, [1, 2, 3]), dtype.dtype).reshape(3, 1)
-    request = predict_request("types", SIGNATURES.get(dtype.name, dtype.name), x=value)
+def check_round_trip(server: ServerUnderTest, dtype: ElementType, form: str) -> None:
+    values = (ONNX_VALUES if server.has_onnx else VALUES).get(dtype.name, [1, 2, 3])
+    value = np.array(values, dtype.dtype).reshape(3, 1)
+    signature = SIGNATURES.get(dtype.name, dtype.name)
+    request = predict_request(server.model(f"types/{signature}"), signature, x=value)
     tensor = request.inputs["x"]
     assert tensor.tensor_content == b""
     np.testing.assert_array_equal(to_numpy(tensor), value)
     if form == "content":
         tensor.ClearField(dtype.field)
-        tensor.tensor_content = b"\x01\x02\x00" + b"a\xff\x00" if dtype.name == "string" else value.tobytes()
+        # Strings: first their sizes, each less than 128 and so a varint of one byte, then their bytes.
+        is_string = dtype.name == "string"
+        tensor.tensor_content = bytes(map(len, values)) + b"".join(values) if is_string else value.tobytes()
     response = server.predictions.Predict(request, timeout=30).outputs["y"]
     np.testing.assert_array_equal(to_numpy(response), value)
+
+
+# For 16-bit floats, TensorFlow 2.21's make_ndarray uses what NumPy 2.5 deprecates.
+@pytest.mark.filterwarnings("ignore:Setting the dtype on a NumPy array:DeprecationWarning")
+@pytest.mark.parametrize("dtype", OTHERS, ids=lambda dtype: dtype.name)
+@pytest.mark.parametrize("form", ["typed", "content"])
+def test_every_type_round_trips_as_typed_field_and_as_tensor_content(
+    server: ServerUnderTest, dtype: ElementType, form: str
+) -> None:
+    check_round_trip(server, dtype, form)
+
+
+@pytest.mark.tensorflow_only("ONNX Runtime has no complex numbers")
+@pytest.mark.parametrize("dtype", COMPLEX, ids=lambda dtype: dtype.name)
+@pytest.mark.parametrize("form", ["typed", "content"])
+def test_complex_numbers_round_trip(server: ServerUnderTest, dtype: ElementType, form: str) -> None:
+    check_round_trip(server, dtype, form)
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (3,), (3, 1), (2, 2), (0, 4)])
@@ -73,7 +92,7 @@ def test_shapes_of_a_signature_are_not_enforced(
 
 
 def test_last_value_repeats_for_missing_elements(server: ServerUnderTest) -> None:
-    request = predict_request("types", "float32", x=np.zeros((2, 3), np.float32))
+    request = predict_request(server.model("types/float32"), "float32", x=np.zeros((2, 3), np.float32))
     del request.inputs["x"].float_val[:]
     request.inputs["x"].ClearField("tensor_content")
     request.inputs["x"].float_val.extend([7.0, 1.0])
@@ -87,7 +106,8 @@ def test_scalar_and_empty_tensor_round_trip(server: ServerUnderTest) -> None:
         ("float32", np.zeros((0, 4), np.float32)),
         ("string", np.array(b"text", object)),
     ]:
-        answer = server.predictions.Predict(predict_request("types", signature, x=value), timeout=30).outputs["y"]
+        request = predict_request(server.model(f"types/{signature}"), signature, x=value)
+        answer = server.predictions.Predict(request, timeout=30).outputs["y"]
         np.testing.assert_array_equal(to_numpy(answer), value)
         assert answer.HasField("tensor_shape")
 
@@ -218,6 +238,7 @@ def spec(signature: str) -> messages.ModelSpec:
     return messages.ModelSpec(name="half_plus_two", signature_name=signature)
 
 
+@pytest.mark.tensorflow_only("a graph of ONNX cannot parse a tf.Example")
 def test_classify_and_regress_return_results_per_example(server: ServerUnderTest) -> None:
     request = messages.ClassificationRequest(model_spec=spec("classify"), input=examples(1, 2))
     response = server.predictions.Classify(request, timeout=30)
@@ -229,6 +250,7 @@ def test_classify_and_regress_return_results_per_example(server: ServerUnderTest
     assert [one.value for one in response.result.regressions] == [2.5, 3.0]
 
 
+@pytest.mark.tensorflow_only("a graph of ONNX cannot parse a tf.Example")
 def test_method_names_are_not_checked(server: ServerUnderTest) -> None:
     """As in TensorFlow Serving by default: TensorFlow 2 gives every signature the method of Predict."""
     odd = predict_request("half_plus_two", "odd_method", x=[1.0])
@@ -245,6 +267,7 @@ def test_method_names_are_not_checked(server: ServerUnderTest) -> None:
     assert classification.classification_result.classifications[0].classes[0].score == 2.5
 
 
+@pytest.mark.tensorflow_only("a graph of ONNX cannot parse a tf.Example")
 def test_context_is_added_to_every_example(server: ServerUnderTest) -> None:
     given = messages.Input()
     given.example_list_with_context.context.CopyFrom(examples(6).example_list.examples[0])
@@ -253,6 +276,7 @@ def test_context_is_added_to_every_example(server: ServerUnderTest) -> None:
     assert server.predictions.Regress(request, timeout=30).result.regressions[0].value == 5.0
 
 
+@pytest.mark.tensorflow_only("a graph of ONNX cannot parse a tf.Example")
 @pytest.mark.parametrize(
     ("signature", "given", "message"),
     [
@@ -276,6 +300,7 @@ def task(signature: str, method: str, model: str = "half_plus_two") -> messages.
     )
 
 
+@pytest.mark.tensorflow_only("a graph of ONNX cannot parse a tf.Example")
 def test_multi_inference_runs_every_task(server: ServerUnderTest) -> None:
     request = messages.MultiInferenceRequest(
         tasks=[task("tensorflow/serving/regress", "regress"), task("classify", "classify")], input=examples(1)
@@ -286,6 +311,7 @@ def test_multi_inference_runs_every_task(server: ServerUnderTest) -> None:
     assert classification.model_spec.signature_name == "classify"
 
 
+@pytest.mark.tensorflow_only("a graph of ONNX cannot parse a tf.Example")
 @pytest.mark.parametrize(
     ("tasks", "code", "message"),
     [
@@ -367,7 +393,7 @@ def test_slow_calls_do_not_block_fast_calls(server: ServerUnderTest) -> None:
 def test_calls_that_end_early_do_not_block_the_next(server: ServerUnderTest) -> None:
     """A deadline, a cancellation, no message at all: the server takes the next call."""
     predict: Any = server.predictions.Predict
-    slow_request = predict_request("slow", n=np.array(3000))
+    slow_request = predict_request("slow", n=np.array(1_000_000))
     assert grpc_error(predict, slow_request, timeout_s=0.05)[0] == "DEADLINE_EXCEEDED"
     predict.future(slow_request).cancel()
     without_message: Any = server.channel.stream_unary("/tensorflow.serving.PredictionService/Predict")
@@ -375,7 +401,7 @@ def test_calls_that_end_early_do_not_block_the_next(server: ServerUnderTest) -> 
     unknown: Any = server.channel.unary_unary("/tensorflow.serving.PredictionService/Forget")
     assert grpc_error(unknown, b"")[0] == "UNIMPLEMENTED"
     large = np.ones(1_000_000, np.float32)
-    answer = predict(predict_request("types", "float32", x=large), timeout=30)
+    answer = predict(predict_request(server.model("types/float32"), "float32", x=large), timeout=30)
     np.testing.assert_array_equal(to_numpy(answer.outputs["y"]), large)
 
 

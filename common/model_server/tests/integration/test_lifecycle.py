@@ -161,13 +161,13 @@ def test_removed_versions_are_unloaded_but_not_on_a_missing_base_path(
         assert (code, message) == ("NOT_FOUND", "Servable not found for request: Latest(removed)")
 
 
-def test_real_command_line_starts(models: Path, tmp_path: Path) -> None:
+def test_real_command_line_starts(converted: Path, tmp_path: Path) -> None:
     """With a configuration file as TensorFlow Serving's guide has it, and flags that have no effect here."""
     file = tmp_path / "models.config"
     file.write_text(f"""
         model_config_list {{
           config {{
-            name: "m" base_path: "{models}/counted" model_type: TENSORFLOW
+            name: "m" base_path: "{converted}/counted" model_type: TENSORFLOW
             logging_config {{ sampling_config {{ sampling_rate: 0.01 }} }}
           }}
         }}""")
@@ -199,13 +199,13 @@ def test_readiness_names_the_model_without_a_version(models: Path, watcher: Serv
     assert watcher.get("/health/ready").status_code == 200
 
 
-def test_ports_open_when_the_first_version_arrives(models: Path, tmp_path: Path) -> None:
+def test_ports_open_when_the_first_version_arrives(converted: Path, tmp_path: Path) -> None:
     base = tmp_path / "m"
     base.mkdir()
     with starting(tmp_path, "--model_name=m", f"--model_base_path={base}", *FAST) as server:
         wait_until(lambda: "no_versions_found" in server.log.read_text())
         assert not server.is_up()
-        add_version(models, base, "counted/1", 1)
+        add_version(converted, base, "counted/1", 1)
         wait_until(server.is_up)
         assert server.terminate() == 0
 
@@ -296,9 +296,9 @@ def test_sigterm_completes_requests_in_flight(models: Path, tmp_path: Path) -> N
             assert over_rest.result().status_code == 200
 
 
-def test_drain_delay_keeps_the_ports_open_but_not_ready(models: Path, tmp_path: Path) -> None:
+def test_drain_delay_keeps_the_ports_open_but_not_ready(converted: Path, tmp_path: Path) -> None:
     # Nothing here waits that long: the second signal ends the delay.
-    flags = ("--model_name=counted", f"--model_base_path={models}/counted")
+    flags = ("--model_name=counted", f"--model_base_path={converted}/counted")
     with running(tmp_path, *flags, DRAIN_DELAY_S="3600") as server:
         health: Any = HealthStub(server.channel)
         assert health.Check(HealthCheckRequest(), timeout=30).status == HealthCheckResponse.SERVING
@@ -328,13 +328,13 @@ def cpu_ticks(server: ServerUnderTest) -> int:
     return int(fields[11])
 
 
-def test_batching_joins_waiting_requests(models: Path, tmp_path: Path) -> None:
+def test_batching_joins_waiting_requests(converted: Path, tmp_path: Path) -> None:
     file = tmp_path / "batching.config"
     file.write_text(
         "max_batch_size { value: 8 } batch_timeout_micros { value: 60000000 } "
         "max_enqueued_batches { value: 2 } num_batch_threads { value: 1 } allowed_batch_sizes: [4, 8]"
     )
-    flags = ["--model_name=m", f"--model_base_path={models}/half_plus_two"]
+    flags = ["--model_name=m", f"--model_base_path={converted}/half_plus_two"]
     with running(tmp_path, *flags, "--enable_batching", f"--batching_parameters_file={file}") as server:
 
         def call(value: float) -> list[float]:
@@ -397,7 +397,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 @pytest.fixture(scope="module")
 def tls_server(
-    models: Path, tmp_path_factory: pytest.TempPathFactory, certificate: tuple[Path, Path]
+    converted: Path, tmp_path_factory: pytest.TempPathFactory, certificate: tuple[Path, Path]
 ) -> Iterator[ServerUnderTest]:
     """TLS on the gRPC port, a UNIX socket, channel arguments, and a timeout of 200 ms over REST."""
     folder = tmp_path_factory.mktemp("tls_server")
@@ -405,7 +405,7 @@ def tls_server(
     key, crt = (path.read_text().replace("\n", "\\n") for path in certificate)
     ssl.write_text(f'server_key: "{key}" server_cert: "{crt}" client_verify: false')
     models_config.write_text(
-        config(half_plus_two=f'base_path: "{models}/half_plus_two"', slow=f'base_path: "{models}/slow"')
+        config(half_plus_two=f'base_path: "{converted}/half_plus_two"', slow=f'base_path: "{converted}/slow"')
     )
     flags = [f"--ssl_config_file={ssl}", f"--grpc_socket_path={folder}/socket", "--grpc_channel_arguments=a=1,b=c"]
     with running(folder, f"--model_config_file={models_config}", "--rest_api_timeout_in_ms=200", *flags) as server:
