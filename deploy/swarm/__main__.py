@@ -416,13 +416,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = parser_of_patterns(__doc__, LOADS)
     parser.add_argument("--output", type=Path, default=ROOT / "prove-results", help="folder for the results")
     options = parsed(parser, argv, LOADS)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # in both cases, the stack is removed
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     with swarm() as reason:
         if reason:
             say(f"SKIPPED: {reason}")
             return 0
-        rows = [measure(PATTERNS[number], LOADS[number]) for number in options.patterns]
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.default_int_handler)  # after either, the stack is removed
+        rows = [measure(PATTERNS[each], LOADS[each]) for each in options.patterns]
         write(options.output / "swarm.json", rows, len(nodes()))
     for row in rows:
         for failure in row.failures:
