@@ -6,6 +6,7 @@ import base64
 import json
 import math
 import re
+import secrets
 from itertools import chain
 from typing import TYPE_CHECKING, Any, cast
 
@@ -504,7 +505,12 @@ def dumps(document: JsonValue, options: int = 0) -> bytes:
         return text
     # orjson writes NaN and Infinity as null. Only then, replace them by marked strings and strip the quotes afterwards.
     marked = orjson.dumps(_mark_non_finite(document), option=options)
-    return re.sub(rb'"\\u0000(NaN|-?Infinity)"', rb"\1", marked)
+    return _MARKED.sub(rb"\1", marked)
+
+
+# Random, so that no string of a request or a model is taken for one.
+_MARK = secrets.token_hex(8)
+_MARKED = re.compile(f'"{_MARK}(NaN|-?Infinity)"'.encode())
 
 
 def _mark_non_finite(value: JsonValue) -> JsonValue:
@@ -516,9 +522,9 @@ def _mark_non_finite(value: JsonValue) -> JsonValue:
         return [_mark_non_finite(element) for element in value]
     if isinstance(value, (float, np.floating)):
         if np.isnan(value):
-            return "\0NaN"
+            return f"{_MARK}NaN"
         if np.isinf(value):
-            return "\0Infinity" if value > 0 else "\0-Infinity"
+            return f"{_MARK}Infinity" if value > 0 else f"{_MARK}-Infinity"
         # The digits of the original type: 0.1 for float32, not the 0.10000000149 of its value in double precision.
         return float(str(value))
     return value.item() if isinstance(value, np.generic) else value

@@ -256,8 +256,11 @@ def test_requested_outputs_in_their_order_and_id_and_unknown_parameters(v2: Serv
 
 def test_nan_scalar_and_empty_tensors(v2: ServerUnderTest) -> None:
     path = "/v2/models/half_plus_three/infer"
-    text = '{"inputs": [{"name": "x", "shape": [2], "datatype": "FP32", "data": [NaN, -Infinity]}]}'
-    assert v2.post(path, data=text).text.endswith('"data":[NaN,-Infinity]}]}')
+    # Only numbers are written without quotes.
+    text = '{"id": "\\u0000NaN", "inputs": [{"name": "x", "shape": [2], "datatype": "FP32", "data": [NaN, -Infinity]}]}'
+    answer = v2.post(path, data=text)
+    assert answer.text.endswith('"data":[NaN,-Infinity]}]}')
+    assert answer.json()["id"] == "\0NaN"
     for shape, data in (([], [2]), ([0, 3], []), ([1, 1], [2])):
         document = v2.post(path, {"inputs": [fp32(shape=shape, data=data)]}).json()
         assert (document["outputs"][0]["shape"], document["outputs"][0]["data"]) == (shape, [4.0] * len(data))
