@@ -19,6 +19,7 @@ from src.services.app import create_app as create_service
 
 from serving_common.batching import MicroBatcher
 from serving_common.errors import StartupError
+from serving_common.onnx import FloatArray
 
 INPUTS = """
 [[inputs]]
@@ -203,6 +204,20 @@ async def test_number_that_is_not_finite_is_the_services_error_with_the_row(tmp_
 
     assert response.status_code == 503
     assert response.json()["errors"] == [{"row": 1, "field": "prediction", "reason": "is not a finite number"}]
+
+
+async def test_model_that_fails_on_a_row_is_unavailable(tmp_path):
+    def fails(_: object) -> FloatArray:
+        raise RuntimeError("unknown category\nwith a trace")
+
+    async with direct_service(tmp_path, "area") as client:
+        state = client._transport.app.state  # type: ignore[attr-defined]
+        async with MicroBatcher(fails) as batcher:
+            state.predictor = type(state.predictor)(state.predictor.model, batcher)
+            response = await client.post("/predict", json=ROW)
+
+    assert response.status_code == 503
+    assert response.json()["detail"] == "The model failed on these rows: unknown category"
 
 
 async def test_card_of_another_model_stops_the_start(tmp_path):

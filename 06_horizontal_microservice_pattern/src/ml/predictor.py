@@ -4,12 +4,15 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
 import numpy as np
+import structlog
 
 from serving_common.batching import MicroBatcher
 from serving_common.cards import Card, Row, Task
-from serving_common.errors import FieldError, Unavailable
+from serving_common.errors import FieldError, ServingError, Unavailable
 from serving_common.tabular import TabularModel, require_finite
 from src.models import ROUNDING
+
+log = structlog.get_logger()
 
 
 class Predictor:
@@ -26,10 +29,17 @@ class Predictor:
 
         Raises:
             serving_common.errors.Overloaded: too many requests are waiting.
-            serving_common.errors.Unavailable: a number is not finite, or for one-vs-rest no probability; or the
-                numbers are not wanted.
+            serving_common.errors.Unavailable: the model fails on these rows, or gives a number that is not finite, or
+                for one-vs-rest no probability; or the numbers are not wanted.
         """
-        numbers = await self._batcher.predict(self.model.encode(rows), is_wanted)
+        try:
+            numbers = await self._batcher.predict(self.model.encode(rows), is_wanted)
+        except ServingError:
+            raise
+        except Exception as exc:
+            # What a model cannot take is in no card, such as a category that it has not seen.
+            log.warning("model_failed", reason=str(exc))
+            raise Unavailable(f"The model failed on these rows: {str(exc).splitlines()[0][:200]}") from exc
         if not self._gives_probabilities:
             require_finite(numbers)
             return numbers.tolist()  # type: ignore[no-any-return]  # numpy's stubs say Any

@@ -1,9 +1,9 @@
 """The pattern: send one request to all services at once, collect their responses, let the most confident one decide.
 
            fan_out                           decide
-           ┌─► setosa     ─► [0.98, 0.02] ─┐
-a row    ──┼─► versicolor ─► [0.01, 0.99] ─┼─► all three responses, or the label with the highest first number
-           └─► virginica  ─► [0.01, 0.99] ─┘
+           ┌─► service a ─► [0.98, 0.02] ─┐
+a row    ──┼─► service b ─► [0.01, 0.99] ─┼─► all three responses, or the label with the highest first number
+           └─► service c ─► [0.01, 0.99] ─┘
 """
 
 import asyncio
