@@ -20,7 +20,7 @@ def read_card(settings: DatabaseSettings) -> Card:
 
 
 def read_labels(label_filepath: Path) -> list[str]:
-    """Class names, in a file that has them by index: `{"0": "setosa", …}`.
+    """Class names, in a file that has them by index: `{"0": "no", "1": "yes"}`.
 
     Raises:
         StartupError: the file is missing or is not such a mapping.
