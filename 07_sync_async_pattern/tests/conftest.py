@@ -21,7 +21,7 @@ def anyio_backend() -> str:
 
 
 @pytest.fixture(scope="session")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def models() -> Path:
     """A folder with mobilenet_v2.onnx, imagenet_labels.json, sample.jpg and their manifest.
 
     With a model zoo, the weights are from there; else this is models/artifacts, built if necessary: with pretrained
@@ -31,7 +31,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     weights: list[str] = []
     zoo = MODEL_ZOO / "mobilenet_v2.onnx"
     if zoo.exists():
-        folder = tmp_path_factory.mktemp("models")
+        # Kept for the other processes of `make test`, and for its next run.
+        folder = ROOT / ".run/tests/zoo"
         weights = ["--weights-file", f"mobilenet_v2={zoo}"]
     subprocess.run(
         [sys.executable, "-m", "models.build", "--only", "mobilenet_v2", "--output", folder, *weights],
