@@ -232,9 +232,15 @@ def test_api_key_is_required_for_data_only(database, settings):
 
 def metrics_with(api: httpx.Client, line: str) -> dict[str, float]:
     """The series without labels of the first page that has this line."""
-    pages = [""]
-    wait_until(lambda: f"\n{line}\n" in (pages.append(api.get("/metrics").text) or pages[-1]))
-    series = re.findall(r"^(\w+) (\S+)$", pages[-1], re.MULTILINE)
+    page = ""
+
+    def has_line() -> bool:
+        nonlocal page
+        page = api.get("/metrics").text
+        return f"\n{line}\n" in page
+
+    wait_until(has_line)
+    series = re.findall(r"^(\w+) (\S+)$", page, re.MULTILINE)
     return {name: float(value) for name, value in series}
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Self
 
 import numpy as np
@@ -48,9 +49,12 @@ class TabularModel:
 
     def encode(self, rows: Sequence[Row]) -> Batch:
         """Valid rows as the batch that `run` takes."""
+        return np.array(rows, self._dtype)
+
+    @cached_property
+    def _dtype(self) -> Any:
         dtypes = {part.tensor.dtype for part in self.binding.parts}
-        dtype = _DTYPES.get(dtypes.pop(), object) if len(dtypes) == 1 else object
-        return np.array(rows, dtype)
+        return _DTYPES.get(dtypes.pop(), object) if len(dtypes) == 1 else object
 
     def run(self, batch: Batch) -> npt.NDArray[np.float32]:
         """The model's numbers, shape (N, card.width), row by row. Blocks for the duration of the run."""
