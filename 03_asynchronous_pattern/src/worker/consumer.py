@@ -14,9 +14,11 @@ from serving_common.queue.types import Job, JobId
 from serving_common.queue.worker import Worker
 from src.jobs import Answers, Rows, fault_of, in_batches, read_rows, result_of
 from src.metrics import BATCH_JOBS, PROCESSING_TIME
-from src.tf_serving import InferenceFailed, ModelCrashed
+from src.tf_serving import InferenceFailed, ModelCrashed, ModelUnavailable
 
 log = structlog.get_logger()
+
+PROBE_WITHIN_S = 1
 
 
 class Model(Protocol):
@@ -52,6 +54,10 @@ async def process(worker: Worker, model: Model, card: Card, adapter: TypeAdapter
 async def _predict(worker: Worker, model: Model, card: Card, batch: Sequence[tuple[Job, Rows]]) -> None:
     started = time.perf_counter()
     jobs = [job for job, _ in batch]
+    # A connection may look healthy for a moment after the server's death. A job that is suspected already must not be
+    # blamed for the same death again, so the server has to answer something else first.
+    if jobs[0].is_suspect and (reason := await model.why_unavailable(PROBE_WITHIN_S)):
+        raise ModelUnavailable(reason)
     try:
         answers = await model.predict([row for _, rows in batch for row in rows])
     except InferenceFailed as exc:

@@ -14,9 +14,13 @@ from prometheus_client import REGISTRY, generate_latest
 from src import jobs
 from src.configurations import WorkerSettings
 from src.constants import TIMEOUT_ERROR
+from src.jobs import rows_adapter
+from src.tf_serving import ModelCrashed, ModelUnavailable
+from src.worker.consumer import process
 from src.worker.main import create_app
 
 from serving_common.queue.types import POISON, JobStatus, Priority
+from serving_common.queue.worker import Worker
 from serving_testing.processes import Process, answers, free_port, running, wait_until
 from serving_testing.promtool import naming_problems, needs_promtool, undocumented
 from tests.conftest import PATTERN
@@ -186,6 +190,38 @@ async def test_a_job_that_kills_model_servers_three_times_fails_as_poison(queue,
             assert (await wait_for_end(queue, good)).status is JobStatus.COMPLETED
 
     assert (failed.status, failed.error, kills) == (JobStatus.FAILED, POISON, 3)
+
+
+class Gone:
+    """A model server that has died, over a connection that does not show it yet."""
+
+    async def connect(self) -> None:
+        pass
+
+    async def why_unavailable(self, within_s: float) -> str | None:
+        return "TensorFlow Serving: Socket closed"
+
+    async def why_mismatch(self, within_s: float) -> str | None:
+        return None
+
+    async def predict(self, rows):
+        raise ModelCrashed("gone")
+
+
+async def test_a_death_is_counted_once_for_a_job(redis, queue, settings):
+    """By the worker that had it in flight, not by those whose connections break a moment later."""
+    settings = settings()
+    worker = Worker(redis, settings.keys)
+    [job_id] = await submit(queue, GOOD_ROWS)
+    adapter = rows_adapter(settings.card)
+    for expected in (ModelCrashed, ModelUnavailable, ModelUnavailable, ModelUnavailable):
+        jobs = await worker.claim(1)
+        with pytest.raises(ModelUnavailable) as raised:
+            await process(worker, Gone(), settings.card, adapter, jobs)
+        assert raised.type is expected
+        await worker.requeue([job for job in jobs if worker.holds(job)])
+    assert (await queue.get(job_id)).status is JobStatus.PENDING
+    assert await redis.hget(f"{settings.keys.queue}:meta:{job_id}", "deaths") == b"1"
 
 
 async def test_malformed_data_fails_only_its_own_job(redis, queue, settings):

@@ -103,7 +103,8 @@ function commands.heartbeat(worker, seconds)
   if not call('LPOS', WORKERS, worker) then call('LPUSH', WORKERS, worker) end
 end
 
--- Returns whether it stopped at MAX_REMOVALS, so that jobs may follow, and id and data of each job in turn.
+-- Returns what is taken (1: nothing yet, because it stopped at MAX_REMOVALS, and jobs may follow; 2: a quarantined job),
+-- and id and data of each job in turn.
 function commands.claim(worker, heartbeat_s, limit, reserved, overdue_s)
   commands.heartbeat(worker, heartbeat_s)
   local claims, taken, is_full, removed = processing(worker), {}, false, 0
@@ -139,7 +140,7 @@ function commands.claim(worker, heartbeat_s, limit, reserved, overdue_s)
     take(QUARANTINE, 1)
     if #taken > 0 then
       call('SET', QUARANTINED_IN_FLIGHT, taken[1], 'EX', TTL)
-      return {0, taken}
+      return {2, taken}
     end
   end
 

@@ -50,6 +50,8 @@ class Job:
 
     id: JobId
     data: bytes
+    is_suspect: bool = False
+    """Whether it comes from quarantine: it was in flight when a worker or the model server died."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -85,10 +85,11 @@ class Worker:
         reserved = limit // NORMAL_SHARE or int(next(self._claim_numbers) % NORMAL_SHARE == 0)
         arguments = (self.id, self._heartbeat_s, limit, reserved, self._overdue_s)
         taken: list[bytes] = []
-        may_have_more = True
-        while may_have_more and not taken:  # each call removes a limited number of expired jobs
-            may_have_more, taken = await self._commands.run("claim", *arguments)
-        jobs = [Job(JobId(job_id.decode()), data) for job_id, data in zip(taken[::2], taken[1::2], strict=True)]
+        what = 1
+        while what == 1 and not taken:  # each call removes a limited number of expired jobs
+            what, taken = await self._commands.run("claim", *arguments)
+        pairs = zip(taken[::2], taken[1::2], strict=True)
+        jobs = [Job(JobId(job_id.decode()), data, is_suspect=what == 2) for job_id, data in pairs]
         self._in_flight.update((job.id, job) for job in jobs)
         return jobs
 

@@ -471,9 +471,13 @@ class TestFailures:
 
     async def test_a_job_that_kills_the_model_server_three_times_fails_as_poison(self, queue, worker):
         (job_id,) = await enqueue(queue, "1")
+        suspected = []
         for _ in range(3):
-            await worker.quarantine(await worker.claim(1))
+            [job] = await worker.claim(1)
+            suspected.append(job.is_suspect)
+            await worker.quarantine([job])
 
+        assert suspected == [False, True, True]
         assert (await queue.get(job_id)).error == POISON
 
     async def test_deregister_requeues_claims_without_using_up_a_try(self, redis, queue, worker):
