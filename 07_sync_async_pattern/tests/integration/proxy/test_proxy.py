@@ -28,6 +28,7 @@ from src.proxy.app import create_app
 from src.proxy.metrics import STAGE_TIME
 
 from serving_common.errors import StartupError
+from serving_common.queue import metrics as queue_metrics
 from serving_common.queue.types import JobId
 from serving_common.queue.worker import Worker
 from serving_testing.processes import free_port
@@ -191,8 +192,9 @@ def connections(listening: socket.socket) -> int:
     raise AssertionError
 
 
-async def test_circuit_breaker_lets_one_request_wait_for_silent_redis(settings, photo):
+async def test_circuit_breaker_lets_one_request_wait_for_silent_redis(settings, photo, monkeypatch):
     """Redis accepts connections and never replies, as a hung host does."""
+    monkeypatch.setattr(queue_metrics, "watch", lambda _: asyncio.Event().wait())  # asks Redis, too, time and again
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.setblocking(False)
         async with proxy(settings(redis_port=server.getsockname()[1], job_timeout_s=0.1)) as client:
