@@ -9,8 +9,8 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
-from client.grpc_client import GrpcClient
 
+from client.grpc_client import GrpcClient
 from serving_testing.processes import free_port
 from tests.conftest import IRIS_LABELS, IRIS_ROWS, PATTERN, wait_until_served
 

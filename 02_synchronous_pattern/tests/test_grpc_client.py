@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 import grpc
 import pytest
+
 from client import grpc_client
 from client.grpc_client import GrpcClient
 from client.iris import CLASSES, PredictionError
-
 from serving_testing.processes import free_port
 from tests.conftest import IRIS_LABELS, IRIS_ROWS, PATTERN, IrisServer
 from tfserving_protos import messages, services

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import onnxruntime
 import tensorflow as tf
-from build_model import train
 from sklearn.datasets import load_iris
 
+from build_model import train
 from tests.conftest import IRIS_ROWS, IrisBuild
 
 

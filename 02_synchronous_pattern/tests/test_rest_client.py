@@ -7,10 +7,10 @@ import json
 import threading
 
 import pytest
+
 from client import rest_client
 from client.iris import PredictionError
 from client.rest_client import RestClient
-
 from serving_testing.processes import free_port
 from tests.conftest import IRIS_LABELS, IRIS_ROWS, IrisServer
 

@@ -3,12 +3,11 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from serving_common.service import serve
+from serving_common.settings import load
 from src.configurations import TfServingSettings, WorkerSettings
 from src.jobs import Rows
 from src.worker.main import create_app
-
-from serving_common.service import serve
-from serving_common.settings import load
 
 
 class ConstantModel:

@@ -16,6 +16,10 @@ import pytest
 import structlog
 import uvicorn
 from sqlalchemy import URL, create_engine, make_url, text
+from structlog.testing import capture_logs
+
+from serving_testing.mysql_server import MySqlServer, mysql_binary
+from serving_testing.processes import wait_until
 from src.api.app import create_app
 from src.configurations import ApiSettings, JobSettings
 from src.db import cruds
@@ -24,10 +28,6 @@ from src.db.schemas import StoredItem
 from src.ml.metadata import read_card
 from src.ml.prediction import BatchPredictor
 from src.task import job
-from structlog.testing import capture_logs
-
-from serving_testing.mysql_server import MySqlServer, mysql_binary
-from serving_testing.processes import wait_until
 from tests.processes import PATTERN, BatchSystem
 
 ROOT = PATTERN.parent

@@ -1,12 +1,11 @@
 """The proxy with sequential calls, the baseline of `make bench PATTERNS=06`: `python -m tests.sequential_proxy`."""
 
+from serving_common.service import serve
+from serving_common.settings import load
 from src.configurations import ProxySettings
 from src.proxy.app import create_app
 from src.proxy.backends import BackendRequest, Backends, RequestContext
 from src.proxy.fan_out import Results, T
-
-from serving_common.service import serve
-from serving_common.settings import load
 
 
 async def call_in_turn(backends: Backends, request: BackendRequest[T], context: RequestContext) -> Results[T]:

@@ -1,8 +1,8 @@
 import pytest
 from pydantic import ValidationError
-from src.configurations import ProxySettings
 
 from serving_common.settings import load
+from src.configurations import ProxySettings
 
 
 def read(monkeypatch, **variables: str) -> ProxySettings:

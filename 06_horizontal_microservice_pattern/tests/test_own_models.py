@@ -13,13 +13,13 @@ import onnx
 import pytest
 import uvicorn
 from onnx import TensorProto, helper, numpy_helper
-from src.configurations import ProxySettings, ServiceSettings
-from src.proxy.app import create_app as create_proxy
-from src.services.app import create_app as create_service
 
 from serving_common.batching import MicroBatcher
 from serving_common.errors import StartupError
 from serving_common.onnx import FloatArray
+from src.configurations import ProxySettings, ServiceSettings
+from src.proxy.app import create_app as create_proxy
+from src.services.app import create_app as create_service
 
 INPUTS = """
 [[inputs]]

@@ -4,11 +4,11 @@ import asyncio
 from dataclasses import dataclass
 
 import pytest
-from src.worker.dead_letters import main
 
 from serving_common.queue.types import JobKeys
 from serving_common.queue.worker import Worker
 from serving_testing.processes import free_port, running
+from src.worker.dead_letters import main
 from tests.conftest import PATTERN
 
 

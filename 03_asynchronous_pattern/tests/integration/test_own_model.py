@@ -6,13 +6,13 @@ from contextlib import ExitStack, asynccontextmanager
 
 import httpx
 import pytest
-from src.configurations import ProxySettings, WorkerSettings
-from src.proxy.app import create_app as create_proxy
-from src.worker.main import create_app as create_worker
 
 from serving_common.errors import StartupError
 from serving_testing.own_model import CARD, REGRESSION, value_of, write_model
 from serving_testing.processes import free_port, running
+from src.configurations import ProxySettings, WorkerSettings
+from src.proxy.app import create_app as create_proxy
+from src.worker.main import create_app as create_worker
 
 ROWS = [[30, "north", 3100.5, True], [18, "south", None, False], [2**40, "north", -1.0, False]]
 NAMED = {"is_new": False, "income": None, "region": "south", "age": 18}

@@ -12,16 +12,16 @@ import pytest
 import structlog
 from fastapi import Request
 from prometheus_client import generate_latest
-from src.configurations import ProxySettings, WorkerSettings
-from src.constants import HEALTH_WITHIN_S
-from src.proxy.app import create_app
-from src.proxy.rate_limit import client_of
-from src.worker.main import create_app as create_worker
 
 from serving_common.queue.types import JobKeys
 from serving_common.queue.worker import Worker
 from serving_testing.processes import free_port, running, wait_until
 from serving_testing.promtool import naming_problems, needs_promtool, undocumented
+from src.configurations import ProxySettings, WorkerSettings
+from src.constants import HEALTH_WITHIN_S
+from src.proxy.app import create_app
+from src.proxy.rate_limit import client_of
+from src.worker.main import create_app as create_worker
 from tests.conftest import PATTERN, SAMPLE
 
 

@@ -11,6 +11,11 @@ import orjson
 import pytest
 import structlog
 from prometheus_client import REGISTRY, generate_latest
+
+from serving_common.queue.types import POISON, JobStatus, Priority
+from serving_common.queue.worker import Worker
+from serving_testing.processes import Process, answers, free_port, running, wait_until
+from serving_testing.promtool import naming_problems, needs_promtool, undocumented
 from src import jobs
 from src.configurations import WorkerSettings
 from src.constants import TIMEOUT_ERROR
@@ -18,11 +23,6 @@ from src.jobs import rows_adapter
 from src.tf_serving import ModelCrashed, ModelUnavailable
 from src.worker.consumer import process
 from src.worker.main import create_app
-
-from serving_common.queue.types import POISON, JobStatus, Priority
-from serving_common.queue.worker import Worker
-from serving_testing.processes import Process, answers, free_port, running, wait_until
-from serving_testing.promtool import naming_problems, needs_promtool, undocumented
 from tests.conftest import PATTERN
 from tests.integration.model import BAD
 from tfserving_protos import channels

@@ -1,7 +1,7 @@
 import pytest
-from src.configurations import ProxySettings, WorkerSettings
 
 from serving_common.settings import load
+from src.configurations import ProxySettings, WorkerSettings
 
 
 def test_the_specified_variables_are_read(monkeypatch):

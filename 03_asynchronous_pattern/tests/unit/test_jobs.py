@@ -5,11 +5,11 @@ import math
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from src import jobs
-from src.constants import MAX_ROWS
 
 from serving_common.cards import Output, Task, default_card
 from serving_common.queue.types import Job, JobId, JobState, JobStatus
+from src import jobs
+from src.constants import MAX_ROWS
 
 CARD = default_card()
 ONE = [0.1, 0.7, 0.2]

@@ -11,14 +11,14 @@ import httpx
 import pytest
 from pydantic import SecretStr
 from sqlalchemy import text
-from src.api import metrics
-from src.constants import INSERT_PAGE_ROWS, READ_PAGE_ROWS
-from src.db import cruds
-from src.db.database import open_database
 
 from serving_common.tasks import cancel_and_wait
 from serving_testing.processes import free_port, wait_until
 from serving_testing.promtool import naming_problems, needs_promtool, undocumented
+from src.api import metrics
+from src.constants import INSERT_PAGE_ROWS, READ_PAGE_ROWS
+from src.db import cruds
+from src.db.database import open_database
 from tests.conftest import ROW, register_rows, serving, settings_of, write
 from tests.processes import peak_memory_mb
 

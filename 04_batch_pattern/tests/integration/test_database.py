@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import event, text
+
+from serving_common.errors import StartupError
 from src.configurations import ApiSettings
 from src.constants import INSERT_PAGE_ROWS
 from src.db import cruds, migrate
 from src.db.database import open_database, open_for_probes
 from src.db.failures import TransactionConflict
-
-from serving_common.errors import StartupError
 from tests.conftest import ROW, read, register_rows, write
 
 PREDICTION = '{"0": 0.9, "1": 0.06, "2": 0.04}'

@@ -15,12 +15,12 @@ from typing import Any
 
 import pytest
 from sqlalchemy import create_engine, make_url, text
-from src.db import cruds
-from src.db.database import open_database
 
 from serving_common.errors import StartupError
 from serving_testing.mysql_server import MySqlServer, mysql_binary
 from serving_testing.processes import wait_until
+from src.db import cruds
+from src.db.database import open_database
 from tests.conftest import (
     ROOT,
     ROW,

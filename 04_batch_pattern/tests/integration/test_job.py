@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import select, text
-from src.constants import IDEMPOTENCY_KEY_LIFETIME
-from src.db import cruds
-from src.db.models import BatchRun, IdempotencyKey
 
 from serving_testing.processes import wait_until
 from serving_testing.promtool import naming_problems, needs_promtool, undocumented
+from src.constants import IDEMPOTENCY_KEY_LIFETIME
+from src.db import cruds
+from src.db.models import BatchRun, IdempotencyKey
 from tests.conftest import ROW, count, environment_of, read, register_rows, write
 from tests.processes import BatchSystem, peak_memory_mb
 

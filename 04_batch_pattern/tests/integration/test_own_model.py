@@ -6,14 +6,14 @@ import threading
 
 import pytest
 from sqlalchemy import text
+
+from serving_common.errors import StartupError
+from serving_testing.own_model import CARD, REGRESSION, value_of, write_model
 from src.configurations import JobSettings
 from src.db import cruds
 from src.ml.metadata import read_card, read_metadata
 from src.ml.prediction import BatchPredictor
 from src.task import job
-
-from serving_common.errors import StartupError
-from serving_testing.own_model import CARD, REGRESSION, value_of, write_model
 from tests.conftest import environment_of, read, serving, write
 from tests.processes import BatchSystem
 

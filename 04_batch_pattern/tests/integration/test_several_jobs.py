@@ -5,11 +5,11 @@ from collections import Counter
 
 import pytest
 from sqlalchemy import func, select, text
+
+from serving_testing.processes import wait_until
 from src.configurations import ApiSettings
 from src.db import cruds
 from src.db.database import SCHEMA_LOCK, Database, open_database
-
-from serving_testing.processes import wait_until
 from tests.conftest import ROW, count, empty_database, environment_of, private_url, register_rows
 from tests.processes import BatchSystem
 

@@ -5,11 +5,11 @@ import subprocess
 
 import pytest
 from sqlalchemy import text
-from src.configurations import ApiSettings
-from src.db.database import open_database
 
 from serving_common.errors import StartupError
 from serving_testing.mysql_server import MySqlServer, mysql_binary
+from src.configurations import ApiSettings
+from src.db.database import open_database
 from tests.conftest import empty_database, private_url
 
 

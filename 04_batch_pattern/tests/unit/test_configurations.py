@@ -5,10 +5,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 from sqlalchemy import make_url
-from src.configurations import ApiSettings, JobSettings
-from src.db.tls import SslMode, Tls
 
 from serving_common.settings import load
+from src.configurations import ApiSettings, JobSettings
+from src.db.tls import SslMode, Tls
 
 
 @given(st.text(st.characters(codec="utf-8"), min_size=1))

@@ -2,11 +2,11 @@ import shutil
 from pathlib import Path
 
 import pytest
-from src.ml.metadata import read_labels, read_metadata
-from src.ml.prediction import BatchPredictor
 
 from serving_common.cards import Card, default_card
 from serving_common.errors import StartupError
+from src.ml.metadata import read_labels, read_metadata
+from src.ml.prediction import BatchPredictor
 
 
 def card_of(models: Path, file: Path | None = None) -> Card:

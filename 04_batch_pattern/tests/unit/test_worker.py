@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from src.db.cruds import ClaimedItem
 from src.task.worker import predict_all
 

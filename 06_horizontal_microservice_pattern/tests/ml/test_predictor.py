@@ -4,9 +4,9 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 from sklearn.datasets import load_iris
-from src.ml.predictor import open_predictor
 
 from serving_common.cards import Card, Task, default_card
+from src.ml.predictor import open_predictor
 from tests.conftest import CLASSES
 
 

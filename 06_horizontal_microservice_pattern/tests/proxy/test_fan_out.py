@@ -3,6 +3,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from src.proxy.backends import Failure
 from src.proxy.fan_out import Results, decide, predict_request
 

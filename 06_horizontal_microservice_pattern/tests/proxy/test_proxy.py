@@ -15,11 +15,11 @@ import httpx
 import orjson
 import pytest
 from prometheus_client import REGISTRY
-from src.configurations import ProxySettings
-from src.proxy.app import create_app
 
 from serving_testing.processes import free_port
 from serving_testing.promtool import naming_problems, needs_promtool, undocumented
+from src.configurations import ProxySettings
+from src.proxy.app import create_app
 
 ONE_ROW = {"data": [[5.1, 3.5, 1.4, 0.2]]}
 PREDICTED = '{"prediction":[0.75,0.25]}'

@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 import uvicorn
 from fastapi import FastAPI
-from src.configurations import ServiceSettings
-from src.ml.predictor import Predictor
-from src.services.app import create_app
 
 from serving_common.batching import MicroBatcher
 from serving_common.errors import StartupError
 from serving_common.onnx import FloatArray
 from serving_testing.promtool import naming_problems, needs_promtool
+from src.configurations import ServiceSettings
+from src.ml.predictor import Predictor
+from src.services.app import create_app
 
 SETOSA = [5.1, 3.5, 1.4, 0.2]
 VIRGINICA = [6.3, 3.3, 6.0, 2.5]

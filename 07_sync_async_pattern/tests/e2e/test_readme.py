@@ -7,8 +7,8 @@ import subprocess
 import sys
 
 import pytest
-from src.ml.weights import weights_of
 
+from src.ml.weights import weights_of
 from tests.conftest import PATTERN, ROOT
 from tests.e2e.conftest import running_system
 

@@ -8,11 +8,11 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
+
+from serving_common.errors import StartupError
 from src.ml.classifier import Classifier, probabilities
 from src.ml.preprocessing import ResizeMode, preprocess
 from src.ml.weights import weights_of
-
-from serving_common.errors import StartupError
 from tests.conftest import MODEL_ZOO, ROOT
 
 LABELS = json.loads((ROOT / "models/imagenet_labels.json").read_text())

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from src.ml.preprocessing import BYTES_PER_PIXEL, ResizeMode, preprocess
 
 from serving_common.errors import InvalidInput
+from src.ml.preprocessing import BYTES_PER_PIXEL, ResizeMode, preprocess
 from tests.corpus import CASES
 
 MAX_PIXELS = 50_000_000

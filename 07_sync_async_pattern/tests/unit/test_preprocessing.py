@@ -11,6 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms, ImageOps
+
+from serving_common.errors import InvalidInput
 from src.ml.preprocessing import (
     MAX_SIDE,
     ResizeMode,
@@ -20,8 +22,6 @@ from src.ml.preprocessing import (
     preprocess,
     resize,
 )
-
-from serving_common.errors import InvalidInput
 from tests.images import encode, gif_header, insert_chunk, picture, png_header, webp_header
 
 MAX_PIXELS = 50_000_000

@@ -10,10 +10,10 @@ from typing import Any
 
 import httpx
 import pytest
-from src.configurations import ProxySettings
-from src.proxy.app import create_app
 
 from serving_testing.redis_server import RedisServer
+from src.configurations import ProxySettings
+from src.proxy.app import create_app
 
 MakeSettings = Callable[..., ProxySettings]
 

@@ -9,12 +9,12 @@ from anyio.from_thread import BlockingPortal, start_blocking_portal
 from selenium.webdriver import Chrome
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.wait import WebDriverWait
-from src import jobs
-from src.ml.classifier import ImagePrediction
-from src.proxy.app import create_app
 
 from serving_common.queue.worker import Worker
 from serving_common.redis import RedisSettings, connect
+from src import jobs
+from src.ml.classifier import ImagePrediction
+from src.proxy.app import create_app
 from tests.browser import WITHIN_S, choose, text, wait_for
 from tests.browser import browser as browser
 from tests.images import encode, picture

@@ -19,13 +19,6 @@ import pytest
 import uvicorn
 from PIL import Image
 from prometheus_client import generate_latest
-from src import jobs
-from src.configurations import ProxySettings, WorkerSettings
-from src.jobs import store
-from src.ml.classifier import Classifier, ImagePrediction
-from src.ml.preprocessing import preprocess
-from src.proxy.app import create_app
-from src.proxy.metrics import STAGE_TIME
 
 from serving_common.errors import StartupError
 from serving_common.queue import metrics as queue_metrics
@@ -33,6 +26,13 @@ from serving_common.queue.types import JobId
 from serving_common.queue.worker import Worker
 from serving_testing.processes import free_port
 from serving_testing.promtool import naming_problems, needs_promtool, undocumented
+from src import jobs
+from src.configurations import ProxySettings, WorkerSettings
+from src.jobs import store
+from src.ml.classifier import Classifier, ImagePrediction
+from src.ml.preprocessing import preprocess
+from src.proxy.app import create_app
+from src.proxy.metrics import STAGE_TIME
 from tests.conftest import PATTERN, ROOT
 from tests.integration.proxy.conftest import body_of, proxy, until
 

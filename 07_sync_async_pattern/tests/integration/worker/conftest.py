@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 from redis.asyncio import Redis
-from src.configurations import WorkerSettings
-from src.jobs import Jobs
-from src.ml.classifier import Classifier
 
 from serving_testing.processes import Process, free_port, running
 from serving_testing.redis_server import RedisServer
+from src.configurations import WorkerSettings
+from src.jobs import Jobs
+from src.ml.classifier import Classifier
 from tests.conftest import PATTERN, ROOT
 from tests.integration.worker.model import write_model
 

@@ -12,12 +12,12 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from redis.asyncio import Redis
-from src.configurations import WorkerSettings
-from src.jobs import Jobs, to_stored
 
 from serving_common.redis import QueueUnavailable
 from serving_testing.fixtures import running_redis
 from serving_testing.processes import Process, answers, free_port, running, wait_until
+from src.configurations import WorkerSettings
+from src.jobs import Jobs, to_stored
 from tests.conftest import PATTERN
 from tests.integration.worker.conftest import children, environment, is_running, kill
 from tests.integration.worker.model import HANGS, image_of, images

@@ -10,15 +10,15 @@ import httpx
 import numpy as np
 import pytest
 from prometheus_client import REGISTRY, generate_latest
+
+from serving_common.errors import StartupError
+from serving_common.queue.types import POISON, JobStatus
+from serving_testing.promtool import naming_problems, needs_promtool, undocumented
 from src.configurations import WorkerSettings
 from src.jobs import to_stored
 from src.ml.classifier import Classifier
 from src.ml.preprocessing import preprocess
 from src.worker.main import create_app
-
-from serving_common.errors import StartupError
-from serving_common.queue.types import POISON, JobStatus
-from serving_testing.promtool import naming_problems, needs_promtool, undocumented
 from tests.integration.worker.conftest import ARTIFACTS, LABELS, children, kill
 from tests.integration.worker.model import FAILS, HANGS, image_of, images
 
