@@ -158,6 +158,7 @@ def requirements(project: dict[str, dict[str, object]]) -> set[str]:
 
 def moved(text: str, source: str, target: str, folder: str, kept: Collection[str]) -> str:
     """The text of a file with its paths as they are now that the pattern's folder is the root."""
+    text = re.sub(rf"(\s)(\./)?{folder}/(?=\s)", r"\1./", text)  # the folder itself, as the target of a COPY
     text = re.sub(rf"(\./)?{folder}/", "", text).replace(f'"{folder}"', '"."')
     is_own = source == f"{folder}/{target}"
     if is_own and target.endswith((".yml", ".yaml")):

@@ -64,7 +64,9 @@ def test_all_that_dockerfiles_and_compose_copy_is_there(repository):
     context = (folder / ".dockerignore").read_text().splitlines()
     for dockerfile in [*folder.glob("Dockerfile*"), *folder.glob("0*/Dockerfile"), folder / "models/Dockerfile"]:
         for line in re.findall(r"^COPY (?!--from)(.*)$", dockerfile.read_text(), re.MULTILINE):
-            for source in [word for word in line.split() if not word.startswith("--")][:-1]:
+            *sources, target = [word for word in line.split() if not word.startswith("--")]
+            assert sources, f"{dockerfile}: nothing is copied to {target}"
+            for source in sources:
                 is_client = source.startswith("02_synchronous_pattern/client")  # 03 builds no image of 02's client
                 assert is_client or list(folder.glob(source.rstrip("/"))), f"{dockerfile}: {source}"
                 top = source.split("/")[0]
