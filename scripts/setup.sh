@@ -77,6 +77,7 @@ models=(-r models/pyproject.toml)
 case $mode in
   run)
     models+=(--group run)
+    set -- common/serving_testing "$@"
     if { any_is synchronous "$@" && needs_saved_model; } || { any_is sync-async "$@" && needs_random_weights; }; then
       models+=(--extra tensorflow)
     fi
