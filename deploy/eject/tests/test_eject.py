@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 
 import pytest
 import yaml
@@ -71,6 +72,9 @@ def test_all_that_dockerfiles_and_compose_copy_is_there(repository):
                 assert is_client or list(folder.glob(source.rstrip("/"))), f"{dockerfile}: {source}"
                 top = source.split("/")[0]
                 assert any(top in line or line in ("!02_*", "!models/*.py") for line in context), f"{source}: ignored"
+    # Images are built where the packages for tests are not: uv cannot read a group that names one.
+    groups = tomllib.loads((folder / "pyproject.toml").read_text())["dependency-groups"]
+    assert not any(str(line).startswith("serving-") for lines in groups.values() for line in lines)
     for service in yaml.safe_load((folder / "docker-compose.yml").read_text())["services"].values():
         if "build" in service:
             assert service["build"]["context"] == "."
