@@ -40,7 +40,7 @@ OF_OTHERS = {
     ),
     "02": ("common/model_server/**",),
 }  # fmt: skip
-# Follows requirements to tests with a tool that stays behind, and starts containers through it.
+# For `make trace` and `make test-compose`, which stay behind.
 LEFT_BEHIND = ("SPECIFICATION.md", "tests/compose.sh")
 LINK = re.compile(r"\[([^]\n]+)\]\((?!https?:|#)([^)\s#]+)(#[^)\s]*)?\)")
 

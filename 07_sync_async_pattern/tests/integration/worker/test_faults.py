@@ -61,22 +61,26 @@ class UnreliableSystem:
                 self.workers = [*self.workers[1:], self.start_worker()]
                 killed["worker"] += 1
             else:
-                killed["process"] += await self._kill_a_process()
+                await self._kill_a_process(redis)
+                killed["process"] += 1
             if number == KILLS // 2:
                 self.redis.kill()
                 await asyncio.to_thread(self.redis.start)
                 killed["redis"] += 1
         return killed
 
-    async def _kill_a_process(self) -> int:
-        for worker in self.workers:
-            for pid in children(worker.popen.pid):
+    async def _kill_a_process(self, redis: Redis) -> None:
+        while True:
+            for pid in (pid for worker in self.workers for pid in children(worker.popen.pid)):
                 # A job takes milliseconds; while stopped, the process will be given one.
                 kill(pid, signal.SIGSTOP)
                 await asyncio.sleep(0.2)
-                kill(pid, signal.SIGKILL)
-                return 1
-        return 0
+                # Asked again: a dead worker's job may have been requeued meanwhile, and be the one that was given.
+                if not await has_job_with_two_deaths(redis):
+                    kill(pid, signal.SIGKILL)
+                    return
+                kill(pid, signal.SIGCONT)
+            await asyncio.sleep(0.1)
 
     def times_stored(self) -> Counter[str]:
         """How often each job's result was stored, since Redis was empty."""
