@@ -46,9 +46,9 @@ up:  ## Run the patterns as local processes until Ctrl-C; RELOAD=1 restarts what
 test: setup  ## Run all tests that need no Docker, with coverage
 	@scripts/test.sh $(folders)
 
-test-clients: setup  ## Real clients of other projects against the model server on both runtimes; prints a table
+test-clients: setup  ## Real clients of other projects against the model server on both runtimes; WRITE=1 writes the table into PROTOCOLS.md
 	@$(PYTHON_IN) -m models.build --only iris_saved_model
-	@cd common/model_server && ../../$(PYTHON_IN) -m tests.clients
+	@cd common/model_server && ../../$(PYTHON_IN) -m tests.clients $(if $(WRITE),--write)
 
 test-compose: setup  ## Build the images, run the end-to-end tests against docker compose, remove all of it
 	@SAMPLE=$(SAMPLE) scripts/test_compose.sh $(PATTERNS)
