@@ -12,8 +12,9 @@ import time
 import httpx
 from redis.asyncio import Redis
 
-from scripts.chaos.faults import hanging, kill, kill_and_wait, started_again, with_workers
+from scripts.chaos.faults import with_workers
 from scripts.chaos.harness import ChaosRun, QueueClients, Violation
+from scripts.devstack.faults import hanging, kill_and_wait, started_again, try_kill
 from scripts.devstack.runs import require_redis
 from scripts.devstack.stack import DevStack, ManagedProcess
 from scripts.devstack.steps import FLOWERS
@@ -80,7 +81,7 @@ async def inject(run: ChaosRun) -> None:
                     await kill_busy_worker(run, stack, store)
                 model = stack.process("02-model_server")
                 async with run.incident("kill -9", "model_server", is_outage=False):
-                    await kill_and_wait(model)
+                    await kill_and_wait(stack, model)
                     await jobs.newest_done()
                 async with run.incident("hang", "model_server", is_outage=False) as incident:
                     async with hanging(model):
@@ -88,7 +89,7 @@ async def inject(run: ChaosRun) -> None:
                     incident.end_fault()
                     await jobs.newest_done()
                 async with run.incident("kill -9", "redis"):
-                    await kill_and_wait(stack.process("03-redis"))
+                    await kill_and_wait(stack, stack.process("03-redis"))
                     await run.recovered(since=time.monotonic())
                     await jobs.newest_done()
         await jobs.account("job:{}:result")
@@ -116,14 +117,15 @@ async def kill_busy_worker(run: ChaosRun, stack: DevStack, redis: Redis) -> None
     """SIGKILL to a worker with jobs in flight; as before once these are completed and the worker is back."""
     async with run.incident("kill -9", "worker", is_outage=False) as incident:
         claimed: list[str] = []
-        while not claimed:
+        killed = None
+        while killed is None:
             await asyncio.sleep(0.1)
             # Jobs are in flight for milliseconds only, unless the model server stalls.
             async with hanging(stack.process("02-model_server")):
                 worker, claimed = await busy_worker(stack, redis)
                 if claimed:
                     incident.started = time.monotonic()
-                    killed = kill(worker)
+                    killed = await try_kill(stack, worker)
         incident.note = f"{worker.definition.name} had {len(claimed)} jobs in flight"
         while set(await redis.mget([f"job:{job_id}:status" for job_id in claimed])) != {"completed"}:
             await asyncio.sleep(0.02)

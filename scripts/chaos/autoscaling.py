@@ -22,9 +22,10 @@ import httpx
 
 from scripts.chaos.asynchronous import JobClients
 from scripts.chaos.autoscaler import SYNC_S, Autoscaler, scaled_object
-from scripts.chaos.faults import Relay, hanging, numbered_worker, with_workers
+from scripts.chaos.faults import Relay, numbered_worker, with_workers
 from scripts.chaos.harness import POLL_S, ChaosRun
 from scripts.chaos.loss_report import rows
+from scripts.devstack.faults import hanging
 from scripts.devstack.machine import described
 from scripts.devstack.patterns import PATTERNS
 from scripts.devstack.runs import require_redis, run_each

@@ -14,8 +14,8 @@ import httpx
 from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.exc import DBAPIError
 
-from scripts.chaos.faults import kill_and_wait
 from scripts.chaos.harness import ChaosRun, Violation
+from scripts.devstack.faults import kill_and_wait
 from scripts.devstack.stack import DevStack, free_ports
 from scripts.devstack.steps import FLOWERS
 from scripts.devstack.table import HOST, Pattern, mysql_process
@@ -110,7 +110,7 @@ async def kill_in_batch(run: ChaosRun, stack: DevStack, engine: Engine, where: s
         victim = stack.process(f"04-{name}")
         while victim.running is None:  # one batch has ended, the next will start at once
             await asyncio.sleep(0.01)
-        await kill_and_wait(victim)
+        await kill_and_wait(stack, victim)
         if is_outage:
             await run.recovered(since=time.monotonic())
         await _more_predicted(engine)

@@ -1,21 +1,17 @@
-"""Faults: processes that are killed or hang, ports that receive garbage, services that answer with garbage."""
+"""Faults beside those of the devstack: ports that receive garbage, services that answer with garbage."""
 
 import asyncio
 import contextlib
 import random
 import re
-import signal
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
-from scripts.devstack.stack import ManagedProcess, RunningProcess
 from scripts.devstack.table import HOST, Pattern, ProcessDefinition
 
-STARTED_AGAIN_POLL_S = 0.02
 GARBAGE_BYTES = 4096
 HANG_UP_AFTER_S = 0.2
 
@@ -38,51 +34,6 @@ def numbered_worker(pattern: Pattern, number: int, **variables: str) -> ProcessD
     own = f"{port}_{number}"
     env = dict(worker.env) | {"PORT": f"{{{own}}}"} | variables
     return replace(worker, name=f"worker_{number}", ports={own: 1}, env=env, ready=f"http://{HOST}:{{{own}}}/health")
-
-
-def kill(victim: ManagedProcess) -> RunningProcess:
-    """SIGKILL to it and its children; the stack starts it again. What was killed."""
-    running = victim.running
-    if running is None:
-        raise RuntimeError(f"{victim.label} is not running, and cannot be killed")
-    running.signal_group(signal.SIGKILL)
-    return running
-
-
-async def started_again(victim: ManagedProcess, killed: RunningProcess) -> None:
-    """Return when a killed process has been started again and is ready."""
-    while victim.running in (None, killed) or not await victim.is_ready():
-        await asyncio.sleep(STARTED_AGAIN_POLL_S)
-
-
-async def kill_and_wait(victim: ManagedProcess) -> None:
-    """SIGKILL; return when it has been started again and is ready."""
-    await started_again(victim, kill(victim))
-
-
-def children(pid: int) -> list[int]:
-    """Child processes that lead sessions of their own (Linux)."""
-    found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            # After the name, which may contain anything: state, parent, process group, session.
-            _, parent, _, session = stat.read_text().rpartition(")")[2].split()[:4]
-            if int(parent) == pid and session == stat.parent.name:
-                found.append(int(session))
-    return found
-
-
-@asynccontextmanager
-async def hanging(victim: ManagedProcess) -> AsyncIterator[None]:
-    """SIGSTOP: its ports accept connections, and nothing answers."""
-    running = victim.running
-    if running is None:
-        raise RuntimeError(f"{victim.label} is not running, and cannot hang")
-    running.signal_group(signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        running.signal_group(signal.SIGCONT)
 
 
 def times_written(folder: Path, key: str, ids: Sequence[str]) -> Counter[str]:

@@ -10,8 +10,9 @@ from itertools import cycle, islice
 
 import httpx
 
-from scripts.chaos.faults import Relay, garbage, hanging, kill_and_wait
+from scripts.chaos.faults import Relay, garbage
 from scripts.chaos.harness import ChaosRun, Violation
+from scripts.devstack.faults import hanging, kill_and_wait
 from scripts.devstack.stack import free_ports
 from scripts.devstack.steps import FLOWERS
 from scripts.devstack.table import HOST
@@ -62,7 +63,7 @@ async def inject(run: ChaosRun) -> None:
             for name in islice(cycle(FLOWERS), run.choose(quick=1, short=3, long=18)):
                 service = stack.process(f"06-service_{name}")
                 async with run.incident("kill -9", f"service_{name}"):
-                    await kill_and_wait(service)
+                    await kill_and_wait(stack, service)
                     await run.recovered(since=time.monotonic())
                 async with run.incident("hang", f"service_{name}") as incident:
                     async with hanging(service):

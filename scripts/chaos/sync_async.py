@@ -6,22 +6,18 @@ down may the id be null. At the end every id that was given out must have its be
 
 import asyncio
 import base64
-import os
-import signal
 import time
-from contextlib import suppress
 
 import httpx
 
-from scripts.chaos.faults import children, kill_and_wait, with_workers
+from scripts.chaos.faults import with_workers
 from scripts.chaos.harness import ChaosRun, QueueClients, Violation
+from scripts.devstack.faults import children, kill_and_wait, kill_model_process
 from scripts.devstack.runs import require_redis
-from scripts.devstack.stack import DevStack
 from scripts.devstack.table import ROOT
 
 CLIENTS = 4
 PACE_S = 0.8  # of each client: one worker can keep up while the other starts again
-STOPPED_FOR_S = 1
 WORKERS = 2
 BAD_BODIES = (
     *(b"", b"\xff\xfe\x00", b'{"image_data": ', b'{"image_data": 1}', b'{"image_data": ""}'),
@@ -74,12 +70,18 @@ async def inject(run: ChaosRun) -> None:
         async with run.clients(CLIENTS, photos.send):
             await photos.newest_done()
             for round_ in range(rounds):
-                await kill_busy_model(run, photos, stack, round_ % WORKERS)
+                worker = stack.process(f"07-worker_{round_ % WORKERS}")
+                async with run.incident("kill -9", "model process", is_outage=False) as incident:
+                    killed = await kill_model_process(stack, worker)
+                    incident.end_fault()
+                    while set(children(worker.pid)) <= {killed}:
+                        await asyncio.sleep(0.02)
+                    await photos.newest_done()
                 async with run.incident("kill -9", "worker", is_outage=False):
-                    await kill_and_wait(stack.process(f"07-worker_{round_ % WORKERS}"))
+                    await kill_and_wait(stack, worker)
                     await photos.newest_done()
                 async with run.incident("kill -9", "redis"):
-                    await kill_and_wait(stack.process("07-redis"))
+                    await kill_and_wait(stack, stack.process("07-redis"))
                     await run.recovered(since=time.monotonic())
                     await photos.newest_done()
                 async with run.incident("garbage", "proxy", is_outage=False) as incident:
@@ -88,19 +90,3 @@ async def inject(run: ChaosRun) -> None:
             while len(photos.ids) < images_at_least:
                 await asyncio.sleep(1)
         await photos.account("result:{}")
-
-
-async def kill_busy_model(run: ChaosRun, photos: PhotoClients, stack: DevStack, number: int) -> None:
-    """SIGKILL to a model process with an image in flight; as before once another has replaced it."""
-    worker = stack.process(f"07-worker_{number}")
-    (model,) = children(worker.pid)
-    async with run.incident("kill -9", "model process", is_outage=False) as incident:
-        # An image is in flight for milliseconds only: a stopped process gets one that it does not finish.
-        os.kill(model, signal.SIGSTOP)
-        await asyncio.sleep(STOPPED_FOR_S)
-        incident.end_fault()
-        with suppress(ProcessLookupError):
-            os.kill(model, signal.SIGKILL)
-        while children(worker.pid) in ([], [model]):
-            await asyncio.sleep(0.02)
-        await photos.newest_done()

@@ -14,8 +14,9 @@ from typing import Any
 import grpc
 import httpx
 
-from scripts.chaos.faults import garbage, kill_and_wait
+from scripts.chaos.faults import garbage
 from scripts.chaos.harness import ChaosRun, Violation
+from scripts.devstack.faults import kill_and_wait
 from scripts.devstack.stack import build_models
 from scripts.devstack.steps import FLOWERS
 from scripts.devstack.table import HOST, ROOT
@@ -89,7 +90,7 @@ async def inject(run: ChaosRun) -> None:
                             await run.send_bad_bodies(rest, "/v1/models/iris:predict", BAD_BODIES, range(400, 500))
                         await run.recovered(since=incident.started)
                 async with run.incident("kill -9", SERVER):
-                    await kill_and_wait(stack.process(f"02-{SERVER}"))
+                    await kill_and_wait(stack, stack.process(f"02-{SERVER}"))
                     await run.recovered(since=time.monotonic())
 
 

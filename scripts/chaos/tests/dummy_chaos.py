@@ -4,7 +4,7 @@ import asyncio
 
 import httpx
 
-from scripts.chaos.faults import hanging, kill_and_wait
+from scripts.devstack.faults import hanging, kill_and_wait
 from scripts.devstack.runs import SkippedError
 from scripts.devstack.stack import private_stack
 from scripts.devstack.tests.dummies import DUMMIES
@@ -25,12 +25,12 @@ async def inject(run):
             return "GET", None if isinstance(response, httpx.Response) else response
 
         async with run.clients(2, send):
-            await BODIES[run.pattern.title](run, good)
+            await BODIES[run.pattern.title](run, stack, good)
 
 
-async def passes(run, good):
+async def passes(run, stack, good):
     async with run.incident("kill -9", "good") as incident:
-        await kill_and_wait(good)
+        await kill_and_wait(stack, good)
         await run.recovered(since=incident.started)
     async with run.incident("hang", "good", is_outage=False) as incident:
         async with hanging(good):
@@ -39,19 +39,19 @@ async def passes(run, good):
     run.remarks.append("It was a dummy.")
 
 
-async def blames_another(run, good):
+async def blames_another(run, stack, good):
     """The violations blame a process that was up."""
     async with run.incident("kill -9", "parent") as incident:
-        await kill_and_wait(good)
+        await kill_and_wait(stack, good)
         await run.recovered(since=incident.started)
 
 
-async def never_recovers(run, good):
+async def never_recovers(run, stack, good):
     async with run.incident("hang", "good", within_s=0.3), hanging(good):
         await asyncio.sleep(60)
 
 
-async def raises(run, good):
+async def raises(run, stack, good):
     raise RuntimeError("the chaos module is wrong")
 
 
