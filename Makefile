@@ -35,13 +35,13 @@ help:  ## Print what there is
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 22
 	@echo '  PATTERNS="06" chooses patterns for up, demo, smoke, bench, prove, test-compose and test-swarm; FOLDERS="common" folders for test'
 
-demo:  ## Start the patterns as local processes, show real requests and responses, stop
+demo:  ## Start the patterns as local processes, show real requests and responses, stop; MODEL=churn shows a model of your own
 	@scripts/setup.sh run $(pattern_folders)
-	@$(PYTHON_IN) -m scripts.devstack.demo $(PATTERNS)
+	@$(PYTHON_IN) -m scripts.devstack.demo $(if $(MODEL),--model '$(MODEL)') $(PATTERNS)
 
-up:  ## Run the patterns as local processes until Ctrl-C; RELOAD=1 restarts what you edit, METRICS=1 adds Prometheus
+up:  ## Run the patterns as local processes until Ctrl-C; RELOAD=1 restarts what you edit, METRICS=1 adds Prometheus, MODEL=churn serves your own
 	@scripts/setup.sh run $(pattern_folders)
-	@$(PYTHON_IN) -m scripts.devstack.up $(if $(RELOAD),--reload) $(if $(METRICS),--metrics) $(PATTERNS)
+	@$(PYTHON_IN) -m scripts.devstack.up $(if $(RELOAD),--reload) $(if $(METRICS),--metrics) $(if $(MODEL),--model '$(MODEL)') $(PATTERNS)
 
 test: setup  ## Run all tests that need no Docker, with coverage
 	@scripts/test.sh $(folders)

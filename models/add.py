@@ -1,4 +1,6 @@
-"""Adds a model of your own: python -m models.add MODEL. Writes models/artifacts/NAME with the model and its card.
+"""Adds a model of your own: python -m models.add MODEL. Writes models/artifacts/NAME: model.toml and 1/model.onnx.
+
+That is the layout of a model server, which takes the folder as it is; 1 also has the SavedModel, if it was one.
 
 What a card needs is read from the model itself, from a CSV file with rows (`--sample`), and from the answers to those
 rows. The card is checked as every service does at its start; what does not pass is refused in one line.
@@ -28,6 +30,7 @@ from serving_common.onnx import open_session
 from serving_common.tabular import TabularModel, tensors_of
 
 HERE = Path(__file__).parent
+FILE = "1/model.onnx"
 DTYPES = {
     "float": "float32",
     "double": "float32",
@@ -58,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code: 0: added; 1: refused, with one line on stderr; 2: bad arguments."""
     options = parse(arguments)
     try:
-        folder, screen = add(options)
+        screen = add(options)
     except (BuildError, StartupError, OSError) as exc:
         say(f"error: {' '.join(str(exc).split())}")
         return 1
@@ -66,7 +69,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         say(f"error: {exc.name} is not installed: run `make setup`")
         return 1
     print(screen)
-    print(f"\nadded {folder}\nnext: MODEL_CARD={folder} for a service of 04 or 06")
     return 0
 
 
@@ -96,8 +98,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
-def add(options: argparse.Namespace) -> tuple[Path, str]:
-    """The folder that was written, and one screen of what was understood.
+def add(options: argparse.Namespace) -> str:
+    """Add the model; one screen of what was understood.
 
     Raises:
         BuildError, StartupError: the model is refused; one line with the next step.
@@ -108,8 +110,8 @@ def add(options: argparse.Namespace) -> tuple[Path, str]:
         raise BuildError(f"{name!r} cannot name a folder (choose letters and digits with --name)")
     table = read(options.sample) if options.sample else None
     with locked(options.output), replacing(options.output / name) as folder:
-        folder.mkdir()
-        target = folder / f"{name}.onnx"
+        target = folder / FILE
+        target.parent.mkdir(parents=True)
         source = convert(options, target, table)
         adapt(source)
         session = open_session(source.model)
@@ -118,14 +120,18 @@ def add(options: argparse.Namespace) -> tuple[Path, str]:
             description = describe_image(options, name, inputs, outputs)
         else:
             description = describe_rows(options, name, source, table, session, inputs, outputs)
-        description = replace(description, sha256=sha256_of(target), file=target.name)
+        description = replace(description, sha256=sha256_of(target), file=FILE)
         (folder / "model.toml").write_text(toml(description), encoding="utf-8")
         card = cards.load(folder)
         if card.image is None:
             description = record(description, card, source, table)
             (folder / "model.toml").write_text(toml(description), encoding="utf-8")
             TabularModel.load(cards.load(folder))
-    return options.output / name, screen_of(description, inputs, outputs)
+    patterns = "07" if card.image else "03 04 06"
+    return f"""{screen_of(description, inputs, outputs)}
+
+added {options.output / name}
+next: make demo PATTERNS="{patterns}" MODEL={name}"""
 
 
 def convert(options: argparse.Namespace, target: Path, table: Table | None) -> Converted:

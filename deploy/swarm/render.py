@@ -28,6 +28,7 @@ Service = dict[str, Any]
 DRAIN_S = 5
 """From the end of a task's DNS record to the last client that still uses it."""
 OUR_IMAGE = "${IMAGE_PREFIX:-}"
+OWN_MODEL = "/own_model"
 KEPT = {
     *("image", "user", "entrypoint", "command", "environment", "secrets", "volumes", "healthcheck"),
     *("read_only", "cap_drop", "logging", "stop_grace_period"),
@@ -78,7 +79,16 @@ def render(pattern: Pattern, *, published: bool = True) -> dict[str, Any]:
 def _merged(pattern: Pattern) -> dict[str, Any]:
     """The compose file, with that of the secrets laid over it."""
     folder = ROOT / pattern.folder
-    compose: dict[str, Any] = yaml.safe_load((folder / "docker-compose.yml").read_text(encoding="utf-8"))
+    text = (folder / "docker-compose.yml").read_text(encoding="utf-8")
+    # Nodes have no folder of the user's own models, and no service mounts it.
+    text = re.sub(r"\$\{MODEL:\+[^}]*\}", "", text)
+    text = re.sub(r"\$\{MODEL:-([^}]*)\}", r"\1", text)
+    compose: dict[str, Any] = yaml.safe_load(text)
+    for service in compose["services"].values():
+        service["volumes"] = [each for each in service.get("volumes", []) if OWN_MODEL not in str(each)]
+        service["environment"] = {
+            name: value for name, value in service.get("environment", {}).items() if value is not None
+        }
     overlay_path = folder / "docker-compose.secrets.yml"
     if overlay_path.exists():
         overlay = yaml.safe_load(overlay_path.read_text(encoding="utf-8"))

@@ -1,6 +1,7 @@
 """Shows patterns at work: starts them, sends real requests, checks and prints the answers, and stops everything.
 
     make demo PATTERNS="04 06"
+    make demo PATTERNS="03 04 06" MODEL=churn              with models/artifacts/churn, which models.add has written
     python -m scripts.devstack.demo --svg docs/demo.svg    also draws the summary, for the README
 
 Exit code 0 if every answer was right. State starts empty, in .run/demo/ with the logs.
@@ -24,7 +25,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from scripts.devstack.patterns import DEMOS, PATTERNS
+from scripts.devstack.own_model import ModelError, chosen
+from scripts.devstack.patterns import DEMOS, OWN_MODELS, PATTERNS
 from scripts.devstack.stack import DevStack, StackError, free_ports, run
 from scripts.devstack.steps import Demo, Step
 from scripts.devstack.table import ROOT, Pattern
@@ -43,18 +45,26 @@ def main(
     """Exit code: 0 if every answer was right, 1 if not or if a pattern could not be started, 130 after Ctrl-C."""
     parser = parser_of_patterns(__doc__, demos)
     parser.add_argument("--svg", type=Path, help="also draw the summary into this file")
+    parser.add_argument("--model", metavar="NAME", help="of your own, in models/artifacts")
     options = parsed(parser, argv, demos)
-    return run(show_all(options.patterns, table, demos, options.svg))
+    return run(show_all(options.patterns, table, demos, options.svg, options.model))
 
 
 async def show_all(
-    numbers: Sequence[str], table: Mapping[str, Pattern], demos: Mapping[str, Demo], svg: Path | None = None
+    numbers: Sequence[str],
+    table: Mapping[str, Pattern],
+    demos: Mapping[str, Demo],
+    svg: Path | None = None,
+    model: str | None = None,
 ) -> int:
     """Run the demos of these patterns one after the other on one stack, and sum up; in a picture, too, if wanted."""
     console = make_console()
     steps: dict[str, list[Step]] = {}
     api_key = {"X-API-Key": key} if (key := caller_api_key()) else {}  # the services read it too
     try:
+        if model:
+            numbers, own, demos = chosen(model, numbers, OWN_MODELS, console.print)
+            table = {**table, **own}
         async with (
             DevStack(
                 numbers,
@@ -69,8 +79,8 @@ async def show_all(
             for number in numbers:
                 console.rule(f"{number} {table[number].title}", characters="-")
                 steps[number] = await show(demos[number](client, stack.urls), console)
-    except StackError as exc:
-        console.print(f"make demo: {exc}", markup=False, style="red")
+    except (StackError, ModelError) as exc:
+        console.print(f"make demo: {exc}", markup=False, style="red", soft_wrap=True)
         return 1
     except asyncio.CancelledError:
         console.print("Interrupted; all stopped.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass
@@ -71,8 +72,8 @@ async def send(
 def mismatch(want: object, got: object, where: str = "answer") -> str | None:
     """Where `got` differs from what is wanted, or None.
 
-    A type accepts any value of that type; a dict requires at least these keys; a list as many items; anything else
-    must be equal.
+    A type accepts any value of that type; a dict requires at least these keys; a list as many items; a float any number
+    within 1e-5, also relative to large ones; anything else must be equal.
     """
     if isinstance(want, type):
         return None if isinstance(got, want) else f"{where} is {got!r}, not a {want.__name__}"
@@ -83,4 +84,7 @@ def mismatch(want: object, got: object, where: str = "answer") -> str | None:
     if isinstance(want, list) and isinstance(got, list) and len(want) == len(got):
         pairs = enumerate(zip(want, got, strict=True))
         return next(filter(None, (mismatch(one, other, f"{where}[{i}]") for i, (one, other) in pairs)), None)
-    return None if want == got else f"{where} is {got!r}, not {want!r}"
+    is_near = (
+        isinstance(want, float) and isinstance(got, int | float) and math.isclose(want, got, abs_tol=1e-5, rel_tol=1e-5)
+    )
+    return None if is_near or want == got else f"{where} is {got!r}, not {want!r}"

@@ -1,6 +1,7 @@
 """Runs patterns in the foreground until Ctrl-C: `make up PATTERNS="04 06"`; RELOAD=1 restarts what you edit.
 
-METRICS=1 starts a Prometheus beside them, where one is installed.
+METRICS=1 starts a Prometheus beside them, where one is installed; MODEL=churn serves models/artifacts/churn, a model
+of your own that models.add has written.
 
 Each log line is prefixed with the process that wrote it, and is also in .run/logs/<pattern>-<process>.log.
 """
@@ -13,7 +14,8 @@ import sys
 from typing import TYPE_CHECKING
 
 from scripts.devstack import metrics
-from scripts.devstack.patterns import PATTERNS
+from scripts.devstack.own_model import ModelError, chosen
+from scripts.devstack.patterns import OWN_MODELS, PATTERNS
 from scripts.devstack.stack import DevStack, StackError, run
 from scripts.devstack.table import ROOT, Pattern
 from scripts.devstack.terminal import (
@@ -34,15 +36,28 @@ def main(argv: Sequence[str] | None = None, table: Mapping[str, Pattern] = PATTE
     parser = parser_of_patterns(__doc__, table)
     parser.add_argument("--reload", action="store_true", help="restart the processes whose source files change")
     parser.add_argument("--metrics", action="store_true", help="start a Prometheus that scrapes the processes")
+    parser.add_argument("--model", metavar="NAME", help="of your own, in models/artifacts")
     options = parsed(parser, argv, table)
-    return run(up(options.patterns, table, reload=options.reload, with_metrics=options.metrics))
+    return run(up(options.patterns, table, reload=options.reload, with_metrics=options.metrics, model=options.model))
 
 
 async def up(
-    numbers: Sequence[str], table: Mapping[str, Pattern], *, reload: bool = False, with_metrics: bool = False
+    numbers: Sequence[str],
+    table: Mapping[str, Pattern],
+    *,
+    reload: bool = False,
+    with_metrics: bool = False,
+    model: str | None = None,
 ) -> int:
     """Run these patterns until cancelled."""
     console = make_console()
+    try:
+        if model:
+            numbers, own, _ = chosen(model, numbers, OWN_MODELS, console.print)
+            table = {**table, **own}
+    except ModelError as exc:
+        console.print(f"make up: {exc}", markup=False, style="red", soft_wrap=True)
+        return 1
     if with_metrics:
         table = metrics.with_prometheus(table)
         if metrics.NUMBER in table:
@@ -66,7 +81,7 @@ async def up(
             console.print("All ready. Ctrl-C stops them.")
             await asyncio.Event().wait()
     except StackError as exc:
-        console.print(f"make up: {exc}", markup=False, style="red")
+        console.print(f"make up: {exc}", markup=False, style="red", soft_wrap=True)
         return 1
     except asyncio.CancelledError:
         console.print("All stopped.")

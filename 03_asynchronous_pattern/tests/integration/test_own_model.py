@@ -22,11 +22,9 @@ NAMED = {"is_new": False, "income": None, "region": "south", "age": 18}
 def served(tmp_path_factory):
     """The gRPC port of a server of the model `churn`."""
     folder = tmp_path_factory.mktemp("model")
-    (folder / "churn/1").mkdir(parents=True)
-    write_model(folder).rename(folder / "churn/model.toml")
-    (folder / "churn.onnx").rename(folder / "churn/1/model.onnx")
+    write_model(folder)
     port, rest_port = free_port(), free_port()
-    flags = f"--port={port} --rest_api_port={rest_port} --model_name=churn --model_base_path={folder}/churn"
+    flags = f"--port={port} --rest_api_port={rest_port} --model_name=churn --model_base_path={folder}"
     ready = f"http://127.0.0.1:{rest_port}/v1/models/churn"
     with ExitStack() as stack:
         stack.enter_context(running(f"model_server {flags}", cwd=folder, env={}, log=folder / "log", ready=ready))

@@ -123,7 +123,7 @@ def test_long_strings_are_stored_under_their_own_ids(database, settings, tmp_pat
 @pytest.mark.parametrize(
     ("old", "new", "reason"),
     [
-        ('"churn.onnx"', f'"churn.onnx"\nsha256 = "{"0" * 64}"', "the card says 000000000000…"),
+        ('"1/model.onnx"', f'"1/model.onnx"\nsha256 = "{"0" * 64}"', "the card says 000000000000…"),
         ("[sample]", "[sample]\nexpected = [[0.5, 0.5], [0.5, 0.5]]", "the card expects"),
         ('["stay", "churn"]', '["a", "b", "c"]', "no output has 3 numbers"),
         ('dtype = "int64"\nmin = 0', 'dtype = "float32"', "age is float32 in the card"),
@@ -137,7 +137,7 @@ def test_card_of_another_model_is_refused(settings, tmp_path, old, new, reason):
 
 
 def test_api_refuses_a_model_of_another_hash(settings, tmp_path):
-    card = CARD.replace('"churn.onnx"', f'"churn.onnx"\nsha256 = "{"0" * 64}"')
+    card = CARD.replace('"1/model.onnx"', f'"1/model.onnx"\nsha256 = "{"0" * 64}"')
     own = settings.model_validate({"model_card": write_model(tmp_path, card)})
     with pytest.raises(StartupError, match="the card says 000000000000…"):
         read_metadata(read_card(own))

@@ -241,6 +241,11 @@ class Card(_Table):
         return {Task.REGRESSION: 1, Task.ONE_VS_REST: 2}.get(self.task, len(self.labels))
 
     @property
+    def folder(self) -> Path:
+        """That of the card, from which its paths start."""
+        return self._folder
+
+    @property
     def model_file(self) -> Path:
         return self._folder / self.file
 

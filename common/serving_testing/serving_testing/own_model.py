@@ -8,7 +8,7 @@ import onnx
 from onnx import TensorProto, helper
 
 CARD = """name = "churn"
-file = "churn.onnx"
+file = "1/model.onnx"
 task = "classification"
 
 [[inputs]]
@@ -44,7 +44,7 @@ REGRESSION = CARD.replace('"classification"', '"regression"').replace(
 
 
 def write_model(folder: Path, card: str = CARD) -> Path:
-    """Store model and card; returns the card's path."""
+    """Store model and card as models.add does; returns the card's path."""
     types = {
         "income": TensorProto.FLOAT,
         "age": TensorProto.INT64,
@@ -65,6 +65,7 @@ def write_model(folder: Path, card: str = CARD) -> Path:
         helper.make_node("Sigmoid", ["opposite"], ["no"]),
         helper.make_node("Concat", ["no", "yes"], ["probabilities"], axis=1),
     ]
+    (folder / "1").mkdir(parents=True, exist_ok=True)
     info = helper.make_tensor_value_info
     graph = helper.make_graph(
         nodes,
@@ -73,7 +74,7 @@ def write_model(folder: Path, card: str = CARD) -> Path:
         [info("value", TensorProto.FLOAT, ["N", 1]), info("probabilities", TensorProto.FLOAT, ["N", 2])],
     )
     opsets = [helper.make_opsetid("", 18), helper.make_opsetid("ai.onnx.ml", 3)]
-    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=9), folder / "churn.onnx")
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=9), folder / "1/model.onnx")
     (folder / "model.toml").write_text(card)
     return folder / "model.toml"
 

@@ -1,9 +1,13 @@
 """03: Redis, a proxy that queues jobs, and a worker that calls 02's model server."""
 
+from functools import partial
+
 import httpx
 
-from scripts.devstack.steps import FLOWERS, Steps, Urls, send
+from scripts.devstack.own_model import answers_of, require_rows, require_served_folder, with_card
+from scripts.devstack.steps import FLOWERS, Demo, Steps, Urls, send
 from scripts.devstack.table import Pattern, redis_process, web_process
+from serving_common.cards import Card, Task
 
 _QUEUE = {
     "REDIS_HOST": "127.0.0.1",
@@ -25,6 +29,28 @@ PATTERN = Pattern(
         web_process("worker", "src.worker.main", "PORT_03_WORKER", 9103, env=_QUEUE, depends_on=_BEFORE),
     ),
 )
+
+
+def own_model(card: Card) -> tuple[Pattern, Demo]:
+    """The same with the model of this card, which the model server has under the name of the other."""
+    require_rows(card)
+    require_served_folder(card)
+    return with_card(PATTERN, card), partial(_demo_of, card)
+
+
+async def _demo_of(card: Card, client: httpx.AsyncClient, urls: Urls) -> Steps:
+    proxy = urls["PORT_03_PROXY"]
+    yield await send(client, "GET", f"{proxy}/health", want={"status": "healthy"})
+    body = {"data": card.sample_rows}
+    queued = await send(client, "POST", f"{proxy}/predict", body, want={"job_id": str}, is_highlight=True)
+    yield queued
+    if isinstance(queued.answer, dict):
+        job = f"{proxy}/job/{queued.answer['job_id']}?wait=10"
+        answers = answers_of(card)
+        key = "value" if card.task is Task.REGRESSION else "probabilities"
+        result = {key: answers[0] if len(answers) == 1 else answers}
+        yield await send(client, "GET", job, want={"status": "completed", "result": result}, is_highlight=True)
+    yield await send(client, "POST", f"{proxy}/predict/test", want={"job_id": str})
 
 
 async def demo(client: httpx.AsyncClient, urls: Urls) -> Steps:

@@ -2,11 +2,14 @@
 
 import asyncio
 import time
+from functools import partial
 
 import httpx
 
-from scripts.devstack.steps import FLOWERS, Steps, Urls, send
+from scripts.devstack.own_model import answers_of, require_rows, with_card
+from scripts.devstack.steps import FLOWERS, Demo, Steps, Urls, send
 from scripts.devstack.table import Pattern, ProcessDefinition, web_process
+from serving_common.cards import Card, Task
 
 BATCH_WITHIN_S = 60
 
@@ -48,13 +51,40 @@ async def demo(client: httpx.AsyncClient, urls: Urls) -> Steps:
     yield registered
     yield await send(client, "POST", f"{api}/data/list", {"items": items}, want=[waiting] * 3, is_highlight=True)
     yield await send(client, "GET", f"{api}/data/unpredicted", want=list)
-    deadline = time.monotonic() + BATCH_WITHIN_S
-    # The job is a process of its own and sends no notification when it is done.
-    while (await client.get(f"{api}/data/unpredicted")).json() and time.monotonic() < deadline:  # noqa: ASYNC110
-        await asyncio.sleep(0.2)
+    await _wait_for_job(client, api)
     done = waiting | {"prediction": {"0": float, "1": float, "2": float}}
     yield await send(client, "GET", f"{api}/data/predicted", want=[done] * 4, is_highlight=True)
     yield await send(client, "GET", f"{api}/data/all?limit=1", want=[done])
     if isinstance(registered.answer, dict):
         yield await send(client, "GET", f"{api}/data/{registered.answer['id']}", want=done)
+    yield await send(client, "GET", f"{api}/data/failed", want=[])
+
+
+async def _wait_for_job(client: httpx.AsyncClient, api: str) -> None:
+    deadline = time.monotonic() + BATCH_WITHIN_S
+    # The job is a process of its own and sends no notification when it is done.
+    while (await client.get(f"{api}/data/unpredicted")).json() and time.monotonic() < deadline:  # noqa: ASYNC110
+        await asyncio.sleep(0.2)
+
+
+def own_model(card: Card) -> tuple[Pattern, Demo]:
+    """The same with the model of this card."""
+    require_rows(card)
+    return with_card(PATTERN, card), partial(_demo_of, card)
+
+
+async def _demo_of(card: Card, client: httpx.AsyncClient, urls: Urls) -> Steps:
+    api = urls["PORT_04_API"]
+    items = {"items": [{"values": row} for row in card.sample_rows]}
+    yield await send(client, "GET", f"{api}/health", want={"status": "ok"})
+    yield await send(client, "GET", f"{api}/metadata", want={"name": card.name, "data_names": card.names})
+    waiting = [{"id": int, "prediction": None}] * len(card.sample_rows)
+    yield await send(client, "POST", f"{api}/data/list", items, want=waiting, is_highlight=True)
+    await _wait_for_job(client, api)
+    predictions = [
+        {"value": answer} if card.task is Task.REGRESSION else {str(i): number for i, number in enumerate(answer)}
+        for answer in answers_of(card)
+    ]
+    done = [{"prediction": each} for each in predictions]
+    yield await send(client, "GET", f"{api}/data/predicted", want=done, is_highlight=True)
     yield await send(client, "GET", f"{api}/data/failed", want=[])

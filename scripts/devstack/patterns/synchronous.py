@@ -5,11 +5,16 @@ import json
 import subprocess
 import sys
 import time
+from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import httpx
 
-from scripts.devstack.steps import FLOWERS, Step, Steps, Urls, mismatch, send
+from scripts.devstack.own_model import answers_of, folder_of, require_rows, require_served_folder
+from scripts.devstack.steps import FLOWERS, Demo, Step, Steps, Urls, mismatch, send
 from scripts.devstack.table import ROOT, Pattern, ProcessDefinition
+from serving_common.cards import Card, Task, Tensor, bind
 
 PORTS = {"PORT_02_GRPC": 8500, "PORT_02_REST": 8501}
 
@@ -71,3 +76,51 @@ async def _send_with_client(module: str, address: str, rows: list[list[float]]) 
         problem=mismatch(labels, answer) if done.returncode == 0 else done.stderr.strip(),
         is_highlight=True,
     )
+
+
+def own_model(card: Card) -> tuple[Pattern, Demo]:
+    """The same with the model of this card, under the name of the other."""
+    require_rows(card)
+    require_served_folder(card)
+    server = PATTERN.process("model_server")
+    argv = [
+        f"--model_base_path={folder_of(card)}" if each.startswith("--model_base_path") else each for each in server.argv
+    ]
+    return replace(PATTERN.with_changes("model_server", argv=tuple(argv)), artifacts=()), partial(_demo_of, card)
+
+
+async def _demo_of(card: Card, client: httpx.AsyncClient, urls: Urls) -> Steps:
+    model = f"{urls['PORT_02_REST']}/v1/models/iris"
+    signatures = {"metadata": {"signature_def": {"signature_def": {card.signature: dict}}}}
+    yield await send(client, "GET", model, want={"model_version_status": [{"state": "AVAILABLE"}]})
+    described = await send(client, "GET", f"{model}/metadata", want=signatures)
+    yield described
+    if described.problem or not isinstance(described.answer, dict):
+        return
+    signature = described.answer["metadata"]["signature_def"]["signature_def"][card.signature]
+    binding = bind(card, _tensors(signature["inputs"]), _tensors(signature["outputs"]))
+    # JSON has no number for null.
+    rows = [number for number, row in enumerate(card.sample_rows) if None not in row]
+    columns = {
+        part.tensor.name: [[card.sample_rows[row][column] for column in part.columns] for row in rows]
+        for part in binding.parts
+    }
+    answers = [[each] if card.task is Task.REGRESSION else each for each in answers_of(card)]
+    wanted: object = [answers[row] for row in rows]
+    if len(signature["outputs"]) > 1:
+        wanted = {binding.output.name: wanted}
+    body = {"signature_name": card.signature, "inputs": columns}
+    yield await send(client, "POST", f"{model}:predict", body, want={"outputs": wanted}, is_highlight=True)
+
+
+def _tensors(signature: dict[str, Any]) -> list[Tensor]:
+    """Inputs or outputs of a signature, as GET /metadata describes them, for comparison with a card."""
+    names = {"DT_FLOAT": "float", "DT_DOUBLE": "double"}
+    return [
+        Tensor(
+            name,
+            names.get(each["dtype"], each["dtype"].removeprefix("DT_").lower()),
+            tuple(int(dim["size"]) if int(dim["size"]) >= 0 else None for dim in each["tensor_shape"]["dim"]),
+        )
+        for name, each in sorted(signature.items())
+    ]

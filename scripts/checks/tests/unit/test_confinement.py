@@ -1,6 +1,6 @@
 """Checks in the compose files and Dockerfiles how each container is confined.
 
-There are no exceptions. If one becomes necessary, list it here with its reason.
+There is one exception. If another becomes necessary, list it here with its reason.
 """
 
 import re
@@ -20,6 +20,15 @@ ROOT_USER = re.compile(r"(root|0)(:|$)")
 A_SECRET = re.compile(r"PASSWORD|API_KEY|TOKEN|SECRET|DATABASE_URL")
 # Neither the random password of MySQL's root nor the path of a secret is a secret.
 NO_SECRET = re.compile(r"MYSQL_RANDOM_ROOT_PASSWORD|.*_FILE")
+
+# The folder of the user's own model, which no image has. Without MODEL, the compose file stands in its place.
+OWN_MODEL = {
+    "type": "bind",
+    "source": "${MODEL:+../models/artifacts/}${MODEL:-./docker-compose.yml}",
+    "target": "/own_model",
+    "read_only": True,
+    "bind": {"create_host_path": False},
+}
 
 
 def services(paths):
@@ -59,7 +68,8 @@ def test_container_is_confined(service):
     assert service.get("security_opt") == ["no-new-privileges:true"]
     assert not service.keys() & {"privileged", "cap_add", "pid", "ipc", "network_mode", "devices"}
     # Named volumes only: a host path would let the container reach outside.
-    assert all(re.match(r"[a-z]", volume) for volume in service.get("volumes", []))
+    volumes = [volume for volume in service.get("volumes", []) if volume != OWN_MODEL]
+    assert all(re.match(r"[a-z]", volume) for volume in volumes)
 
 
 @pytest.mark.parametrize("service", services(COMPOSE_FILES))
