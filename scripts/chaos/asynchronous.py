@@ -1,4 +1,4 @@
-"""03: workers are killed with jobs in flight, the model server is killed and hangs, Redis is killed.
+"""03: workers are killed with jobs in flight, the model server is killed and hangs, Redis is killed and fails over.
 
 Half of the clients queue jobs, half fetch them. Only while Redis is down may they see 503. At the end every job whose
 id was given out must be completed, its result stored once: Redis's append-only file has every write. More ids are
@@ -12,6 +12,7 @@ import time
 import httpx
 from redis.asyncio import Redis
 
+from scripts.chaos.failover import attach_redis, promote_redis, redis_pair
 from scripts.chaos.faults import with_workers
 from scripts.chaos.harness import ChaosRun, QueueClients, Violation
 from scripts.devstack.faults import hanging, kill_and_wait, started_again, try_kill
@@ -69,9 +70,9 @@ async def inject(run: ChaosRun) -> None:
     require_redis()
     run.unit, run.failure = "jobs", "anything but 200, or 503 with Retry-After while Redis is down"
     async with (
-        run.stack(with_workers(run.pattern, WORKERS), environ={"HEARTBEAT_S": "1"}) as stack,
+        redis_pair(run, with_workers(run.pattern, WORKERS)) as (pair, stack),
         httpx.AsyncClient(base_url=stack.urls["PORT_03_PROXY"], timeout=30, trust_env=False) as client,
-        Redis(port=stack.ports["PORT_03_REDIS"], decode_responses=True) as store,
+        Redis(port=pair.primary, decode_responses=True) as store,
     ):
         jobs = JobClients(run, client)
         async with run.clients(CLIENTS, jobs.send):
@@ -92,9 +93,13 @@ async def inject(run: ChaosRun) -> None:
                     await kill_and_wait(stack, stack.process("03-redis"))
                     await run.recovered(since=time.monotonic())
                     await jobs.newest_done()
+            await attach_redis(pair.primary, pair.replica)
+            for _ in range(run.choose(quick=1, short=2, long=10)):
+                await pair.fail_over(run, "redis", promote_redis, jobs.newest_done)
         await jobs.account("job:{}:result")
-        lists = [QUEUE, *[key async for key in store.scan_iter(f"{QUEUE}:processing:*")]]
-        run.stuck = max(run.stuck, sum([await store.llen(name) for name in lists]))
+        async with Redis(port=pair.primary) as primary:
+            lists = [QUEUE, *[key async for key in primary.scan_iter(f"{QUEUE}:processing:*")]]
+            run.stuck = max(run.stuck, sum([await primary.llen(name) for name in lists]))
         await draw_ids(run, stack)
 
 

@@ -1,25 +1,28 @@
 """04: jobs are killed in the middle of a batch and, where MySQL or MariaDB is installed, so is the database.
 
-On SQLite one job works; on the server two share the rows. Clients register rows all the time, and only while the
-database is down may they see 503. At the end each row must be predicted by one UPDATE: a trigger has counted them.
+On SQLite one job works; on the server, which fails over as well if it is MariaDB, two share the rows. Clients register
+rows all the time, and only while the database is down may they see 503. At the end each row must be predicted by one
+UPDATE: a trigger has counted them.
 """
 
 import asyncio
 import random
 import time
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import httpx
 from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.exc import DBAPIError
 
+from scripts.chaos.failover import Pair, attach_mariadb, mariadb_pair, promote_mariadb
 from scripts.chaos.harness import ChaosRun, Violation
 from scripts.devstack.faults import kill_and_wait
 from scripts.devstack.stack import DevStack, free_ports
 from scripts.devstack.steps import FLOWERS
 from scripts.devstack.table import HOST, Pattern, mysql_process
-from serving_testing.mysql_server import mysql_binary
+from serving_testing.mysql_server import is_mariadb, mysql_binary
 
 CLIENTS = 2
 ROWS_AT_ONCE = 100
@@ -61,19 +64,27 @@ async def inject(run: ChaosRun) -> None:
     run.unit, run.failure = "rows", "anything but 200, or 503 with Retry-After while the database is down"
     run.twice = 0
     pattern = run.pattern
-    await inject_on(run, pattern, "SQLite", f"sqlite:///{run.run_dir}/04/items.db")
-    if mysql_binary() is None:
+    await inject_on(run, pattern, free_ports(["04"]), "SQLite", f"sqlite:///{run.run_dir}/04/items.db")
+    if (binary := mysql_binary()) is None:
         run.skip("MySQL or MariaDB: neither mariadbd nor mysqld is installed")
         return
     second = replace(pattern.process("job"), name="job_2")
     pattern = pattern.with_changes("api", depends_on=("04-database",)).with_processes(second)
-    url = f"mysql+pymysql://root@{HOST}:{{PORT_04_DATABASE}}/items"
-    await inject_on(run, pattern.with_processes(mysql_process("PORT_04_DATABASE")), "server", url)
+    if not is_mariadb(binary):
+        run.skip("failover: the database is MySQL, not MariaDB")
+        pattern = pattern.with_processes(mysql_process("PORT_04_DATABASE"))
+        url = f"mysql+pymysql://app@{HOST}:{{PORT_04_DATABASE}}/items"
+        await inject_on(run, pattern, free_ports(["04"], {"04": pattern}), "server", url)
+        return
+    async with mariadb_pair(pattern) as (pair, pattern, ports):
+        url = f"mysql+pymysql://app@{HOST}:{pair.address.port}/items"
+        await inject_on(run, pattern, ports, "server", url, pair)
 
 
-async def inject_on(run: ChaosRun, pattern: Pattern, where: str, url: str) -> None:
-    """Kill jobs and, on a server, the database."""
-    ports = free_ports(["04"], {"04": pattern})
+async def inject_on(
+    run: ChaosRun, pattern: Pattern, ports: Mapping[str, int], where: str, url: str, pair: Pair | None = None
+) -> None:
+    """Kill jobs and, on a server, the database; where it is one of a pair, it also fails over."""
     url = url.format_map(ports)
     settings = {
         "DATABASE_URL": url,
@@ -87,6 +98,8 @@ async def inject_on(run: ChaosRun, pattern: Pattern, where: str, url: str) -> No
         run.stack(pattern, ports, settings) as stack,
         httpx.AsyncClient(base_url=stack.urls["PORT_04_API"], timeout=60, trust_env=False) as client,
     ):
+        if pair:
+            await attach_mariadb(pair.primary, pair.replica)
         await asyncio.to_thread(_count_updates, engine)
         rows = RowClients(run, client, set())
         for _ in range(run.choose(quick=1, short=3, long=30)):
@@ -97,6 +110,14 @@ async def inject_on(run: ChaosRun, pattern: Pattern, where: str, url: str) -> No
                 await kill_in_batch(run, stack, engine, where, "job")
             for _ in range(run.choose(quick=1, short=2, long=10) if where == "server" else 0):
                 await kill_in_batch(run, stack, engine, where, "database")
+
+            async def works() -> None:
+                engine.dispose()  # its connections lead to the old primary
+                await _more_predicted(engine)
+
+            for each in [pair] * run.choose(quick=1, short=2, long=10) if pair else []:
+                await each.fail_over(run, "database", promote_mariadb, works)
+            engine.dispose()
         await account(run, engine, rows.ids)
     engine.dispose()
 

@@ -37,11 +37,16 @@ def numbered_worker(pattern: Pattern, number: int, **variables: str) -> ProcessD
 
 
 def times_written(folder: Path, key: str, ids: Sequence[str]) -> Counter[str]:
-    """How often the key of each of these ids ({} in `key`) was set, according to Redis's append-only files."""
-    written = b"".join(path.read_bytes() for path in sorted(folder.rglob("*.aof")))
+    """How often the key of each of these ids ({} in `key`) was set, according to the servers' append-only files."""
     known, pattern = set(ids), re.escape(key).replace(r"\{\}", "([0-9a-f]+)")
-    found = re.findall(rf"(?i)\r\nset\r\n\$\d+\r\n{pattern}\r\n".encode(), written)
-    return Counter(job_id.decode() for job_id in found if job_id.decode() in known)
+    by_server: dict[Path, list[bytes]] = {}
+    for path in sorted(folder.rglob("*.aof")):
+        found = re.findall(rf"(?i)\r\nset\r\n\$\d+\r\n{pattern}\r\n".encode(), path.read_bytes())
+        by_server.setdefault(path.parent, []).extend(found)
+    written = Counter[str]()
+    for found in by_server.values():  # a replica has what its primary has
+        written |= Counter(job_id.decode() for job_id in found if job_id.decode() in known)
+    return written
 
 
 async def garbage(port: int, connections: int) -> None:
@@ -66,14 +71,14 @@ class Relay:
     """A TCP relay in front of a service: passes everything on or, while it `lies`, answers garbage in its place."""
 
     def __init__(self, port: int, target_port: int, delay_s: float = 0) -> None:
-        """`delay_s`: how much later each part of a response arrives."""
+        """`delay_s`: how much later each part of a response arrives. A new `target_port` is for new connections."""
         self.lies, self._delay_s = False, delay_s
-        self._port, self._target_port = port, target_port
+        self.port, self.target_port = port, target_port
         self._draw = random.Random(port)
         self._connections: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._serve, HOST, self._port)
+        self._server = await asyncio.start_server(self._serve, HOST, self.port)
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
@@ -87,7 +92,7 @@ class Relay:
             self._connections.add(task)
             task.add_done_callback(self._connections.discard)
         with contextlib.closing(writer), contextlib.suppress(OSError):
-            service_reader, service_writer = await asyncio.open_connection(HOST, self._target_port)
+            service_reader, service_writer = await asyncio.open_connection(HOST, self.target_port)
             with contextlib.closing(service_writer):
                 responses = asyncio.create_task(self._copy_responses(service_reader, writer))
                 try:

@@ -1,4 +1,4 @@
-"""07: model processes are killed with an image in flight, workers and Redis are killed, bodies are garbage.
+"""07: model processes are killed with an image in flight, workers and Redis too, Redis fails over, bodies are garbage.
 
 Every client posts a photograph at intervals and gets the fast answer, whatever happens behind it; only while Redis is
 down may the id be null. At the end every id that was given out must have its better answer, stored once.
@@ -10,6 +10,7 @@ import time
 
 import httpx
 
+from scripts.chaos.failover import attach_redis, promote_redis, redis_pair
 from scripts.chaos.faults import with_workers
 from scripts.chaos.harness import ChaosRun, QueueClients, Violation
 from scripts.devstack.faults import children, kill_and_wait, kill_model_process
@@ -18,6 +19,7 @@ from scripts.devstack.table import ROOT
 
 CLIENTS = 4
 PACE_S = 0.8  # of each client: one worker can keep up while the other starts again
+BACKLOG = 10  # images, with which clients wait on a slower machine: the recovery is not that of a long queue
 WORKERS = 2
 BAD_BODIES = (
     *(b"", b"\xff\xfe\x00", b'{"image_data": ', b'{"image_data": 1}', b'{"image_data": ""}'),
@@ -31,6 +33,8 @@ class PhotoClients(QueueClients):
     async def send(self, _number: int) -> tuple[str, Violation | None]:
         """Post it."""
         await asyncio.sleep(PACE_S)
+        if len(self.ids) >= BACKLOG:
+            await self.run.request(self.client, "GET", f"/job/{self.ids[-BACKLOG]}", params={"wait": 30})
         photo = (ROOT / "models/artifacts/sample.jpg").read_bytes()
         body = {"image_data": base64.b64encode(photo).decode()}
         return "POST /predict", self._accept(await self.run.request(self.client, "POST", "/predict", json=body))
@@ -61,9 +65,8 @@ async def inject(run: ChaosRun) -> None:
     run.expected_label = "without id"
     run.grace_s = 1.5  # the circuit breaker's cool-down after a Redis failure, and a request
     rounds, images_at_least = run.choose(quick=(1, 0), short=(2, 0), long=(20, 2_000))
-    pattern = with_workers(run.pattern, WORKERS, NUM_WORKERS="1")
     async with (
-        run.stack(pattern, environ={"HEARTBEAT_S": "1"}) as stack,
+        redis_pair(run, with_workers(run.pattern, WORKERS, NUM_WORKERS="1")) as (pair, stack),
         httpx.AsyncClient(base_url=stack.urls["PORT_07_PROXY"], timeout=40, trust_env=False) as client,
     ):
         photos = PhotoClients(run, client)
@@ -87,6 +90,9 @@ async def inject(run: ChaosRun) -> None:
                 async with run.incident("garbage", "proxy", is_outage=False) as incident:
                     await run.send_bad_bodies(client, "/predict", BAD_BODIES * 5, {400})
                     await run.recovered(since=incident.started)
+            await attach_redis(pair.primary, pair.replica)
+            for _ in range(run.choose(quick=1, short=2, long=10)):
+                await pair.fail_over(run, "redis", promote_redis, photos.newest_done)
             while len(photos.ids) < images_at_least:
                 await asyncio.sleep(1)
         await photos.account("result:{}")

@@ -107,21 +107,23 @@ def web_process(name: str, module: str, port: str, default: int, **options: Any)
     )
 
 
-def redis_process(port: str, default: int) -> ProcessDefinition:
+def redis_process(
+    port: str, default: int, *options: str, name: str = "redis", folder: str = "{state}"
+) -> ProcessDefinition:
     """A private redis-server whose append-only file is in the pattern's state folder."""
     return ProcessDefinition(
-        name="redis",
-        argv=("python", "-m", "serving_testing.redis_server", f"{{{port}}}", "{state}"),
+        name=name,
+        argv=("python", "-m", "serving_testing.redis_server", f"{{{port}}}", folder, *options),
         ports={port: default},
         ready=f"tcp://{HOST}:{{{port}}}",
     )
 
 
-def mysql_process(port: str) -> ProcessDefinition:
+def mysql_process(port: str, *options: str, name: str = "database", folder: str = "{state}") -> ProcessDefinition:
     """A private mariadbd or mysqld with an empty database `items`, in the pattern's state folder."""
     return ProcessDefinition(
-        name="database",
-        argv=("python", "-m", "serving_testing.mysql_server", f"{{{port}}}", "{state}"),
+        name=name,
+        argv=("python", "-m", "serving_testing.mysql_server", f"{{{port}}}", folder, *options),
         ports={port: 1},
         ready=f"tcp://{HOST}:{{{port}}}",
         ready_within_s=60,

@@ -1,6 +1,7 @@
 """A private mariadbd or mysqld. Its user root has all rights and no password.
 
-As a program, it becomes one with an empty database `items`: `python -m serving_testing.mysql_server PORT FOLDER`.
+As a program, it becomes one with an empty database `items`, on which a user `app` without a password has all rights:
+`python -m serving_testing.mysql_server PORT FOLDER [OPTION…]`.
 """
 
 import os
@@ -20,6 +21,11 @@ def mysql_binary() -> str | None:
     return shutil.which("mariadbd", path=path) or shutil.which("mysqld", path=path)
 
 
+def is_mariadb(binary: str) -> bool:
+    """Whether it is MariaDB's server, rather than MySQL's."""
+    return b"MariaDB" in subprocess.run([binary, "--version"], capture_output=True, check=True).stdout
+
+
 class MySqlServer:
     """A server on a port of 127.0.0.1. Its data survives a kill and restart."""
 
@@ -34,7 +40,7 @@ class MySqlServer:
         data = self._folder / "data"
         if data.exists():
             return
-        if b"MariaDB" in subprocess.run([self._binary, "--version"], capture_output=True, check=True).stdout:
+        if is_mariadb(self._binary):
             data.mkdir(parents=True)
             install = ["mariadb-install-db", *self._options[:2], "--auth-root-authentication-method=normal"]
         else:
@@ -88,14 +94,18 @@ class MySqlServer:
 
 def main() -> None:  # pragma: no cover - exec ends the measurement
     """Replace this process by the server. Exits with one line if there is none."""
-    port, folder = sys.argv[1:]
+    port, folder, *more = sys.argv[1:]
     if (binary := mysql_binary()) is None:
         sys.exit("neither mariadbd nor mysqld is installed")
     server = MySqlServer(binary, Path(folder), int(port))
     server.install()
     first = Path(folder) / "first.sql"
-    first.write_text("CREATE DATABASE IF NOT EXISTS items;\n")
-    os.execv(binary, [*server.command, f"--init-file={first}"])
+    # Not into the binary log: a replica executes it as well.
+    first.write_text(
+        "SET SESSION sql_log_bin = 0;\nCREATE DATABASE IF NOT EXISTS items;\n"
+        "CREATE USER IF NOT EXISTS app@localhost;\nGRANT ALL ON items.* TO app@localhost;\n"
+    )
+    os.execv(binary, [*server.command, f"--init-file={first}", *more])
 
 
 if __name__ == "__main__":

