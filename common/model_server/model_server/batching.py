@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from tfserving_protos import messages
 
-    from .model import Signature
+    from .signature import Signature
     from .tensors import Array
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from .context import NO_LIMIT
-from .model import Servable, Signature
+from .signature import Signature
 from .status import invalid
 
 if TYPE_CHECKING:
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from tfserving_protos import messages
 
     from .context import Context
+    from .model import Servable
     from .tensors import Array
 
     class Finder(Protocol):

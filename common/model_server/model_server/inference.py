@@ -9,7 +9,7 @@ import numpy as np
 from tfserving_protos import messages
 
 from .context import NO_LIMIT
-from .model import CLASSIFY_METHOD, DEFAULT_SIGNATURE, REGRESS_METHOD, Servable, Signature
+from .signature import DEFAULT_SIGNATURE
 from .status import Code, StatusError, invalid
 from .tensors import ELEMENT_TYPES, Array, decode, encode, shape_text, type_name
 
@@ -19,6 +19,11 @@ if TYPE_CHECKING:
     from .context import Context
     from .core import Core
     from .manager import ModelManager, VersionStatus
+    from .model import Servable
+    from .signature import Signature
+
+CLASSIFY_METHOD = "tensorflow/serving/classify"
+REGRESS_METHOD = "tensorflow/serving/regress"
 
 
 class Inference:

@@ -22,7 +22,7 @@ from .tensors import ELEMENT_TYPES, MAX_RANK, Array, ElementType, shape_text, ty
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from .model import Signature, TensorSpec
+    from .signature import Signature, TensorSpec
 
 # A JSON value; types are checked at run time.
 JsonValue = Any

@@ -106,9 +106,10 @@ class OnnxRuntimeModel:
         except json_format.ParseError as error:
             raise invalid(f"The metadata {SIGNATURES_KEY} of {path} is not a SignatureDefMap: {error}") from None
 
-    def data_type(self, alias: str, tensor: str) -> int:
+    def data_type(self, alias: str, tensor: str, *, is_output: bool = False) -> int:
         """As LoadedModel.data_type."""
-        found = self._inputs.get(tensor) or self._inputs.get(alias)
+        tensors = self._outputs if is_output else self._inputs
+        found = tensors.get(tensor) or tensors.get(alias)
         return DATA_TYPES[found.dtype] if found else messages.DT_INVALID
 
     def function(self, _: str, inputs: Mapping[str, str], outputs: Mapping[str, str]) -> Function:

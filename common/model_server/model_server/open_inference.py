@@ -14,7 +14,6 @@ from tfserving_protos import messages
 
 from .context import NO_LIMIT
 from .manager import State
-from .model import DEFAULT_SIGNATURE, Servable
 from .open_inference_tensors import (
     datatype_name,
     datatype_of,
@@ -24,6 +23,7 @@ from .open_inference_tensors import (
     to_contents,
     to_raw,
 )
+from .signature import DEFAULT_SIGNATURE
 from .status import invalid
 from .versions import MAX_VERSION
 
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from .context import Context
     from .core import Core
     from .inference import ModelService
+    from .model import Servable
     from .tensors import Array
 
 EXTENSIONS = ("binary_tensor_data", "model_repository")
@@ -78,16 +79,19 @@ class OpenInference:
     def model_metadata(self, request: messages.ModelMetadataRequest) -> messages.ModelMetadataResponse:
         """Inputs and outputs of the default signature, and the versions that serve. An unknown rank is [-1]."""
         servable = self._core.find(spec_of(request.name, request.version))
-        servable.signature(DEFAULT_SIGNATURE)
-        definition = servable.model.signatures.signature_def[DEFAULT_SIGNATURE]
+        definition = servable.signature(DEFAULT_SIGNATURE).definition
         response = messages.ModelMetadataResponse(name=servable.name, platform=servable.model.platform)
         response.versions.extend(
             str(number) for name, number, status in self._models.index() if name == servable.name and status.is_serving
         )
         for infos, tensors in ((definition.inputs, response.inputs), (definition.outputs, response.outputs)):
+            is_output = tensors is response.outputs
             for name, info in sorted(infos.items()):
-                shape = [-1] if info.tensor_shape.unknown_rank else [dim.size for dim in info.tensor_shape.dim]
-                tensors.add(name=name, datatype=datatype_name(info.dtype), shape=shape)
+                has_rank = info.HasField("tensor_shape") and not info.tensor_shape.unknown_rank
+                # A client sends what it reads here, so it is the graph's type, which a signature may not have.
+                data_type = servable.model.data_type(name, info.name, is_output=is_output) or info.dtype
+                shape = [dim.size for dim in info.tensor_shape.dim] if has_rank else [-1]
+                tensors.add(name=name, datatype=datatype_name(data_type), shape=shape)
         return response
 
     def infer(self, request: messages.ModelInferRequest, context: Context = NO_LIMIT) -> messages.ModelInferResponse:

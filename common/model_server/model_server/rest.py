@@ -17,8 +17,8 @@ from tfserving_protos import messages
 from . import json_codec
 from .context import Context, deadline_exceeded
 from .http_body import JSON, TEXT, BodyTooLarge, RestRequest, RestResponse, failure, read_body, unquote
-from .model import DEFAULT_SIGNATURE
 from .open_inference_rest import INFER, LOADS, OpenInferenceRest
+from .signature import DEFAULT_SIGNATURE
 from .status import Code, StatusError, invalid
 from .versions import MAX_VERSION
 

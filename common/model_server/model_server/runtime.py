@@ -53,9 +53,9 @@ class LoadedModel(Protocol):
     signatures: messages.SignatureDefMap
     platform: str  # the Open Inference Protocol's name of its kind
 
-    def data_type(self, alias: str, tensor: str) -> int:
-        """The type that the graph has for an input; 0 if it has no such tensor, so that calling it fails, and not
-        loading."""
+    def data_type(self, alias: str, tensor: str, *, is_output: bool = False) -> int:
+        """The type that the graph has for an input or output; 0 if it has no such tensor, so that calling it fails, and
+        not loading."""
 
     def function(self, signature: str, inputs: Mapping[str, str], outputs: Mapping[str, str]) -> Function:
         """The computation of `outputs` from `inputs`; both map an alias to the name of a tensor.

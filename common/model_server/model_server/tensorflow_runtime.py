@@ -102,6 +102,7 @@ class TensorFlowModel:
 
     def function(self, signature: str, inputs: Mapping[str, str], outputs: Mapping[str, str]) -> Function:
         """As LoadedModel.function."""
+        inputs, outputs = ({alias: _full(name) for alias, name in names.items()} for names in (inputs, outputs))
         try:
             timed = API.make_function(self, signature, inputs, outputs)
         except (KeyError, ValueError) as error:
@@ -128,10 +129,10 @@ class TensorFlowModel:
 
         return run
 
-    def data_type(self, _: str, tensor: str) -> int:
+    def data_type(self, _: str, tensor: str, *, is_output: bool = False) -> int:
         """As LoadedModel.data_type."""
         try:
-            data_type: int = self.graph.get_tensor_by_name(tensor).dtype.base_dtype.as_datatype_enum
+            data_type: int = self.graph.get_tensor_by_name(_full(tensor)).dtype.base_dtype.as_datatype_enum
         except (KeyError, ValueError):
             return messages.DT_INVALID
         return data_type
@@ -139,6 +140,11 @@ class TensorFlowModel:
     def close(self) -> None:
         """Free what TensorFlow holds."""
         self.session.close()
+
+
+def _full(name: str) -> str:
+    """A tensor's name as Python's API insists on it. C++ also takes that of an operation, for its first output."""
+    return name if ":" in name else f"{name}:0"
 
 
 def _size(array: Array) -> int:

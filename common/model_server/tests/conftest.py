@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 # Importing TensorFlow can take a minute on a busy machine.
 UP_WITHIN_S = 180
 SAVED_MODELS = (
-    *("half_plus_two", "half_plus_three", "counted", "several", "text", "types"),
+    *("half_plus_two", "half_plus_three", "mistyped", "counter", "counted", "several", "text", "types"),
     *("slow", "endless"),
 )
 PACKAGE = Path(__file__).parents[1]

@@ -169,6 +169,16 @@ def converted_half_plus(folder: Path, offset: float, sizes: Sequence[int] | None
     write(folder, [tensor("x")], [tensor("y"), tensor("next")], nodes, signatures)
 
 
+def converted_mistyped(folder: Path) -> None:
+    """y = x / 2 of floats under signatures that say int64, or no type at all."""
+    definitions = {}
+    for name, kind in (("serving_default", messages.DT_INT64), ("untyped", messages.DT_INVALID)):
+        definitions[name] = signature([("x", "x:0", kind, None)], [("y", "y:0", kind, None)])
+    definitions["bare"] = signature([("x", "x", messages.DT_FLOAT, None)], [("y", "y", messages.DT_FLOAT, None)])
+    nodes = [constant("half", 0.5), node("Mul", ["x", "half"], ["y"])]
+    write(folder, [tensor("x")], [tensor("y")], nodes, messages.SignatureDefMap(signature_def=definitions))
+
+
 def converted_several(folder: Path) -> None:
     """The three named inputs of the REST documentation; two outputs have the aliases of inputs."""
     inputs = [
@@ -220,6 +230,7 @@ def build_converted(folder: Path) -> None:
     converted_half_plus(folder / "half_plus_three/1", 3.0, None)
     for version in (1, 2, 3):
         converted_half_plus(folder / f"counted/{version}", version, [-1])
+    converted_mistyped(folder / "mistyped/1")
     converted_several(folder / "several/1")
     converted_text(folder / "text/1")
     for name, kind in TYPES.items():

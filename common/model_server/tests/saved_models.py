@@ -81,6 +81,43 @@ def half_plus_three() -> Signatures:
     return {"serving_default": found, "missing": missing}
 
 
+def mistyped() -> Signatures:
+    """y = x / 2 of floats, as exports of TensorFlow 1 describe it that were written by hand."""
+    x = v1.placeholder(tf.float32, name="x")
+    y = tf.multiply(x, 0.5, name="y")
+    other, none, bare = (signature({"x": x}, {"y": y}) for _ in range(3))
+    for info in (other.inputs["x"], other.outputs["y"]):
+        info.dtype = tf.int64.as_datatype_enum
+    # Names of operations: their first output is meant.
+    bare.inputs["x"].name, bare.outputs["y"].name = "x", "y"
+    return {"serving_default": other, "untyped": none, "bare": bare}
+
+
+def clear_types(path: Path, name: str) -> None:
+    """Of a signature of a SavedModel. TensorFlow's builder writes none without types, but its loader takes them."""
+    from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
+
+    saved = SavedModel.FromString((path / "saved_model.pb").read_bytes())
+    definition = saved.meta_graphs[0].signature_def[name]
+    for info in (*definition.inputs.values(), *definition.outputs.values()):
+        info.ClearField("dtype")
+        info.ClearField("tensor_shape")
+    (path / "saved_model.pb").write_bytes(saved.SerializeToString())
+
+
+def counter() -> Signatures:
+    """A model with state, and signatures without inputs, as TensorFlow Serving's own test model of this name."""
+    count = v1.get_variable("count", initializer=0.0, use_resource=False)
+    delta = v1.placeholder(tf.float32, [], name="delta")
+    return {
+        "get_counter": signature({}, {"output": tf.identity(count)}),
+        # These are references to the variable, and so is their dtype in the signature.
+        "incr_counter": signature({}, {"output": v1.assign_add(count, 1)}),
+        "incr_counter_by": signature({"delta": delta}, {"output": v1.assign_add(count, delta)}),
+        "reset_counter": signature({}, {"output": v1.assign(count, 0)}),
+    }
+
+
 def several() -> Signatures:
     """The three named inputs of the REST documentation."""
     tag = v1.placeholder(tf.string, [None], name="tag")
@@ -148,6 +185,9 @@ def build_all(folder: Path) -> None:
     export(folder / "counted" / "1", half_plus(1.0))
     export(folder / "counted" / "2", half_plus(2.0))
     export(folder / "counted" / "3", half_plus(3.0))
+    export(folder / "mistyped" / "1", mistyped)
+    clear_types(folder / "mistyped" / "1", "untyped")
+    export(folder / "counter" / "1", counter)
     export(folder / "several" / "1", several)
     export(folder / "text" / "1", text)
     export(folder / "types" / "1", types)

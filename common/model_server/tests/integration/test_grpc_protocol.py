@@ -91,6 +91,28 @@ def test_shapes_of_a_signature_are_not_enforced(
     np.testing.assert_array_equal(to_numpy(answer), np.full(shape, 1 + offset, np.float32))
 
 
+@pytest.mark.parametrize("signature", ["", "untyped", "bare"])
+def test_types_of_a_signature_are_not_enforced(server: ServerUnderTest, signature: str) -> None:
+    """A graph of floats whose signature says int64, nothing, or names operations instead of tensors."""
+    answer = server.predictions.Predict(predict_request("mistyped", signature, x=[1.0, 5.0]), timeout=30)
+    assert to_numpy(answer.outputs["y"]).tolist() == [0.5, 2.5]
+    code, message = grpc_error(server.predictions.Predict, predict_request("mistyped", signature, x=np.array([1])))
+    assert (code, message) == ("INVALID_ARGUMENT", 'Expects input "x" to be float but int64 is provided')
+
+
+@pytest.mark.tensorflow_only("ONNX graphs have no state")
+def test_counter_keeps_its_state_between_calls(server: ServerUnderTest) -> None:
+    def call(signature: str, **inputs: Any) -> float:
+        request = predict_request("counter", signature, **inputs)
+        value: float = to_numpy(server.predictions.Predict(request, timeout=30).outputs["output"]).item()
+        return value
+
+    assert call("reset_counter") == 0
+    assert [call("incr_counter"), call("incr_counter")] == [1, 2]
+    assert call("incr_counter_by", delta=2.5) == 4.5
+    assert call("get_counter") == 4.5
+
+
 def test_last_value_repeats_for_missing_elements(server: ServerUnderTest) -> None:
     request = predict_request(server.model("types/float32"), "float32", x=np.zeros((2, 3), np.float32))
     del request.inputs["x"].float_val[:]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import socket
 import struct
 import zlib
 from pathlib import Path
@@ -20,9 +21,9 @@ from model_server.open_inference_tensors import DATATYPES
 from serving_testing.processes import wait_until
 from tests import onnx_models
 from tests.conftest import UP_WITHIN_S, ServerUnderTest, grpc_error, starting
-from tests.integration.test_fuzz import json_values, outcome
+from tests.integration.test_fuzz import endpoint, json_values, outcome
 from tfserving_protos import messages
-from tfserving_protos.services import INFERENCE_SERVICE, InferenceServiceStub
+from tfserving_protos.services import INFERENCE_SERVICE, METHODS, InferenceServiceStub
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -118,6 +119,16 @@ def test_model_metadata_over_both_transports(v2: ServerUnderTest) -> None:
     assert (found.name, list(found.versions), found.platform) == ("several", ["1"], document["platform"])
     for ours, theirs in ((found.inputs, document["inputs"]), (found.outputs, document["outputs"])):
         assert [{"name": t.name, "datatype": t.datatype, "shape": list(t.shape)} for t in ours] == theirs
+
+
+@pytest.mark.parametrize("server", ["private APIs", "ONNX"], indirect=True)
+def test_metadata_has_the_types_of_the_graph(server: ServerUnderTest) -> None:
+    """What a client sends by it, the graph accepts; the signature says int64, and has no rank."""
+    document = server.get("/v2/models/mistyped").json()
+    assert document["inputs"] == [{"name": "x", "datatype": "FP32", "shape": [-1]}]
+    assert document["outputs"] == [{"name": "y", "datatype": "FP32", "shape": [-1]}]
+    answer = server.post("/v2/models/mistyped/infer", {"inputs": [fp32()]}).json()
+    assert answer["outputs"] == [{"name": "y", "datatype": "FP32", "shape": [2], "data": [0.5, 1.0]}]
 
 
 def test_model_ready_over_both_transports(v2: ServerUnderTest) -> None:
@@ -606,6 +617,24 @@ def test_random_repository_body_returns_a_client_error(onnx: ServerUnderTest, bo
     assert onnx.post(f"/v2/repository/{path}", data=body).status_code in (200, 400, 404)
 
 
+@FUZZ
+@given(
+    method=st.sampled_from(["GET", "POST", "HEAD", "DELETE"]),
+    start=st.sampled_from(
+        ["/v2", "/v2/", "/v2/health/", f"{HALF}/", f"{HALF}/versions/", "/v2/models/", "/v2/repository/"]
+    ),
+    path=st.text(st.characters(codec="latin-1", exclude_characters="\r\n #?"), max_size=20),
+)
+def test_random_path_returns_an_answer_or_a_client_error(
+    v2: ServerUnderTest, method: str, start: str, path: str
+) -> None:
+    # The tilde keeps the names of models unknown, also those that hypothesis draws from source code.
+    with socket.create_connection(endpoint(v2.rest_url), timeout=30) as raw:
+        target = f"{start}~{path}".encode("latin-1")
+        raw.sendall(method.encode() + b" " + target + b" HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        assert raw.recv(20).split(b" ")[1] in (b"400", b"404", b"405")
+
+
 GRPC_TENSORS = st.builds(
     lambda name, datatype, shape, contents: Tensor(name=name, datatype=datatype, shape=shape, contents=contents),
     st.sampled_from(["x", "tag", ""]),
@@ -637,8 +666,38 @@ def test_random_infer_call_returns_an_answer_or_a_client_error(
     check(v2, "ModelInfer", request.SerializeToString())
 
 
+PROTO_PARAMETERS = st.dictionaries(
+    st.sampled_from(["config", "file:1/model.onnx", "unload_dependents", ""]),
+    st.builds(messages.ModelRepositoryParameter, bool_param=st.booleans())
+    | st.builds(messages.ModelRepositoryParameter, bytes_param=st.binary(max_size=3)),
+    max_size=2,
+)
+
+
 @FUZZ
-@given(data=st.data(), method=st.sampled_from(["ModelInfer", "ModelMetadata", "ModelReady", "RepositoryIndex"]))
+@given(
+    request=st.builds(
+        messages.RepositoryModelLoadRequest,
+        model_name=st.text(max_size=4).map("~{}".format),
+        parameters=PROTO_PARAMETERS,
+    )
+    | st.builds(
+        messages.RepositoryModelUnloadRequest,
+        model_name=st.text(max_size=4).map("~{}".format),
+        parameters=PROTO_PARAMETERS,
+    )
+    | st.builds(messages.RepositoryIndexRequest, repository_name=st.text(max_size=2), ready=st.booleans())
+    | st.builds(
+        messages.ModelMetadataRequest, name=st.text(max_size=4) | st.just("several"), version=st.text(max_size=3)
+    )
+    | st.builds(messages.ModelReadyRequest, name=st.text(max_size=4) | st.just("several"), version=st.text(max_size=3)),
+)
+def test_random_control_call_returns_an_answer_or_a_client_error(v2: ServerUnderTest, request: Any) -> None:
+    check(v2, type(request).__name__.removesuffix("Request"), request.SerializeToString())
+
+
+@FUZZ
+@given(data=st.data(), method=st.sampled_from(sorted(METHODS[INFERENCE_SERVICE])))
 def test_random_or_mutated_message_returns_a_client_error(
     v2: ServerUnderTest, data: st.DataObject, method: str
 ) -> None:
@@ -651,4 +710,5 @@ def test_random_or_mutated_message_returns_a_client_error(
 def check(server: ServerUnderTest, method: str, payload: bytes) -> None:
     call: Callable[..., object] = server.channel.unary_unary(f"/{INFERENCE_SERVICE}/{method}")
     error = outcome(call, payload)
-    assert error is None or error.code().name in ("INVALID_ARGUMENT", "NOT_FOUND", "FAILED_PRECONDITION")
+    client_errors = ("INVALID_ARGUMENT", "NOT_FOUND", "FAILED_PRECONDITION", "PERMISSION_DENIED")
+    assert error is None or error.code().name in client_errors

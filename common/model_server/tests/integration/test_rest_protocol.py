@@ -211,6 +211,26 @@ def test_half_plus_three_whose_signature_has_no_shape(server: ServerUnderTest) -
     assert server.post("/v1/models/half_plus_three:predict", {"inputs": 2.0}).json() == {"outputs": 4.0}
 
 
+def test_type_of_a_signature_reads_json_and_the_graph_decides(server: ServerUnderTest) -> None:
+    path = "/v1/models/mistyped:predict"
+    response = server.post(path, {"signature_name": "bare", "instances": [1, 5]})
+    assert response.json() == {"predictions": [0.5, 2.5]}
+    # Read as the int64 of the signature, which the graph of floats refuses.
+    response = server.post(path, {"instances": [1, 5]})
+    assert response.status_code == 400
+    assert response.json()["error"] == 'Expects input "x" to be float but int64 is provided'
+    assert "not of expected type: int64" in server.post(path, {"instances": [1.5]}).json()["error"]
+    # Without a type, JSON cannot be read.
+    assert server.post(path, {"signature_name": "untyped", "instances": [1]}).status_code == 501
+
+
+@pytest.mark.tensorflow_only("ONNX graphs have no state")
+def test_signature_without_inputs_takes_no_json(server: ServerUnderTest) -> None:
+    response = server.post("/v1/models/counter:predict", {"signature_name": "get_counter", "inputs": {}})
+    assert response.status_code == 400
+    assert response.json()["error"] == "Failed to get input map for signature: get_counter"
+
+
 def test_scalar_string_in_columns(server: ServerUnderTest) -> None:
     body = {"signature_name": "string", "inputs": "text"}
     assert server.post(f"/v1/models/{server.model('types/string')}:predict", body).json() == {"outputs": "text"}
