@@ -1,30 +1,66 @@
 """02's portable model server over gRPC and REST, beside a bare grpc.aio server that answers a constant.
 
-The cases take turns in every round: on a shared machine the ratio to the bare server, and the CPU time of a call, say
-more than calls per second.
+TensorFlow Serving's protocol and the Open Inference Protocol (V2), on ONNX Runtime and on TensorFlow. The cases take
+turns in every round: on a shared machine the ratio to another case, and the CPU time of a call, say more than calls per
+second.
 """
 
 import os
 import statistics
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from scripts.benchmarks.harness import ROW, Benchmark, Endpoint, latency_ms, plural, rate_of, send_load, take_turns
 from scripts.devstack.machine import resident_mb
+from scripts.devstack.patterns import PATTERNS
 from scripts.devstack.stack import DevStack
 from scripts.devstack.table import HOST, ProcessDefinition
 from serving_testing.load import Load, run_in_process
 
 PATH = "/v1/models/iris:predict"
+V2_PATH = "/v2/models/iris/infer"
 ENDPOINTS = [Endpoint("02 prediction (REST)", "PORT_02_REST", PATH, lambda: {"instances": [ROW]})]
+_SERVER = PATTERNS["02"].process("model_server")
+# Each depends on the one before, so that it does not slow down the start that is measured.
+TENSORFLOW = replace(
+    _SERVER,
+    name="tensorflow",
+    argv=(
+        *(word.replace("PORT_02_", "PORT_02_TENSORFLOW_") for word in _SERVER.argv),
+        "--runtime=tensorflow",
+    ),
+    ports={"PORT_02_TENSORFLOW_GRPC": 1, "PORT_02_TENSORFLOW_REST": 1},
+    depends_on=("02-model_server",),
+    ready=f"http://{HOST}:{{PORT_02_TENSORFLOW_REST}}/v1/models/iris",
+    metrics=None,
+)
 BARE = ProcessDefinition(
     name="bare",
     argv=("python", "-m", "tests.bare_server", "{PORT_02_BARE}"),
     ports={"PORT_02_BARE": 1},
-    depends_on=("02-model_server",),  # so that it does not slow down the start that is measured
+    depends_on=("02-tensorflow",),
     ready=f"tcp://{HOST}:{{PORT_02_BARE}}",
 )
+# By kind of call: the process, the port, whether it is V2. Without another word, a kind is V1 on ONNX Runtime.
+KINDS = {
+    "gRPC": ("model_server", "PORT_02_GRPC", False),
+    "bare": ("bare", "PORT_02_BARE", False),
+    "gRPC V2": ("model_server", "PORT_02_GRPC", True),
+    "REST": ("model_server", "PORT_02_REST", False),
+    "REST V2": ("model_server", "PORT_02_REST", True),
+    "gRPC, TensorFlow": ("tensorflow", "PORT_02_TENSORFLOW_GRPC", False),
+    "gRPC V2, TensorFlow": ("tensorflow", "PORT_02_TENSORFLOW_GRPC", True),
+    "REST, TensorFlow": ("tensorflow", "PORT_02_TENSORFLOW_REST", False),
+    "REST V2, TensorFlow": ("tensorflow", "PORT_02_TENSORFLOW_REST", True),
+}
+# What a kind is compared with, and the least ratio of their calls per second.
+RATIOS = {
+    ("gRPC", "bare"): 0.9,
+    ("gRPC V2", "gRPC"): 0.9,
+    **{(kind, f"{kind}, TensorFlow"): 1.0 for kind in ("gRPC", "gRPC V2", "REST", "REST V2")},
+}
 # The pattern's targets, by concurrency and rows: of one kind of call, or of both.
 TARGETS: dict[tuple[int, int], dict[tuple[str, str], dict[str, float]]] = {
     (16, 1): {("", "calls"): {"at_least": 2500}},
@@ -43,42 +79,52 @@ class Case(NamedTuple):
 
 
 async def measure(benchmark: Benchmark) -> None:
-    """Calls of one and of 100 rows; start and memory of the server."""
+    """Calls of one and of 100 rows over each protocol; start and memory of the servers."""
     rounds, seconds = benchmark.choose(quick=(1, 0.1), short=(3, 0.5), long=(3, 2.0))
-    cases = [Case(kind, n, rows) for rows in (1, 100) for n in (1, 16, 64) for kind in ("gRPC", "bare", "REST")]
-    async with benchmark.stack(benchmark.pattern.with_processes(BARE)) as stack:
+    cases = [Case(kind, n, rows) for rows in (1, 100) for n in (1, 16, 64) for kind in KINDS]
+    async with benchmark.stack(benchmark.pattern.with_processes(TENSORFLOW, BARE)) as stack:
         results = await take_turns(rounds, {case: partial(load, stack, case, seconds) for case in cases})
-        memory = resident_mb(stack.process("02-model_server").pid) or 0
-        start_s = stack.process("02-model_server").ready_after_s
+        servers = {name: stack.process(f"02-{name}") for name in ("model_server", "tensorflow", "bare")}
+        memory = {name: resident_mb(process.pid) or 0 for name, process in servers.items()}
+        start_s = {name: process.ready_after_s for name, process in servers.items()}
     loads = {case: [each for each, _ in found] for case, found in results.items()}
     for case, found in results.items():
         add_case(benchmark, case, loads[case], statistics.median(cpu_us for _, cpu_us in found))
-    for case in cases:
-        if case.kind == "gRPC":
-            what = f"gRPC to bare grpc.aio, {case.concurrency} concurrent, {plural(case.rows, 'row')}"
-            ratio = rate_of(loads[case]) / rate_of(loads[case._replace(kind="bare")])
-            benchmark.add_ratio(what, ratio, at_least=0.6)
-    benchmark.add("Process", "start to AVAILABLE", "figure", start_s, "s", at_most=10)
-    benchmark.add("Process", "memory", "figure", memory, "MB")
+    for (kind, other), at_least in RATIOS.items():
+        for case in cases:
+            if case.kind == kind:
+                what = f"{kind} to {'bare grpc.aio' if other == 'bare' else other}"
+                what = f"{what}, {case.concurrency} concurrent, {plural(case.rows, 'row')}"
+                ratio = rate_of(loads[case]) / rate_of(loads[case._replace(kind=other)])
+                benchmark.add_ratio(what, ratio, at_least=at_least)
+    benchmark.add("Process", "start to AVAILABLE", "figure", start_s["model_server"], "s", at_most=1)
+    benchmark.add("Process", "memory", "figure", memory["model_server"], "MB", at_most=120)
+    benchmark.add("Process", "start to AVAILABLE, TensorFlow", "figure", start_s["tensorflow"], "s", at_most=10)
+    benchmark.add("Process", "memory, TensorFlow", "figure", memory["tensorflow"], "MB")
+    benchmark.add("Process", "start, bare", "figure", start_s["bare"], "s")
+    benchmark.add("Process", "memory, bare", "figure", memory["bare"], "MB")
 
 
 async def load(stack: DevStack, case: Case, seconds: float) -> tuple[Load, float]:
     """One round of a case, and the server's CPU time for each call, in µs."""
-    server = stack.process("02-bare" if case.kind == "bare" else "02-model_server")
+    name, port, is_v2 = KINDS[case.kind]
+    server = stack.process(f"02-{name}")
     rows, before = [ROW] * case.rows, cpu_seconds(server.pid)
-    if case.kind == "REST":
-        found = await send_load(stack.urls["PORT_02_REST"] + PATH, case.concurrency, seconds, {"instances": rows})
+    if case.kind.startswith("REST"):
+        tensor = {"name": "input", "datatype": "FP32", "shape": [case.rows, len(ROW)], "data": rows}
+        path, body = (V2_PATH, {"inputs": [tensor]}) if is_v2 else (PATH, {"instances": rows})
+        found = await send_load(f"http://{HOST}:{stack.ports[port]}{path}", case.concurrency, seconds, body)
     else:
-        target = f"{HOST}:{stack.ports['PORT_02_BARE' if case.kind == 'bare' else 'PORT_02_GRPC']}"
-        arguments = {"target": target, "concurrency": case.concurrency, "rows": rows, "seconds": seconds}
-        found = await run_in_process("scripts.benchmarks.grpc_load", **arguments)
+        arguments = {"concurrency": case.concurrency, "rows": rows, "seconds": seconds, "is_v2": is_v2}
+        target = f"{HOST}:{stack.ports[port]}"
+        found = await run_in_process("scripts.benchmarks.grpc_load", target=target, **arguments)
     return found, 1e6 * (cpu_seconds(server.pid) - before) / len(found.latencies)
 
 
 def add_case(benchmark: Benchmark, case: Case, loads: list[Load], cpu_us: float) -> None:
     """Medians over the rounds."""
     what = f"{case.kind}, {case.concurrency} concurrent, {plural(case.rows, 'row')}"
-    targets = {} if case.kind == "bare" else TARGETS.get((case.concurrency, case.rows), {})
+    targets = TARGETS.get((case.concurrency, case.rows), {}) if case.kind in ("gRPC", "REST") else {}
     for name, value, unit in (
         ("calls", rate_of(loads), "/s"),
         ("rows", rate_of(loads) * case.rows, "/s"),

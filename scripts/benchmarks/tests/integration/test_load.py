@@ -44,13 +44,16 @@ def test_calls_are_measured_over_the_private_and_over_the_public_grpc_api(client
     executor = ThreadPoolExecutor(2)
     server = grpc.server(executor)
     response = messages.PredictResponse(model_spec=messages.ModelSpec(name="iris"))
-    behaviors = dict.fromkeys(services.METHODS[services.PREDICTION_SERVICE], lambda request, context: response)
-    server.add_generic_rpc_handlers((services.generic_handler(services.PREDICTION_SERVICE, behaviors),))
+    inferred = messages.ModelInferResponse(model_name="iris")
+    for service, answer in ((services.PREDICTION_SERVICE, response), (services.INFERENCE_SERVICE, inferred)):
+        behaviors = dict.fromkeys(services.METHODS[service], lambda request, context, answer=answer: answer)
+        server.add_generic_rpc_handlers((services.generic_handler(service, behaviors),))
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     monkeypatch.setattr(grpc_load, "connect", client)
-    load = grpc_load.run(f"127.0.0.1:{port}", 2, [[1, 2, 3, 4]] * 3, 0.2)
-    assert len(load.latencies) > 2
+    for is_v2 in (False, True):
+        load = grpc_load.run(f"127.0.0.1:{port}", 2, [[1, 2, 3, 4]] * 3, 0.1, is_v2=is_v2)
+        assert len(load.latencies) > 2
     server.stop(None).wait()
     executor.shutdown()
 
@@ -60,4 +63,4 @@ def test_grpc_load_falls_back_to_the_public_api(monkeypatch):
         raise ImportError
 
     monkeypatch.setattr(grpc_load, "CompletionQueueClient", missing)
-    assert isinstance(grpc_load.connect("127.0.0.1:1", b""), grpc_load.PublicClient)
+    assert isinstance(grpc_load.connect("127.0.0.1:1", grpc_load.PREDICT, b""), grpc_load.PublicClient)
