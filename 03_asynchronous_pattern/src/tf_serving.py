@@ -13,8 +13,10 @@ from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 from grpc import ChannelConnectivity, StatusCode
 
+from serving_common import tracing
 from serving_common.cards import ADD, Binding, Card, Part, Task, Tensor, bind
 from serving_common.errors import StartupError, Unavailable
+from serving_common.tracing import CLIENT
 from src.configurations import TfServingSettings
 from src.constants import SIGNATURE_INPUT, SIGNATURE_OUTPUT, TIMEOUT_ERROR, UNAVAILABLE
 from src.jobs import Rows
@@ -46,6 +48,7 @@ _NUMBERS = {name: (number, field) for number, (name, field) in _DTYPES.items()}
 
 log = structlog.get_logger()
 
+PREDICT = "tensorflow.serving.PredictionService/Predict"
 CONNECT_WITHIN_S = 1
 METADATA_RETRIES = 2
 
@@ -72,9 +75,10 @@ class InferenceFailed(Exception):
 class TfServing:
     """A channel to one model, on one or more servers that take turns."""
 
-    def __init__(self, channel: grpc.aio.Channel, model: str, timeout_s: float, card: Card) -> None:
+    def __init__(self, channel: grpc.aio.Channel, model: str, timeout_s: float, card: Card, address: str) -> None:
         self._channel = channel
         self._predictions = PredictionServiceStub(channel)
+        self._attributes = {"rpc.system.name": "grpc", "rpc.method": PREDICT, "server.address": address}
         self._models = ModelServiceStub(channel)
         self._spec = messages.ModelSpec(name=model)
         self._timeout_s = timeout_s
@@ -196,7 +200,7 @@ class TfServing:
             except (TypeError, ValueError) as exc:  # for instance an int64 beyond the int32 of the model
                 raise InferenceFailed(f"Model inference failed: {exc}") from exc
         try:
-            reply = await self._predictions.Predict(request, timeout=timeout_s)
+            reply = await self._call(request, timeout_s)
         except grpc.aio.AioRpcError as exc:
             if exc.code() is StatusCode.DEADLINE_EXCEEDED:
                 raise InferenceFailed(TIMEOUT_ERROR) from exc
@@ -207,6 +211,16 @@ class TfServing:
             error = ModelCrashed if is_broken else ModelUnavailable
             raise error(UNAVAILABLE) from exc
         return self._answers(reply.outputs[binding.output.name], len(rows))
+
+    async def _call(self, request: Any, timeout_s: float) -> Any:
+        """The reply of Predict. Raises grpc.aio.AioRpcError."""
+        with tracing.span(PREDICT, CLIENT, self._attributes) as span:
+            metadata = tuple(tracing.headers().items())
+            try:
+                return await self._predictions.Predict(request, timeout=timeout_s, metadata=metadata)
+            except grpc.aio.AioRpcError as exc:
+                span.set({"rpc.response.status_code": exc.code().name})
+                raise
 
     def _answers(self, tensor: Any, rows: int) -> list[list[float]]:
         _, field = _DTYPES.get(tensor.dtype, _DTYPES[messages.DT_FLOAT])
@@ -323,5 +337,6 @@ async def open_tf_serving(settings: TfServingSettings) -> AsyncIterator[TfServin
     counted it. Jobs of a server that is unavailable go back to the queue.
     """
     options = channels.options(retries=METADATA_RETRIES, method="GetModelMetadata")
-    async with grpc.aio.insecure_channel(settings.tf_serving_address, options=options) as channel:
-        yield TfServing(channel, settings.model_name, settings.tf_serving_timeout_s, settings.card)
+    address = settings.tf_serving_address
+    async with grpc.aio.insecure_channel(address, options=options) as channel:
+        yield TfServing(channel, settings.model_name, settings.tf_serving_timeout_s, settings.card, address)

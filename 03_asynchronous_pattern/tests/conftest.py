@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,6 +46,7 @@ class ModelServer:
     rest_port: int = field(default_factory=free_port)
     stack: ExitStack = field(default_factory=ExitStack)
     process: Process | None = None
+    environment: Mapping[str, str] = field(default_factory=dict)
 
     def start(self) -> None:
         """Returns once the model is served."""
@@ -56,7 +57,7 @@ class ModelServer:
             running(
                 f"model_server {flags} --monitoring_config_file={monitoring}",
                 cwd=PATTERN,
-                env={},
+                env=self.environment,
                 log=self.folder / "log",
                 ready=f"http://127.0.0.1:{self.rest_port}/v1/models/iris",
             )

@@ -1,7 +1,7 @@
 """What a worker does with claimed jobs: call TensorFlow Serving, store the results, and retry failures."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 import orjson
@@ -62,41 +62,41 @@ async def _predict(worker: Worker, model: Model, card: Card, batch: Sequence[tup
         answers = await model.predict([row for _, rows in batch for row in rows])
     except InferenceFailed as exc:
         error = str(exc)
-        log.warning("prediction_failed", jobs=[job.id for job in jobs], error=error)
+        log.warning("prediction_failed", jobs=[job.log_ids for job in jobs], error=error)
         failed = await retry_until_available(worker.retry, jobs, error)
         JOBS.labels("failed").inc(len(failed))
         JOBS.labels("retried").inc(len(jobs) - len(failed))
         return
     except ModelCrashed:
-        log.warning("model_server_crashed", jobs=[job.id for job in jobs])
+        log.warning("model_server_crashed", jobs=[job.log_ids for job in jobs])
         failed = await retry_until_available(worker.quarantine, jobs)
         JOBS.labels("failed").inc(len(failed))
         raise
 
     results = []
-    outcomes: dict[JobId, object] = {}
+    outcomes: list[tuple[Job, object]] = []
     start = 0
     for job, rows in batch:
         own = answers[start : start + len(rows)]
         start += len(rows)
         if fault := fault_of(own):
-            log.warning("prediction_failed", jobs=[job.id], error=fault)
+            log.warning("prediction_failed", jobs=[job.log_ids], error=fault)
             await retry_until_available(worker.fail, job.id, fault)  # a retry would give the same answer
             JOBS.labels("failed").inc()
             continue
         result = result_of(card, own)
-        outcomes[job.id] = result.get("class_name", result.get("value"))
+        outcomes.append((job, result.get("class_name", result.get("value"))))
         results.append((job.id, orjson.dumps(result)))
     ended = await retry_until_available(worker.complete, results)
     _report(outcomes, ended, time.perf_counter() - started)
 
 
-def _report(outcomes: Mapping[JobId, object], ended: set[JobId], seconds: float) -> None:
+def _report(outcomes: Sequence[tuple[Job, object]], ended: set[JobId], seconds: float) -> None:
     """Logs only jobs whose result Redis has stored."""
     duration_ms = round(seconds * 1000, 2)
-    for job_id, outcome in outcomes.items():
-        if job_id in ended:
+    for job, outcome in outcomes:
+        if job.id in ended:
             PROCESSING_TIME.observe(seconds)
             result = f"{len(outcome)} rows" if isinstance(outcome, list) else outcome
-            log.info("prediction_completed", job_id=job_id, duration_ms=duration_ms, result=result)
+            log.info("prediction_completed", **job.log_ids, duration_ms=duration_ms, result=result)
     JOBS.labels("completed").inc(len(ended))

@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 import time
+from typing import TYPE_CHECKING
 
 from .status import Code, StatusError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    Headers = Iterable[tuple[str | bytes, str | bytes]]
 
 
 class Context:
     """The deadline and the cancellation of one request. Work that is over must not be started."""
 
-    __slots__ = ("ends", "is_cancelled")
+    __slots__ = ("ends", "headers", "is_cancelled")
 
-    def __init__(self, ends: float | None = None) -> None:
-        """`ends`: the deadline on time.monotonic's clock; None: no deadline."""
+    def __init__(self, ends: float | None = None, headers: Headers = ()) -> None:
+        """
+        Args:
+            ends: the deadline on time.monotonic's clock; None: no deadline.
+            headers: of the request, in HTTP or as gRPC's metadata.
+        """
         self.ends = ends
+        self.headers = headers
         self.is_cancelled = False
 
     def cancel(self) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from serving_common import tracing
+
 from .context import NO_LIMIT
 from .signature import Signature
 from .status import invalid
@@ -64,7 +66,8 @@ class Core:
                 )
             if chosen.count(alias) > 1:
                 raise invalid(f"duplicate output tensor alias: {alias}")
-        return self._run(signature, inputs, chosen, context)
+        with tracing.span("run model", attributes=signature.attributes):
+            return self._run(signature, inputs, chosen, context)
 
 
 def _check_names(signature: Signature, inputs: Mapping[str, Array]) -> None:

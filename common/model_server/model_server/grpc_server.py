@@ -11,6 +11,7 @@ from google.protobuf.message import DecodeError
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
+from serving_common import tracing
 from tfserving_protos import messages, services
 
 from .pool import ElasticPool
@@ -177,16 +178,23 @@ def _run_behavior(
     record: Callable[[str, str, Code, float], None],
 ) -> Behavior:
     api = method[1]
+    rpc = "/".join(method)
+    attributes = {"rpc.system.name": "grpc", "rpc.method": rpc}
 
     def behavior(serialized: bytes, context: Context, respond: Callable[[CallResult], None]) -> None:
         started = time.perf_counter()
+        span = tracing.begin(context.headers, rpc, tracing.SERVER, attributes)
         request = _parsed(method, serialized, respond)
         if request is None:
             return
         name = _model_name(request)
 
         def work() -> None:
-            result = _result(api, lambda: function(request, context))
+            with span:
+                result = _result(api, lambda: function(request, context))
+                span.set({"rpc.response.status_code": result.code.name})
+                if result.code is not Code.OK:
+                    span.fail(result.details, result.code.name)
             record(name, api, result.code, time.perf_counter() - started)
             respond(result)
 

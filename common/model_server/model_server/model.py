@@ -22,7 +22,9 @@ class Servable:
         self.version = version
         self.model = model
         self.signatures = {
-            key: Signature(key, definition, model)
+            key: Signature(
+                key, definition, model, {"model.name": name, "model.version": version, "model.signature": key}
+            )
             for key, definition in model.signatures.signature_def.items()
             if is_callable(key, definition)
         }

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import structlog
 from google.protobuf.json_format import MessageToDict
 
+from serving_common import tracing
 from tfserving_protos import messages
 
 from . import json_codec
@@ -23,7 +24,7 @@ from .status import Code, StatusError, invalid
 from .versions import MAX_VERSION
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, MutableMapping
+    from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 
     from google.protobuf.message import Message
 
@@ -60,10 +61,12 @@ _CORS = (
 
 
 class _Prediction(NamedTuple):
-    """A request that runs a model: `api` is its name in the metrics."""
+    """A request that runs a model: `api` is its name in the metrics, `route` its path with placeholders."""
 
     model: str
     api: str
+    route: str
+    headers: Iterable[Header]
     run: Callable[[Context], RestResponse]
 
 
@@ -149,9 +152,11 @@ class RestApi:
     def _prediction(self, path: str, request: RestRequest) -> _Prediction | None:
         """What POST to `path` asks of a model; None if it asks for something else."""
         if match := _PREDICTION.fullmatch(path):
-            return _Prediction(unquote(match["name"]), match["verb"].lower(), partial(self._run, match, request))
+            verb, run = match["verb"].lower(), partial(self._run, match, request)
+            return _Prediction(unquote(match["name"]), verb, f"/v1/models/{{name}}:{verb}", request.headers, run)
         if match := INFER.fullmatch(path):
-            return _Prediction(unquote(match["name"]), "infer", partial(self._open_inference.infer, match, request))
+            run = partial(self._open_inference.infer, match, request)
+            return _Prediction(unquote(match["name"]), "infer", "/v2/models/{name}/infer", request.headers, run)
         return None
 
     async def _answer(self, prediction: _Prediction, receive: Receive) -> RestResponse | None:
@@ -209,7 +214,12 @@ class RestApi:
             context.check()
             return prediction.run(context)
 
-        code, response = _outcome(prediction.api, run)
+        attributes = {"http.request.method": "POST", "http.route": prediction.route}
+        with tracing.begin(prediction.headers, f"POST {prediction.route}", tracing.SERVER, attributes) as span:
+            code, response = _outcome(prediction.api, run)
+            span.set({"http.response.status_code": response.status})
+            if response.status >= 500:
+                span.fail(code.name, str(response.status))
         name = self._models.known(prediction.model)
         self._metrics.record(name, prediction.api, "REST", code, time.perf_counter() - started)
         return response

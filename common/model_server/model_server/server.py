@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 import structlog
 import uvicorn
 
+from serving_common import tracing
+
 from .admission import Admission
 from .batching import Batcher
 from .core import Core
@@ -55,6 +57,7 @@ async def serve(flags: Flags, configuration: Configuration) -> None:
         RuntimeError, OSError: a port cannot be opened.
     """
     drain_delay_s = read_drain_delay_s()
+    tracing.configure("model_server")
     stop, stopped, stopped_again = threading.Event(), asyncio.Event(), asyncio.Event()
 
     def on_signal() -> None:
@@ -136,6 +139,7 @@ async def serve(flags: Flags, configuration: Configuration) -> None:
         await asyncio.to_thread(batcher.close)
     pool.shutdown()
     manager.close()
+    await asyncio.to_thread(tracing.shutdown)
     log.info("stopped")
 
 

@@ -21,6 +21,7 @@ from .tensors import ELEMENT_TYPES, decode
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from serving_common.tracing import Attributes
     from tfserving_protos import messages
 
     from .context import Context
@@ -46,8 +47,12 @@ class TensorSpec:
 class Signature:
     """One entry of a model's signature_def, ready to run."""
 
-    def __init__(self, name: str, definition: messages.SignatureDef, model: LoadedModel) -> None:
+    def __init__(
+        self, name: str, definition: messages.SignatureDef, model: LoadedModel, attributes: Attributes
+    ) -> None:
+        """`attributes`: of the span of each run."""
         self.name = name
+        self.attributes = attributes
         self.definition = definition
         self.inputs = {alias: TensorSpec(info.name, info.dtype) for alias, info in sorted(definition.inputs.items())}
         self.outputs = {alias: TensorSpec(info.name, info.dtype) for alias, info in sorted(definition.outputs.items())}

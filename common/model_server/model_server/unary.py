@@ -29,6 +29,8 @@ from .status import Code
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from .context import Headers
+
 log = structlog.get_logger()
 
 NO_FLAGS = 0
@@ -90,7 +92,8 @@ class PooledCalls:
 
     def _answer(self, behavior: Behavior, request: bytes, servicer: grpc.ServicerContext) -> bytes:
         left_s: float | None = servicer.time_remaining()
-        context = Context(None if left_s is None or left_s > LONGEST_S else time.monotonic() + left_s)
+        ends = None if left_s is None or left_s > LONGEST_S else time.monotonic() + left_s
+        context = Context(ends, servicer.invocation_metadata())
         if not servicer.add_callback(context.cancel):
             context.cancel()
         future: Future[CallResult] = Future()
@@ -168,7 +171,8 @@ class CompletionQueueCalls:
             log.info("last_call", method=method)
         receive = [self._cygrpc.ReceiveMessageOperation(NO_FLAGS)]
         left_s = event.call_details.deadline - time.time()
-        context = _CallContext(self, event.call, None if left_s > LONGEST_S else time.monotonic() + left_s)
+        ends = None if left_s > LONGEST_S else time.monotonic() + left_s
+        context = _CallContext(self, event.call, ends, event.invocation_metadata)
         event.call.start_server_batch(receive, partial(self._on_request, context, self._behaviors[method]))
 
     def _on_request(self, context: _CallContext, behavior: Behavior, event: Any) -> None:
@@ -217,8 +221,8 @@ class _CallContext(Context):
 
     __slots__ = ("_calls", "_unclaimed", "call")
 
-    def __init__(self, calls: CompletionQueueCalls, call: Any, ends: float | None) -> None:
-        super().__init__(ends)
+    def __init__(self, calls: CompletionQueueCalls, call: Any, ends: float | None, headers: Headers) -> None:
+        super().__init__(ends, headers)
         self._calls = calls
         self.call = call
         self._unclaimed = [True]

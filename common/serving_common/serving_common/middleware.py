@@ -4,6 +4,7 @@
 that a request costs one `send` wrapper and one `receive` wrapper, not one per class:
 
 RequestContextMiddleware     `request_id`, for logs and X-Request-ID; `status` of the response, 0 until it begins
+TracingMiddleware            the request's span; only in the stack if traces are on
 RequestMetricsMiddleware     metrics and the access log
 LastResortErrorMiddleware    unexpected exceptions become a logged 500
 BodyLimitMiddleware          413 and 429 for bodies; `arrived`, the loop time at which the body was complete
@@ -19,6 +20,7 @@ from prometheus_client import Counter, Gauge, Histogram, disable_created_metrics
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serving_common import tracing
 from serving_common.problems import problem
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series per metric that nothing here reads
@@ -57,6 +59,7 @@ class RequestContextMiddleware:
         state["request_id"] = request_id
         state["status"] = 0
         structlog.contextvars.bind_contextvars(request_id=request_id)
+        tracing.request_id.set(request_id)
         method = scope["method"]
         # Load balancers probe with HEAD, for which FastAPI's routes have no answer. The server leaves out the body.
         if method == "HEAD" and scope["path"] in HEALTH_ROUTES:
@@ -70,6 +73,53 @@ class RequestContextMiddleware:
             await send(message)
 
         await self._app(scope, receive, send_with_request_id)
+
+
+class TracingMiddleware:
+    """Continues the caller's trace, or begins one, and binds its id to the log lines of the request."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"] in QUIET_ROUTES:
+            await self._app(scope, receive, send)
+            return
+        method = scope["method"] if scope["method"] in METHODS else "_OTHER"
+        name = "HTTP" if method == "_OTHER" else method
+        with tracing.begin(scope["headers"], name) as span:
+            structlog.contextvars.bind_contextvars(trace_id=span.trace_id)
+            if not span.is_recording:
+                await self._app(scope, receive, send)
+                return
+            span.set(_request_attributes(scope, method))
+            try:
+                await self._app(scope, receive, send)
+            finally:
+                status = scope["state"]["status"]
+                span.set({"http.response.status_code": status})
+                if route := getattr(scope.get("route"), "path", None):
+                    span.rename(f"{name} {route}")
+                    span.set({"http.route": route})
+                if status >= 500:
+                    span.fail("", str(status))
+
+
+def _request_attributes(scope: Scope, method: str) -> tracing.Attributes:
+    """What the semantic conventions for HTTP servers know when a request arrives."""
+    attributes: dict[str, str | int] = {
+        "http.request.method": method,
+        "url.path": scope["path"],
+        "url.scheme": scope.get("scheme", "http"),
+        "network.protocol.version": scope["http_version"],
+    }
+    if server := scope.get("server"):
+        attributes["server.address"], attributes["server.port"] = server
+    if client := scope.get("client"):
+        attributes["client.address"] = client[0]
+    if query := scope.get("query_string"):
+        attributes["url.query"] = query.decode("latin-1")
+    return attributes
 
 
 class RequestMetricsMiddleware:
@@ -120,8 +170,9 @@ class LastResortErrorMiddleware:
             return
         try:
             await self._app(scope, receive, send)
-        except Exception:
+        except Exception as exc:
             log.exception("request_failed", method=scope["method"], path=scope["path"])
+            tracing.current().record(exc)
             if scope["state"]["status"]:
                 raise  # The response has begun: only a broken connection can still tell the caller.
             await problem(500, "Internal server error", scope["state"]["request_id"])(scope, receive, send)

@@ -13,6 +13,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
+from serving_common import tracing
 from serving_common.errors import ErrorKind, FieldError, ServingError
 
 MEDIA_TYPE = "application/problem+json"
@@ -73,6 +74,8 @@ def install(app: FastAPI, invalid_input: int, invalid_detail: str) -> None:
     async def expected(request: Request, exc: Exception) -> Response:
         error = cast(ServingError, exc)
         response = problem(status_of[error.kind], str(error), request.state.request_id, error.errors)
+        if response.status_code >= 500:
+            tracing.current().record(error)
         if error.kind is ErrorKind.MISCONFIGURED:
             del response.headers["Retry-After"]
         return response

@@ -23,7 +23,7 @@ from starlette.middleware import Middleware
 from starlette.responses import JSONResponse
 from typing_extensions import TypedDict  # pydantic takes the one from typing only since Python 3.12
 
-from serving_common import logs, problems
+from serving_common import logs, problems, tracing
 from serving_common.direct import DirectMiddleware, direct_routes
 from serving_common.errors import StartupError, Unauthorized
 from serving_common.middleware import (
@@ -31,6 +31,7 @@ from serving_common.middleware import (
     LastResortErrorMiddleware,
     RequestContextMiddleware,
     RequestMetricsMiddleware,
+    TracingMiddleware,
 )
 from serving_common.settings import HttpSettings
 
@@ -74,6 +75,8 @@ def create_service(
         version="1.1.0",
         lifespan=lifespan,
         redoc_url=None,
+        # A program's global OpenTelemetry would turn on spans of FastAPI's own, beside those of TracingMiddleware.
+        telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
         middleware=[
             Middleware(RequestContextMiddleware),
             Middleware(RequestMetricsMiddleware),
@@ -208,6 +211,9 @@ def serve(app: FastAPI, component: str, settings: HttpSettings, *, any_port: boo
         SystemExit: with code 1 and one line in the log, if the service cannot start.
     """
     logs.configure(component, settings)
+    if tracing.configure(component):
+        # Within the first, whose request id it needs; the stack is built at the first request.
+        app.user_middleware.insert(1, Middleware(TracingMiddleware))
     direct_routes(app)  # an endpoint that cannot be served directly is found now, not by the first request
     server = _DrainingServer(
         uvicorn.Config(
@@ -244,6 +250,8 @@ def serve(app: FastAPI, component: str, settings: HttpSettings, *, any_port: boo
     except StartupError as exc:
         log.critical("startup_failed", reason=str(exc))
         sys.exit(1)
+    finally:
+        tracing.shutdown()
     log.info("service_stopped")
 
 

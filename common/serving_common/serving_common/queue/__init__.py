@@ -35,6 +35,7 @@ else has:
 | `{queue}:heartbeat:{worker}`  | string | exists as long as the worker lives                                   |
 | `{queue}:jobs`                | zset   | id by time of creation in µs: for the listing and for ages           |
 | `{queue}:once:{key}`          | string | `id digest` of the job that was enqueued under an idempotency key    |
-| `{queue}:meta:{id}`           | hash   | priority, attempts, deaths, alone, error: only what is not default   |
+| `{queue}:meta:{id}`           | hash   | priority, attempts, deaths, alone, error, requeued (when, in µs),    |
+|                               |        | context (request id and traceparent): only what is not default       |
 | `{queue}:ended`               | –      | channel that announces the ids of jobs that have ended               |
 """

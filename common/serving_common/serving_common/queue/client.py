@@ -12,6 +12,7 @@ from typing import Any
 from redis.asyncio import Redis
 
 from serving_common.errors import Conflict, InvalidInput, Overloaded
+from serving_common.queue import spans
 from serving_common.queue.commands import Commands
 from serving_common.queue.listener import PubSubListener
 from serving_common.queue.types import JobId, JobKeys, JobNotFound, JobState, JobStatus, ListedJob, Priority, QueueStats
@@ -48,18 +49,20 @@ class JobQueue:
             InvalidInput: the idempotency key belongs to a different request.
         """
         hashed_key = sha256(idempotency_key.encode()).hexdigest() if idempotency_key is not None else ""
-        while True:
-            candidate = secrets.token_hex(3)
-            outcome, job_id = await self._commands.run(
-                "enqueue", candidate, data, priority, self._max_length, hashed_key
-            )
-            if outcome == b"queued":
-                return JobId(job_id.decode())
-            if outcome == b"full":
-                raise Overloaded(f"The queue is full: {self._max_length} jobs are waiting")
-            if outcome == b"conflict":
-                reason = "was used before for a different request"
-                raise InvalidInput("Invalid input", [{"field": "Idempotency-Key", "reason": reason}])
+        with spans.sending(self._keys.queue) as span:
+            while True:
+                candidate = secrets.token_hex(3)
+                outcome, job_id = await self._commands.run(
+                    "enqueue", candidate, data, priority, self._max_length, hashed_key, spans.context()
+                )
+                if outcome == b"queued":
+                    span.set({"messaging.message.id": job_id.decode()})
+                    return JobId(job_id.decode())
+                if outcome == b"full":
+                    raise Overloaded(f"The queue is full: {self._max_length} jobs are waiting")
+                if outcome == b"conflict":
+                    reason = "was used before for a different request"
+                    raise InvalidInput("Invalid input", [{"field": "Idempotency-Key", "reason": reason}])
 
     async def get(self, job_id: JobId) -> JobState:
         """Raises JobNotFound."""

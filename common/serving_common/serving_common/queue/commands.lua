@@ -43,6 +43,7 @@ local function finish(id, old, outcome, body, delete_data)
   if FINAL[old or ''] then return end
   if outcome == 'completed' then
     call('SET', result(id), body, 'EX', TTL)
+    call('DEL', meta(id))
     if delete_data then call('DEL', data(id)) end
   elseif outcome == 'failed' then
     call('HSET', meta(id), 'error', body)
@@ -61,6 +62,7 @@ local function requeue(worker, id, field, limit, error, to_the_back)
   local old = call('GET', status(id))
   if not FINAL[old or ''] then
     if field == 'attempts' then call('HSET', meta(id), 'alone', '1') end
+    call('HSET', meta(id), 'requeued', string.format('%.0f', now_us()))
     local times = limit > 0 and call('HINCRBY', meta(id), field, 1) or -1
     call('EXPIRE', meta(id), TTL)
     if times >= limit then
@@ -73,7 +75,7 @@ local function requeue(worker, id, field, limit, error, to_the_back)
   call('LREM', processing(worker), 1, id)
 end
 
-function commands.enqueue(id, body, priority, max_length, idempotency_key)
+function commands.enqueue(id, body, priority, max_length, idempotency_key, context)
   local key = QUEUE .. ':once:' .. idempotency_key
   local digest = idempotency_key ~= '' and redis.sha1hex(priority .. body)
   local known = digest and call('GET', key)
@@ -84,10 +86,9 @@ function commands.enqueue(id, body, priority, max_length, idempotency_key)
   if call('LLEN', QUEUE) + call('LLEN', HIGH) >= tonumber(max_length) then return {'full', ''} end
   if not call('SET', status(id), 'pending', 'NX', 'EX', TTL) then return {'taken', ''} end
   call('SET', data(id), body, 'EX', TTL)
-  if priority == 'high' then
-    call('HSET', meta(id), 'priority', priority)
-    call('EXPIRE', meta(id), TTL)
-  end
+  if priority == 'high' then call('HSET', meta(id), 'priority', priority) end
+  if context ~= '' then call('HSET', meta(id), 'context', context) end
+  call('EXPIRE', meta(id), TTL)
   local created = now_us()
   call('ZADD', JOBS, string.format('%.0f', created), id)
   local expired = call('ZCOUNT', JOBS, '-inf', string.format('%.0f', created - TTL * 1000000))
@@ -104,7 +105,7 @@ function commands.heartbeat(worker, seconds)
 end
 
 -- Returns what is taken (1: nothing yet, because it stopped at MAX_REMOVALS, and jobs may follow; 2: a quarantined job),
--- and id and data of each job in turn.
+-- and id, data, context and, if the context has a trace, microseconds in the queue of each job in turn.
 function commands.claim(worker, heartbeat_s, limit, reserved, overdue_s)
   commands.heartbeat(worker, heartbeat_s)
   local claims, taken, is_full, removed = processing(worker), {}, false, 0
@@ -114,7 +115,7 @@ function commands.claim(worker, heartbeat_s, limit, reserved, overdue_s)
       local id = call('LMOVE', from, claims, 'RIGHT', 'LEFT')
       if not id then return end
       -- A job whose batch has failed runs alone, so that it cannot fail others again.
-      local is_alone = call('HGET', meta(id), 'alone')
+      local is_alone, context, requeued = unpack(call('HMGET', meta(id), 'alone', 'context', 'requeued'))
       if is_alone and #taken > 0 then
         call('LMOVE', claims, from, 'LEFT', 'RIGHT')
         is_full = true
@@ -123,8 +124,10 @@ function commands.claim(worker, heartbeat_s, limit, reserved, overdue_s)
       local old, body = call('GET', status(id)), call('GET', data(id))
       if body and (not old or old == 'pending') then
         set_status(id, 'processing', old)
-        taken[#taken + 1] = id
-        taken[#taken + 1] = body
+        local since = context and context:find(' ', 1, true) and (requeued or call('ZSCORE', JOBS, id))
+        for _, part in ipairs({id, body, context or '', since and now_us() - since or 0}) do
+          taken[#taken + 1] = part
+        end
         places, is_full = places - 1, is_alone
       else -- cancelled, expired, or in the list twice
         if old == 'pending' then finish(id, old, 'failed', 'The input has expired') end
@@ -148,8 +151,8 @@ function commands.claim(worker, heartbeat_s, limit, reserved, overdue_s)
   local oldest = reserved > 0 and call('LINDEX', QUEUE, -1)
   local created = oldest and call('ZSCORE', JOBS, oldest)
   if created and now_us() - created > overdue_s * 1000000 then take(QUEUE, reserved) end
-  take(HIGH, limit - #taken / 2)
-  take(QUEUE, limit - #taken / 2)
+  take(HIGH, limit - #taken / 4)
+  take(QUEUE, limit - #taken / 4)
   return {removed < MAX_REMOVALS and 0 or 1, taken}
 end
 
@@ -190,6 +193,8 @@ end
 function commands.redrive(id)
   if call('GET', status(id)) ~= 'failed' or call('EXISTS', data(id)) == 0 then return 0 end
   call('HDEL', meta(id), 'attempts', 'deaths', 'error')
+  call('HSET', meta(id), 'requeued', string.format('%.0f', now_us()))
+  call('EXPIRE', meta(id), TTL)
   call('EXPIRE', data(id), TTL)
   call('SET', status(id), 'pending', 'EX', TTL)
   call('LPUSH', waiting_list(id), id)

@@ -11,6 +11,7 @@ from prometheus_client import Counter
 
 from serving_common.errors import Unavailable
 from serving_common.queue import metrics as queue_metrics
+from serving_common.queue import spans
 from serving_common.queue.client import JobQueue
 from serving_common.queue.types import Job
 from serving_common.queue.worker import Worker
@@ -97,12 +98,13 @@ async def _consume(
 
 async def _process(worker: Worker, process: ProcessJobs, jobs: Sequence[Job]) -> None:
     try:
-        await process(jobs)
+        with spans.batch(worker.queue, jobs):
+            await process(jobs)
     except Unavailable:
         await retry_until_available(worker.requeue, [job for job in jobs if worker.holds(job)])
         raise
     except Exception:  # a job that meets a bug of ours must not end the worker
-        log.exception("processing_crashed", jobs=[job.id for job in jobs])
+        log.exception("processing_crashed", jobs=[job.log_ids for job in jobs])
         in_flight = [job for job in jobs if worker.holds(job)]
         failed = await retry_until_available(worker.retry, in_flight, "Internal error")
         JOBS.labels("failed").inc(len(failed))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NewType
 
 from serving_common.errors import NotFound
+from serving_common.tracing import NO_SPAN, Span
 
 JobId = NewType("JobId", str)
 
@@ -52,6 +53,18 @@ class Job:
     data: bytes
     is_suspect: bool = False
     """Whether it comes from quarantine: it was in flight when a worker or the model server died."""
+    request_id: str = ""
+    """X-Request-ID of the request that enqueued it; empty if there was none."""
+    trace_id: str = ""
+    """That of this request, if it was traced."""
+    span: Span = field(default=NO_SPAN, compare=False)
+    """From its claim until it has ended or is requeued."""
+
+    @property
+    def log_ids(self) -> dict[str, str]:
+        """For each log line about the job."""
+        found = {"job_id": self.id, "request_id": self.request_id, "trace_id": self.trace_id}
+        return {name: value for name, value in found.items() if value}
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from typing import Any
 import structlog
 from redis.asyncio import Redis
 
+from serving_common.queue import spans
 from serving_common.queue.commands import Commands
 from serving_common.queue.types import POISON, Job, JobId, JobKeys, JobStatus
 from serving_common.redis import QueueUnavailable, translate_redis_errors
@@ -69,6 +70,11 @@ class Worker:
         self._last_heartbeat = -float("inf")
 
     @property
+    def queue(self) -> str:
+        """The name of the list that jobs come from."""
+        return self._queue
+
+    @property
     def is_alive(self) -> bool:
         """Whether Redis still holds this worker's heartbeat."""
         return time.monotonic() - self._last_heartbeat < self._heartbeat_s
@@ -84,12 +90,14 @@ class Worker:
     async def _take(self, limit: int) -> list[Job]:
         reserved = limit // NORMAL_SHARE or int(next(self._claim_numbers) % NORMAL_SHARE == 0)
         arguments = (self.id, self._heartbeat_s, limit, reserved, self._overdue_s)
-        taken: list[bytes] = []
+        taken: list[Any] = []
         what = 1
         while what == 1 and not taken:  # each call removes a limited number of expired jobs
             what, taken = await self._commands.run("claim", *arguments)
-        pairs = zip(taken[::2], taken[1::2], strict=True)
-        jobs = [Job(JobId(job_id.decode()), data, is_suspect=what == 2) for job_id, data in pairs]
+        jobs = [
+            spans.claimed_job(self._queue, job_id.decode(), data, context.decode(), waited_us, is_suspect=what == 2)
+            for job_id, data, context, waited_us in zip(*(taken[part::4] for part in range(4)), strict=True)
+        ]
         self._in_flight.update((job.id, job) for job in jobs)
         return jobs
 
@@ -112,8 +120,9 @@ class Worker:
 
     async def _finish(self, outcome: JobStatus, bodies: Sequence[tuple[JobId, bytes]]) -> set[JobId]:
         pairs: Iterable[str | bytes] = chain.from_iterable(bodies)
-        ended = await self._commands.run("finish", self.id, outcome, self._delete_data, *pairs)
-        self._release(job_id for job_id, _ in bodies)
+        with spans.settling(self._queue):
+            ended = await self._commands.run("finish", self.id, outcome, self._delete_data, *pairs)
+        self._release((job_id for job_id, _ in bodies), bodies[0][1].decode() if outcome is JobStatus.FAILED else "")
         return {JobId(job_id.decode()) for job_id in ended}
 
     async def requeue(self, jobs: Sequence[Job]) -> None:
@@ -144,12 +153,15 @@ class Worker:
     ) -> set[JobId]:
         ids = [job.id for job in jobs]
         failed = await self._commands.run("requeue", self.id, field, limit, error, str(int(to_the_back)), *ids)
-        self._release(ids)
+        self._release(ids, error or "requeued")
         return {JobId(job_id.decode()) for job_id in failed}
 
-    def _release(self, ids: Iterable[JobId]) -> None:
+    def _release(self, ids: Iterable[JobId], error: str = "") -> None:
         for job_id in ids:
-            self._in_flight.pop(job_id, None)
+            if job := self._in_flight.pop(job_id, None):
+                if error:
+                    job.span.fail(error)
+                job.span.end()
 
     async def heartbeat_loop(self) -> None:
         """Send heartbeats and requeue the jobs of workers that send none, until cancelled."""
@@ -199,4 +211,5 @@ class Worker:
             peek.cancel()
         await asyncio.gather(*self._peeks.values(), return_exceptions=True)
         await self._commands.run("deregister", self.id, 0, "")
+        self._release(list(self._in_flight), "requeued")
         self._last_heartbeat = -float("inf")

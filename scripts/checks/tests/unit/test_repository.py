@@ -43,7 +43,7 @@ MAY_IMPORT = {
     "common/serving_common": set(),
     "common/serving_testing": {"serving_common"},
     "common/tfserving_protos": set(),
-    "common/model_server": {"tfserving_protos"},
+    "common/model_server": {"serving_common", "tfserving_protos"},
     "scripts/devstack": {"serving_common", "serving_testing"},
     "scripts/benchmarks": {"scripts.devstack", "serving_common", "serving_testing", "tfserving_protos"},
     "scripts/chaos": {"scripts.devstack", "serving_common", "serving_testing", "tfserving_protos"},
