@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 import numpy as np
 import structlog
 
+from serving_common import tracing
 from serving_common.batching import MicroBatcher
 from serving_common.cards import Card, Row, Task
 from serving_common.errors import FieldError, ServingError, Unavailable
@@ -22,6 +23,7 @@ class Predictor:
         """`batcher` runs what `model` encodes."""
         self.model = model
         self._batcher = batcher
+        self._attributes = {"model.name": model.card.name, "model.version": model.card.version}
         self._gives_probabilities = model.card.task is Task.ONE_VS_REST
 
     async def predict(self, rows: Sequence[Row], is_wanted: Callable[[], bool] = lambda: True) -> list[list[float]]:
@@ -33,7 +35,8 @@ class Predictor:
                 for one-vs-rest no probability; or the numbers are not wanted.
         """
         try:
-            numbers = await self._batcher.predict(self.model.encode(rows), is_wanted)
+            with tracing.span("run model", attributes=self._attributes):
+                numbers = await self._batcher.predict(self.model.encode(rows), is_wanted)
         except ServingError:
             raise
         except Exception as exc:

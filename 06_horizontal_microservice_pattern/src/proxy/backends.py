@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Annotated, Generic, NotRequired, TypeVar
 from weakref import WeakSet
 
@@ -20,10 +20,12 @@ from prometheus_client import Counter
 from pydantic import Field, TypeAdapter, ValidationError
 from typing_extensions import TypedDict  # pydantic takes the one from typing only since Python 3.12
 
+from serving_common import tracing
 from serving_common.breaker import CircuitBreaker
 from serving_common.callers import TIMEOUT_HEADER
 from serving_common.concurrency import ConcurrencyLimiter
 from serving_common.errors import FieldError
+from serving_common.tracing import CLIENT, Span
 from src.configurations import ProxySettings
 
 T = TypeVar("T", bound=Mapping[str, object])
@@ -104,6 +106,7 @@ class Backend:
         self._name = name
         # Parsed once per path: parsing it for every request was a tenth of the proxy's work.
         self._url_of = cache(lambda path: httpx.URL(url.rstrip("/") + path))
+        self._attributes_of = cache(partial(_attributes, self._url_of))
         self._transports = transports
         self._headers = headers
         self._timeout_s = timeout_s
@@ -112,7 +115,10 @@ class Backend:
     async def call(self, request: BackendRequest[T], context: RequestContext) -> T | Failure:
         """The service's response; a Failure without any call while the circuit breaker is open."""
         if not self._breaker.allows():
-            return Failure("is not called at the moment: it failed several times in a row")
+            failure = Failure("is not called at the moment: it failed several times in a row")
+            with self._span(request) as span:
+                span.fail(failure.reason, "circuit_breaker_open")
+            return failure
         response = await self.call_unguarded(request, context)
         if not isinstance(response, Failure):
             self._breaker.record_success()
@@ -129,19 +135,35 @@ class Backend:
 
     async def call_unguarded(self, request: BackendRequest[T], context: RequestContext) -> T | Failure:
         """The service's response, whatever the circuit breaker says; the outcome does not count for it."""
+        with self._span(request) as span:
+            response = await self._exchange(request, context, span)
+            if isinstance(response, Failure):
+                span.fail(response.reason, str(response.refusal or "_OTHER"))
+            return response
+
+    def _span(self, request: BackendRequest[T]) -> Span:
+        return tracing.span(request.method, CLIENT, self._attributes_of(request.method, request.path))
+
+    async def _exchange(self, request: BackendRequest[T], context: RequestContext, span: Span) -> T | Failure:
         deadline = context.arrived + self._timeout_s
         remaining_ms = max(0, round((deadline - asyncio.get_running_loop().time()) * 1000))
         http_request = httpx.Request(
             request.method,
             self._url_of(request.path),
             content=request.body,
-            headers={**self._headers, "X-Request-ID": context.request_id, TIMEOUT_HEADER: str(remaining_ms)},
+            headers={
+                **self._headers,
+                **tracing.headers(),
+                "X-Request-ID": context.request_id,
+                TIMEOUT_HEADER: str(remaining_ms),
+            },
         )
         try:
             async with (
                 asyncio.timeout_at(deadline),
                 aclosing(await self._send(http_request)) as response,
             ):
+                span.set({"http.response.status_code": response.status_code})
                 if response.status_code != httpx.codes.OK:
                     errors: tuple[FieldError, ...] = ()
                     with suppress(UnusableResponse):  # read, also so that the connection can be kept
@@ -178,6 +200,17 @@ class Backend:
             return await fresh.handle_async_request(request)
         except (httpx.HTTPError, aiohttp.ClientError) as exc:
             raise UnusableResponse(_reason(exc)) from exc
+
+
+def _attributes(url_of: Callable[[str], httpx.URL], method: str, path: str) -> tracing.Attributes:
+    """What the semantic conventions for HTTP clients require."""
+    url = url_of(path)
+    return {
+        "http.request.method": method,
+        "url.full": str(url.copy_with(userinfo=b"")),
+        "server.address": url.host,
+        "server.port": url.port or (443 if url.scheme == "https" else 80),
+    }
 
 
 class _RowError(TypedDict):

@@ -56,13 +56,20 @@ local function finish(id, old, outcome, body, delete_data)
   ended[#ended + 1] = id
 end
 
+-- From when on a job with a context waits again, for its trace.
+local function note_requeue(id)
+  if call('HEXISTS', meta(id), 'context') == 1 then
+    call('HSET', meta(id), 'requeued', string.format('%.0f', now_us()))
+  end
+end
+
 -- Requeues a job that the worker holds. With a limit, counts under `field` (attempts or deaths); at the limit it fails.
 local function requeue(worker, id, field, limit, error, to_the_back)
   if not call('LPOS', processing(worker), id) then return end
   local old = call('GET', status(id))
   if not FINAL[old or ''] then
     if field == 'attempts' then call('HSET', meta(id), 'alone', '1') end
-    call('HSET', meta(id), 'requeued', string.format('%.0f', now_us()))
+    note_requeue(id)
     local times = limit > 0 and call('HINCRBY', meta(id), field, 1) or -1
     call('EXPIRE', meta(id), TTL)
     if times >= limit then
@@ -193,8 +200,7 @@ end
 function commands.redrive(id)
   if call('GET', status(id)) ~= 'failed' or call('EXISTS', data(id)) == 0 then return 0 end
   call('HDEL', meta(id), 'attempts', 'deaths', 'error')
-  call('HSET', meta(id), 'requeued', string.format('%.0f', now_us()))
-  call('EXPIRE', meta(id), TTL)
+  note_requeue(id)
   call('EXPIRE', data(id), TTL)
   call('SET', status(id), 'pending', 'EX', TTL)
   call('LPUSH', waiting_list(id), id)
