@@ -14,6 +14,7 @@ from typing import Self, TypeVar
 
 import structlog
 
+from serving_common import tracing
 from serving_common.breaker import CircuitBreaker
 from serving_common.concurrency import ConcurrencyLimiter
 from serving_common.errors import Overloaded, TooLarge
@@ -75,6 +76,7 @@ class SyncPredictor:
         self._classifier = classifier
         self._jobs = jobs
         self._settings = settings
+        self._attributes = {"model.name": settings.sync_model_path.stem}
         self._threads = ThreadPoolExecutor(available_cpus(), thread_name_prefix="predictor")
         self._limiter = ConcurrencyLimiter(settings.max_in_flight, "Too many requests wait for the model")
         self._redis_breaker = CircuitBreaker(failure_threshold=1, open_s=REDIS_COOL_DOWN_S)
@@ -102,11 +104,13 @@ class SyncPredictor:
 
     async def _predict(self, image_data: str) -> tuple[JobId | None, ImagePrediction]:
         loop = asyncio.get_running_loop()
-        image, pixels = await loop.run_in_executor(self._threads, self._read, image_data)
+        with tracing.span("read image"):
+            image, pixels = await loop.run_in_executor(self._threads, self._read, image_data)
         prediction = loop.run_in_executor(self._threads, self._classify, pixels)
         enqueueing = asyncio.create_task(self._enqueue(image, prediction))
         try:
-            result = await prediction
+            with tracing.span("run model", attributes=self._attributes):
+                result = await prediction
             return await self._await_job_id(enqueueing), result
         finally:
             enqueueing.cancel()

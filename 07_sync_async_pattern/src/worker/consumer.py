@@ -19,20 +19,19 @@ log = structlog.get_logger()
 async def process(redis: Redis, worker: Worker, processes: ModelProcesses, ttl_s: int, jobs: Sequence[Job]) -> None:
     """End or requeue each of these jobs. Raises ProcessUnavailable, with the jobs still claimed."""
     for job in jobs:
-        log.info("Processing job: %s", job.id, job_id=job.id)
-    ids = [job.id for job in jobs]
+        log.info("Processing job: %s", job.id, **job.log_ids)
     started = time.perf_counter()
     try:
         predictions = await processes.predict([job.data for job in jobs])
     except Unavailable:
         raise
     except ProcessDied:
-        log.warning("model_process_died", jobs=ids)
+        log.warning("model_process_died", jobs=[job.log_ids for job in jobs])
         JOBS.labels("suspected").inc(len(jobs))
         await retry_until_available(worker.quarantine, jobs)
         return
     except Exception:  # whatever the model raises concerns these jobs, and must not end the worker
-        log.exception("prediction_failed", jobs=ids)
+        log.exception("prediction_failed", jobs=[job.log_ids for job in jobs])
         JOBS.labels("retried").inc(len(jobs))
         await retry_until_available(worker.retry, jobs, "Model inference failed")
         return
@@ -40,13 +39,14 @@ async def process(redis: Redis, worker: Worker, processes: ModelProcesses, ttl_s
     predicted = []
     for job, prediction in zip(jobs, predictions, strict=True):
         if prediction is not None:
-            predicted.append((job.id, prediction))
+            predicted.append((job, prediction))
         else:
             JOBS.labels("failed").inc()
             await retry_until_available(worker.fail, job.id, "Not an image")
-    ended = await retry_until_available(store, redis, worker, predicted, ttl_s)
+    results = [(job.id, prediction) for job, prediction in predicted]
+    ended = await retry_until_available(store, redis, worker, results, ttl_s)
     JOBS.labels("completed").inc(len(ended))
     duration_ms = round((time.perf_counter() - started) * 1000, 2)
-    for job_id, prediction in predicted:
-        if job_id in ended:  # logged only once Redis has the result
-            log.info("Async prediction: %s", prediction.label, job_id=job_id, duration_ms=duration_ms)
+    for job, prediction in predicted:
+        if job.id in ended:  # logged only once Redis has the result
+            log.info("Async prediction: %s", prediction.label, **job.log_ids, duration_ms=duration_ms)

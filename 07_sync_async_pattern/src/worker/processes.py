@@ -17,6 +17,7 @@ from typing import ParamSpec, Self, TypeVar
 
 import structlog
 
+from serving_common import tracing
 from serving_common.errors import StartupError, Unavailable
 from src.configurations import WorkerSettings
 from src.ml.classifier import ImagePrediction
@@ -55,6 +56,7 @@ class ModelProcess:
 
     def __init__(self, settings: WorkerSettings) -> None:
         self._settings = settings
+        self._attributes = {"model.name": settings.async_model_path.stem}
         self.is_up = False
 
     async def start(self) -> None:
@@ -82,7 +84,7 @@ class ModelProcess:
         """See `child.predict`. Raises ProcessUnavailable, ProcessDied, and whatever the model raises."""
         try:
             running = await self._submit(child.predict, jobs)
-            with INFERENCE_TIME.time():
+            with INFERENCE_TIME.time(), tracing.span("run model", attributes=self._attributes):
                 async with asyncio.timeout(self._settings.inference_timeout_s):
                     return await asyncio.wrap_future(running)
         except BrokenExecutor as exc:

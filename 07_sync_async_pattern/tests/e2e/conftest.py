@@ -27,13 +27,24 @@ class System:
 
 @contextmanager
 def running_system(
-    models: Path, async_model: Path, folder: Path, *, worker: Mapping[str, str] = MappingProxyType({})
+    models: Path,
+    async_model: Path,
+    folder: Path,
+    *,
+    worker: Mapping[str, str] = MappingProxyType({}),
+    environment: Mapping[str, str] = MappingProxyType({}),
 ) -> Iterator[System]:
-    """Redis, a proxy and a worker with this additional environment. Keys without a TTL left behind fail the test."""
+    """Redis, a proxy and a worker. Keys without a TTL left behind fail the test.
+
+    Args:
+        worker: further variables of the worker.
+        environment: of both.
+    """
     ports = {"proxy": free_port(), "worker": free_port()}
     with ExitStack() as stack:
         redis = stack.enter_context(running_redis(folder))
         environment = {
+            **environment,
             "REDIS_HOST": "127.0.0.1",
             "REDIS_PORT": str(redis.port),
             "LABELS_PATH": str(models / "imagenet_labels.json"),

@@ -47,6 +47,11 @@ class Collector(TraceServiceServicer):
         found = [each for each in list(self._spans) if each[1].trace_id.hex() == trace_id]
         return sorted(found, key=lambda each: each[1].start_time_unix_nano)
 
+    def all_spans(self, count: int) -> list[Span]:
+        """Every span, once there are this many."""
+        wait_until(lambda: len(self._spans) >= count, within_s=10)
+        return [span for _, span in list(self._spans)]
+
     def tree(self, trace_id: str, spans: int) -> list[str]:
         """`service: name` of each span, indented below its parent, once the trace has this many."""
         wait_until(lambda: len(self.spans(trace_id)) >= spans, within_s=10)

@@ -49,9 +49,9 @@ def context() -> str:
     return f"{request_id} {' '.join(headers.values())}" if headers else request_id
 
 
-def claimed_job(queue: str, job_id: str, data: bytes, context: str, waited_us: int, *, is_suspect: bool) -> Job:
+def claimed_job(queue: str, job_id: str, data: bytes, context: bytes, waited_us: int, *, is_suspect: bool) -> Job:
     """The job, with its span begun and its time in the queue recorded."""
-    request_id, _, trace = context.partition(" ")
+    request_id, _, trace = context.decode(errors="replace").partition(" ")
     if not trace:
         return Job(JobId(job_id), data, is_suspect, request_id)
     traceparent, _, tracestate = trace.partition(" ")

@@ -95,7 +95,7 @@ class Worker:
         while what == 1 and not taken:  # each call removes a limited number of expired jobs
             what, taken = await self._commands.run("claim", *arguments)
         jobs = [
-            spans.claimed_job(self._queue, job_id.decode(), data, context.decode(), waited_us, is_suspect=what == 2)
+            spans.claimed_job(self._queue, job_id.decode(), data, context, waited_us, is_suspect=what == 2)
             for job_id, data, context, waited_us in zip(*(taken[part::4] for part in range(4)), strict=True)
         ]
         self._in_flight.update((job.id, job) for job in jobs)
