@@ -3,11 +3,7 @@
 import asyncio
 import contextlib
 import random
-import re
-from collections import Counter
-from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Self
 
 from scripts.devstack.table import HOST, Pattern, ProcessDefinition
@@ -19,7 +15,7 @@ HANG_UP_AFTER_S = 0.2
 def with_workers(pattern: Pattern, count: int, **variables: str) -> Pattern:
     """The pattern with this many workers, each on a port of its own, and a Redis that logs every command.
 
-    Its append-only file keeps all commands, for `times_written`.
+    Its append-only file keeps all commands, for `devstack.load.times_written`.
     """
     redis = pattern.process("redis")
     workers = [numbered_worker(pattern, number, **variables) for number in range(count)]
@@ -34,19 +30,6 @@ def numbered_worker(pattern: Pattern, number: int, **variables: str) -> ProcessD
     own = f"{port}_{number}"
     env = dict(worker.env) | {"PORT": f"{{{own}}}"} | variables
     return replace(worker, name=f"worker_{number}", ports={own: 1}, env=env, ready=f"http://{HOST}:{{{own}}}/health")
-
-
-def times_written(folder: Path, key: str, ids: Sequence[str]) -> Counter[str]:
-    """How often the key of each of these ids ({} in `key`) was set, according to the servers' append-only files."""
-    known, pattern = set(ids), re.escape(key).replace(r"\{\}", "([0-9a-f]+)")
-    by_server: dict[Path, list[bytes]] = {}
-    for path in sorted(folder.rglob("*.aof")):
-        found = re.findall(rf"(?i)\r\nset\r\n\$\d+\r\n{pattern}\r\n".encode(), path.read_bytes())
-        by_server.setdefault(path.parent, []).extend(found)
-    written = Counter[str]()
-    for found in by_server.values():  # a replica has what its primary has
-        written |= Counter(job_id.decode() for job_id in found if job_id.decode() in known)
-    return written
 
 
 async def garbage(port: int, connections: int) -> None:

@@ -22,7 +22,7 @@ from typing import Any
 
 import httpx
 
-from scripts.chaos.faults import times_written
+from scripts.devstack.load import UNFINISHED, Tally, times_written
 from scripts.devstack.runs import PatternRun
 from scripts.devstack.table import ROOT
 
@@ -81,7 +81,7 @@ class Incident:
 
 
 @dataclass(kw_only=True)
-class ChaosRun(PatternRun):
+class ChaosRun(PatternRun, Tally):
     """One pattern's chaos run, and its line of the loss report."""
 
     run_dir = ROOT / ".run/prove"
@@ -95,11 +95,6 @@ class ChaosRun(PatternRun):
     grace_s: float = 0.0
     """Seconds after an incident in which clients may still notice it."""
 
-    accepted: int = 0
-    lost: int = 0
-    twice: int | None = None
-    """None: nothing is stored that could be there twice."""
-    stuck: int = 0
     remarks: list[str] = field(default_factory=list)
     incidents: list[Incident] = field(default_factory=list)
     results: list[ClientResult] = field(default_factory=list)
@@ -263,9 +258,9 @@ class QueueClients(ABC):
         for job_id in self.ids:
             states[await self.state(job_id, max(0, min(30, deadline - time.monotonic())))] += 1
         stored = times_written(self.run.run_dir / self.run.pattern.number, key, self.ids)
-        run, completed = self.run, states["completed"]
-        run.stuck += states["pending"] + states["processing"]
-        run.lost = states.total() - completed - states["pending"] - states["processing"]
+        run, completed, unfinished = self.run, states["completed"], sum(states[state] for state in UNFINISHED)
+        run.stuck += unfinished
+        run.lost = states.total() - completed - unfinished
         run.twice = sum(times - 1 for times in stored.values())
         run.remarks.append(f"{stored.total():,} results in Redis's append-only file, for {len(self.ids):,} {run.unit}.")
         if len(stored) != completed:

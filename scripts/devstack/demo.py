@@ -28,7 +28,7 @@ from rich.text import Text
 from scripts.devstack.own_model import ModelError, chosen
 from scripts.devstack.patterns import DEMOS, OWN_MODELS, PATTERNS
 from scripts.devstack.stack import DevStack, StackError, free_ports, run
-from scripts.devstack.steps import Demo, Step
+from scripts.devstack.steps import Demo, Step, caller_api_key
 from scripts.devstack.table import ROOT, Pattern
 from scripts.devstack.terminal import INTERRUPTED, event_printer, make_console, parsed, parser_of_patterns
 
@@ -101,13 +101,6 @@ def ports_of_others(numbers: Sequence[str], table: Mapping[str, Pattern]) -> dic
     own = tuple(f"PORT_{number}_" for number in numbers)
     found = free_ports(numbers, table)
     return {name: port for name, port in found.items() if not (name.startswith(own) or os.environ.get(name))}
-
-
-def caller_api_key() -> str:
-    """The API key of our environment, or of the file that it names; empty if there is none."""
-    if path := os.environ.get("API_KEY_FILE"):
-        return Path(path).read_text(encoding="utf-8").rstrip("\r\n")
-    return os.environ.get("API_KEY", "")
 
 
 async def show(demo: AsyncGenerator[Step, None], console: Console) -> list[Step]:

@@ -1,7 +1,7 @@
 """The last spans that the processes have exported: an OTLP receiver for development, `make up TRACES=1`.
 
     store = SpanStore()
-    uvicorn.Config(receiver(store))      OTLP/HTTP, POST /v1/traces; GET /traces and /traces/{trace_id} as JSON
+    async with serving(store, 4318): ...   OTLP/HTTP, POST /v1/traces; GET /traces and /traces/{trace_id} as JSON
     store.trace("4bf92f3577b34da6a3ce929d0e0e4736")
 
 A span in JSON: `trace_id`, `span_id`, `parent_id` (None for a root), `name`, `kind` ("server"), `service`, `start_us`
@@ -11,21 +11,20 @@ A span in JSON: `trace_id`, `span_id`, `parent_id` (None for a root), `name`, `k
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import socket
 import zlib
 from collections import OrderedDict, deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
 
-import uvicorn
 from google.protobuf.message import DecodeError
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
+from scripts.devstack import web
 from scripts.devstack.table import HOST
 
 MAX_SPANS = 10_000
@@ -198,18 +197,6 @@ async def _body(receive: Receive) -> bytes:
 @contextlib.asynccontextmanager
 async def serving(store: SpanStore, port: int = 0) -> AsyncIterator[str]:
     """The receiver on this port of this machine, beside the body; its base URL. Port 0: any. OSError: it is taken."""
-    server = _Server(uvicorn.Config(receiver(store), lifespan="off", log_config=None, access_log=False))
     listener = socket.create_server((HOST, port))
-    running = asyncio.create_task(server.serve([listener]))
-    try:
+    async with web.serving(receiver(store), listener):
         yield f"http://{HOST}:{listener.getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        await running
-
-
-class _Server(uvicorn.Server):
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Install no handlers: signals belong to the program that runs the stack."""
-        yield

@@ -67,6 +67,8 @@ class ManagedProcess:
     running: RunningProcess | None = None
     supervisor: asyncio.Task[None] | None = None
     exit_code: int | None = None
+    is_serving: bool = False
+    """Whether it has become ready since its last start, and has not ended."""
     ready_after_s: float = 0.0
     """From its last start until it was ready."""
     ready: asyncio.Event = field(default_factory=asyncio.Event)
@@ -135,7 +137,7 @@ class DevStack:
     ) -> None:
         self._table, self._environ = table, os.environ if environ is None else environ
         self.ports = _resolve_ports(table, self._environ) | dict(ports or {})
-        self._run_dir, self._fresh, self._reload = run_dir, fresh, reload
+        self.run_dir, self._fresh, self._reload = run_dir, fresh, reload
         self._backoff_max_s = BACKOFF_MAX_S if backoff_max_s is None else backoff_max_s
         self._on_output, self._on_event = on_output, on_event
         self._exits = contextlib.AsyncExitStack()
@@ -147,6 +149,11 @@ class DevStack:
         """Base URLs by port name, as "PORT_06_PROXY": "http://127.0.0.1:9000"."""
         return {name: f"http://{HOST}:{self.ports[name]}" for each in self.processes for name in each.definition.ports}
 
+    @property
+    def wanted_ports(self) -> set[int]:
+        """The ports that its processes listen on."""
+        return {self.ports[name] for each in self.processes for name in each.definition.ports}
+
     def process(self, id_: str) -> ManagedProcess:
         """The process of this id, as "06-proxy"."""
         return next(managed for managed in self.processes if managed.id == id_)
@@ -156,7 +163,7 @@ class DevStack:
         numbers = {managed.id.partition("-")[0] for managed in self.processes}
         await build_models([artifact for number in sorted(numbers) for artifact in self._table[number].artifacts])
         for number in numbers if self._fresh else ():
-            shutil.rmtree(self._run_dir / number, ignore_errors=True)
+            shutil.rmtree(self.run_dir / number, ignore_errors=True)
         async with contextlib.AsyncExitStack() as exits:
             self._tell_watchdog = await exits.enter_async_context(_watchdog())
             exits.push_async_callback(self._stop_all)
@@ -190,7 +197,7 @@ class DevStack:
         return managed.exit_code
 
     def _prepare(self, pattern: Pattern, definition: ProcessDefinition) -> ManagedProcess:
-        values = {"root": ROOT, "state": self._run_dir / pattern.number, **self.ports}
+        values = {"root": ROOT, "state": self.run_dir / pattern.number, **self.ports}
 
         def fill(templates: Mapping[str, str]) -> dict[str, str]:
             return {name: template.format_map(values) for name, template in templates.items()}
@@ -207,7 +214,7 @@ class DevStack:
             env=env,
             is_ready=partial(ready, env) if callable(ready) else partial(is_answering, ready),
             addresses=[f"http://{at}" if str(ready).startswith(f"http://{at}/") else at for at in addresses],
-            log=self._run_dir / "logs" / f"{_id(pattern, definition)}.log",
+            log=self.run_dir / "logs" / f"{_id(pattern, definition)}.log",
         )
 
     def _check_ports(self) -> None:
@@ -215,7 +222,7 @@ class DevStack:
         for managed in self.processes:
             for name in managed.definition.ports:
                 port = self.ports[name]
-                problem = f"is wanted by {wanted_by[port]} too" if port in wanted_by else _why_unusable(port)
+                problem = f"is wanted by {wanted_by[port]} too" if port in wanted_by else why_unusable(port)
                 wanted_by[port] = managed.label
                 problems += [self._port_problem(managed, name, problem)] if problem else []
         if problems:
@@ -243,7 +250,7 @@ class DevStack:
     async def _start(self, managed: ManagedProcess) -> None:
         for id_ in managed.definition.depends_on:
             await self.process(id_).ready.wait()
-        (self._run_dir / managed.id.partition("-")[0]).mkdir(parents=True, exist_ok=True)
+        (self.run_dir / managed.id.partition("-")[0]).mkdir(parents=True, exist_ok=True)
         managed.log.parent.mkdir(exist_ok=True)
         managed.log.unlink(missing_ok=True)
         running = await self._launch(managed)
@@ -261,7 +268,7 @@ class DevStack:
                 while not await managed.is_ready():
                     if running.handle.returncode is not None:
                         how = await self._ended(managed, running)
-                        lost = self._lost_port(managed, lambda port: _why_unusable(port) == "is taken")
+                        lost = self._lost_port(managed, lambda port: why_unusable(port) == "is taken")
                         raise StackError(lost or f"{managed.label} did not become ready: it {how}")
                     await asyncio.sleep(POLL_S)
         except TimeoutError:
@@ -274,7 +281,7 @@ class DevStack:
             running.signal_group(signal.SIGKILL)
             await self._ended(managed, running)
             raise StackError(lost)
-        managed.ready_after_s = time.monotonic() - started
+        managed.ready_after_s, managed.is_serving = time.monotonic() - started, True
         self._on_event(managed.label, f"ready after {managed.ready_after_s:.1f} s")
         return running
 
@@ -345,6 +352,7 @@ class DevStack:
         """Wait until the process has ended; how it did, with its last log lines if it failed."""
         code = await running.handle.wait()
         running.signal_group(signal.SIGKILL)  # children that it left behind may hold its port
+        managed.is_serving = False
         managed.running, managed.exit_code = None, code  # from here on another process may get its process id
         self._tell_watchdog(f"-{running.handle.pid}")
         await asyncio.wait({running.output}, timeout=OUTPUT_TIMEOUT_S)
@@ -500,14 +508,20 @@ def _resolve_ports(table: Mapping[str, Pattern], environ: Mapping[str, str]) -> 
     for pattern in table.values():
         for definition in pattern.processes:
             for name, default in definition.ports.items():
-                text = environ.get(name) or str(default)
-                if not text.isdecimal() or not 1 <= int(text) <= 65535:
-                    raise StackError(f"{name}={text}: a port is a number from 1 to 65535")
-                ports[name] = int(text)
+                ports[name] = port_from(name, default, environ)
     return ports
 
 
-def _why_unusable(port: int) -> str | None:
+def port_from(name: str, default: int, environ: Mapping[str, str]) -> int:
+    """The port of this name in the environment. Raises StackError for what is none."""
+    text = environ.get(name) or str(default)
+    if not text.isdecimal() or not 1 <= int(text) <= 65535:
+        raise StackError(f"{name}={text}: a port is a number from 1 to 65535")
+    return int(text)
+
+
+def why_unusable(port: int) -> str | None:
+    """Why no server of ours could listen on this port, as "is taken"; None if one could."""
     with socket.socket() as candidate:
         # As servers do: connections of an earlier run in TIME_WAIT do not matter, a listener does.
         candidate.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

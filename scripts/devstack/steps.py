@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import httpx
 
@@ -67,6 +69,13 @@ async def send(
         problem=problem,
         is_highlight=is_highlight,
     )
+
+
+def caller_api_key() -> str:
+    """The API key of our environment, or of the file that it names; empty if there is none."""
+    if path := os.environ.get("API_KEY_FILE"):
+        return Path(path).read_text(encoding="utf-8").rstrip("\r\n")
+    return os.environ.get("API_KEY", "")
 
 
 def mismatch(want: object, got: object, where: str = "answer") -> str | None:

@@ -2,6 +2,7 @@
 
 METRICS=1 starts a Prometheus beside them, where one is installed; MODEL=churn serves models/artifacts/churn, a model
 of your own that models.add has written.
+The console, a page about all of them, is on PORT_CONSOLE (8080); CONSOLE=0 does without.
 
 Each log line is prefixed with the process that wrote it, and is also in .run/logs/<pattern>-<process>.log.
 """
@@ -11,12 +12,13 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING
 
 from scripts.devstack import metrics
 from scripts.devstack.own_model import ModelError, chosen
 from scripts.devstack.patterns import OWN_MODELS, PATTERNS
-from scripts.devstack.stack import DevStack, StackError, run
+from scripts.devstack.stack import DevStack, StackError, port_from, run, why_unusable
 from scripts.devstack.table import ROOT, Pattern
 from scripts.devstack.terminal import (
     address_table,
@@ -28,7 +30,11 @@ from scripts.devstack.terminal import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import AsyncIterator, Mapping, Sequence
+
+    from rich.console import Console
+
+CONSOLE_PORT = 8080
 
 
 def main(argv: Sequence[str] | None = None, table: Mapping[str, Pattern] = PATTERNS) -> int:
@@ -76,7 +82,7 @@ async def up(
         )
         if metrics.NUMBER in table:
             metrics.configure(stack, ROOT / ".run")
-        async with stack:
+        async with with_console(stack, table, console), stack:
             console.print(address_table(stack))
             console.print("All ready. Ctrl-C stops them.")
             await asyncio.Event().wait()
@@ -86,6 +92,27 @@ async def up(
     except asyncio.CancelledError:
         console.print("All stopped.")
     return 0
+
+
+@asynccontextmanager
+async def with_console(stack: DevStack, table: Mapping[str, Pattern], output: Console) -> AsyncIterator[None]:
+    """Serve the console meanwhile, from before the first process starts. Without its port, the patterns run alone."""
+    async with AsyncExitStack() as exits:
+        if os.environ.get("CONSOLE") != "0":
+            from scripts.devstack.console.app import serving  # a web server, which CONSOLE=0 does without
+
+            port = port_from("PORT_CONSOLE", CONSOLE_PORT, os.environ)
+            problem = "is wanted by a pattern" if port in stack.wanted_ports else why_unusable(port)
+            try:
+                if problem is None:
+                    address = await exits.enter_async_context(serving(stack, table, port))
+                    output.print(f"Console: {address}", markup=False, soft_wrap=True)
+            except OSError:
+                problem = "is taken"
+            if problem is not None:
+                hint = "To use another: PORT_CONSOLE=<port> make up; to do without: CONSOLE=0"
+                output.print(f"No console: port {port} {problem}. {hint}", markup=False, style="yellow", soft_wrap=True)
+        yield
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from functools import partial
 
 import httpx
 
+from scripts.devstack.load import Work
 from scripts.devstack.own_model import answers_of, require_rows, require_served_folder, with_card
 from scripts.devstack.steps import FLOWERS, Demo, Steps, Urls, send
 from scripts.devstack.table import Pattern, redis_process, web_process
@@ -28,6 +29,15 @@ PATTERN = Pattern(
         web_process("proxy", "src.proxy.app", "PORT_03_PROXY", 8300, env=_QUEUE, depends_on=_BEFORE),
         web_process("worker", "src.worker.main", "PORT_03_WORKER", 9103, env=_QUEUE, depends_on=_BEFORE),
     ),
+)
+
+WORK = Work(
+    port="PORT_03_PROXY",
+    path="/predict",
+    body={"data": [FLOWERS["setosa"]]},
+    job="/job/{job_id}",
+    state=lambda job: job["status"],
+    stored="job:{}:result",
 )
 
 

@@ -6,6 +6,7 @@ from functools import partial
 
 import httpx
 
+from scripts.devstack.load import Work
 from scripts.devstack.own_model import answers_of, require_rows, with_card
 from scripts.devstack.steps import FLOWERS, Demo, Steps, Urls, send
 from scripts.devstack.table import Pattern, ProcessDefinition, web_process
@@ -36,6 +37,14 @@ PATTERN = Pattern(
             depends_on=("04-api",),
         ),
     ),
+)
+
+WORK = Work(
+    port="PORT_04_API",
+    path="/data",
+    body={"values": FLOWERS["setosa"]},
+    job="/data/{id}",
+    state=lambda row: "completed" if row["prediction"] else "pending",
 )
 
 

@@ -6,6 +6,7 @@ from functools import partial
 
 import httpx
 
+from scripts.devstack.load import Work
 from scripts.devstack.own_model import answers_of, require_rows, with_card
 from scripts.devstack.steps import FLOWERS, Demo, Steps, Urls, send
 from scripts.devstack.table import STOP_IN_TIME, Pattern, ProcessDefinition, web_process
@@ -39,6 +40,13 @@ PATTERN = Pattern(
             defaults={"SERVICES": ",".join(f"{label}={url}" for label, url in _URLS.items())},
         ),
     ),
+)
+
+WORK = Work(
+    port="PORT_06_PROXY",
+    path="/predict",
+    body={"data": [FLOWERS["setosa"]]},
+    state=lambda answer: "partial" if any("error" in entry for entry in answer.values()) else "completed",
 )
 
 

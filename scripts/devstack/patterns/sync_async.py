@@ -1,9 +1,12 @@
 """07: a proxy that answers with a fast model and queues the image, Redis, and a worker with the better model."""
 
 import base64
+from collections.abc import Mapping
+from typing import Any
 
 import httpx
 
+from scripts.devstack.load import Work
 from scripts.devstack.steps import Steps, Urls, send
 from scripts.devstack.table import ROOT, Pattern, redis_process, web_process
 
@@ -34,6 +37,21 @@ PATTERN = Pattern(
             ready_within_s=60,  # two processes that load 100 MB each, at a low priority
         ),
     ),
+)
+
+
+def _state(job: Mapping[str, Mapping[str, Any]]) -> str:
+    (entry,) = job.values()
+    return "failed" if "error" in entry else "completed" if entry["prediction"] else "pending"
+
+
+WORK = Work(
+    port="PORT_07_PROXY",
+    method="GET",
+    path="/predict/test",
+    job="/job/{job_id}",
+    state=_state,
+    stored="result:{}",
 )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx
 
+from scripts.devstack.load import Work
 from scripts.devstack.own_model import answers_of, folder_of, require_rows, require_served_folder
 from scripts.devstack.steps import FLOWERS, Demo, Step, Steps, Urls, mismatch, send
 from scripts.devstack.table import ROOT, Pattern, ProcessDefinition
@@ -38,6 +39,8 @@ PATTERN = Pattern(
         ),
     ),
 )
+
+WORK = Work(port="PORT_02_REST", path="/v1/models/iris:predict", body={"instances": [FLOWERS["setosa"]]})
 
 
 async def demo(client: httpx.AsyncClient, urls: Urls) -> Steps:

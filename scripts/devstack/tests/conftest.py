@@ -33,7 +33,7 @@ class Program:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "scripts.devstack.tests.dummies", *args],
                 cwd=ROOT,
-                env=os.environ | {name: str(port) for name, port in self.ports.items()} | environ,
+                env=os.environ | {"CONSOLE": "0"} | {name: str(port) for name, port in self.ports.items()} | environ,
                 stdout=stdout or file,
                 stderr=subprocess.STDOUT,
             )

@@ -7,7 +7,8 @@ from redis.asyncio import Redis
 from redis.exceptions import ReadOnlyError
 
 from scripts.chaos.failover import Pair, attach_redis, promote_redis, with_redis_replica
-from scripts.chaos.faults import Relay, times_written
+from scripts.chaos.faults import Relay
+from scripts.devstack.load import times_written
 from scripts.devstack.stack import private_stack
 from scripts.devstack.table import Pattern, by_number, redis_process
 from serving_testing.processes import free_port

@@ -140,6 +140,33 @@ def test_metrics_without_a_prometheus_says_how_to_get_one(start):
     assert "METRICS=1 needs prometheus on PATH, which is not there: apt install prometheus" in up.text()
 
 
+def test_console_is_served_and_its_address_printed_first(start):
+    port = free_port()
+    up = start("up", "90", CONSOLE="", PORT_CONSOLE=str(port))
+    up.wait_for("All ready")
+    assert re.match(rf"Console: http://127.0.0.1:{port}/#token=[\w-]{{24}}\n", up.text())
+    assert "<h1>Serving patterns</h1>" in get(port, "/").text
+    with httpx.stream("GET", f"http://127.0.0.1:{port}/events", trust_env=False) as events:
+        assert '"90-good": {"state": "ready"}' in next(events.iter_lines())
+        up.process.send_signal(signal.SIGTERM)
+        assert up.ends() == 0  # also while somebody watches
+
+
+def test_console_without_its_port_is_reported_and_not_fatal(start):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        up = start("up", "90", CONSOLE="", PORT_CONSOLE=str(port))
+        up.wait_for("All ready")
+    assert up.text().startswith(f"No console: port {port} is taken. To use another: PORT_CONSOLE=<port> make up; to ")
+
+
+def test_console_leaves_a_port_to_the_pattern_that_wants_it(start):
+    port = free_port()
+    up = start("up", "90", CONSOLE="", PORT_CONSOLE=str(port), PORT_90_GOOD=str(port))
+    up.wait_for("All ready")
+    assert up.text().startswith(f"No console: port {port} is wanted by a pattern.")
+
+
 def test_an_unknown_pattern_is_rejected(start):
     up = start("up", "05")
     assert up.ends() == 2
