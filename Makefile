@@ -29,7 +29,7 @@ $(if $(strip $(unknown)),$(error FOLDERS: no folder "$(strip $(unknown))"; write
 # 03 calls 02's model server.
 pattern_folders = $(sort $(foreach number,$(PATTERNS) $(if $(filter 03,$(PATTERNS)),02),$(wildcard $(number)_*)))
 
-.PHONY: help setup demo up test test-clients test-compose test-kubernetes test-swarm smoke prove trace lint format models bench eject lock clean
+.PHONY: help setup demo up test test-clients test-wheel test-compose test-kubernetes test-swarm smoke prove trace lint format models bench eject lock clean
 
 help:  ## Print what there is
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 22
@@ -49,6 +49,10 @@ test: setup  ## Run all tests that need no Docker, with coverage
 test-clients: setup  ## Real clients of other projects against the model server on both runtimes; WRITE=1 writes the table into PROTOCOLS.md
 	@$(PYTHON_IN) -m models.build --only iris_saved_model
 	@cd common/model_server && ../../$(PYTHON_IN) -m tests.clients $(if $(WRITE),--write)
+
+test-wheel: setup  ## Install the model server's wheels into an empty environment, ask it, and validate KServe's manifest
+	@$(PYTHON_IN) -m models.build --only iris_saved_model
+	@cd common/model_server && ../../$(PYTHON_IN) -m tests.install
 
 test-compose: setup  ## Build the images, run the end-to-end tests against docker compose, remove all of it
 	@SAMPLE=$(SAMPLE) scripts/test_compose.sh $(PATTERNS)

@@ -14,6 +14,7 @@ REPEATED = {
     "models/pyproject.toml": PROJECT,
     "[0-9][0-9]_*_pattern/pyproject.toml": PROJECT,
     "common/serving_common/serving_common/service.py": r'\bversion="(.*?)"',
+    "common/*/deploy/*.yaml": r"^ +image: .*:(.*)$",
     "[0-9][0-9]_*_pattern/docker-compose.yml": r"\$\{IMAGE_TAG:-(.*?)\}",
 }
 

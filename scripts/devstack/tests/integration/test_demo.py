@@ -1,5 +1,6 @@
 """`make demo` as a program, and the check of its answers."""
 
+import json
 import os
 import signal
 import subprocess
@@ -16,20 +17,44 @@ from serving_testing.processes import wait_until
 
 NOT_FOR_CLIENTS = {"PORT_03_REDIS", "PORT_03_WORKER", "PORT_07_REDIS", "PORT_07_WORKER"}
 
+# Of every process: what it is, and whether it imports TensorFlow, also without its __init__.
+RECORDER = """
+import json, os, sys
+
+def record(has_tensorflow):
+    with open(os.environ["RECORDS"], "a") as file:
+        file.write(json.dumps({"argv": sys.orig_argv, "has_tensorflow": has_tensorflow}) + "\\n")
+
+def hook(event, arguments):
+    if event == "import" and arguments[0].startswith("tensorflow."):
+        record(True)
+
+record(False)
+sys.addaudithook(hook)
+"""
+
 
 @pytest.mark.parametrize(
     ("numbers", "environ"),
     [pytest.param([*DEMOS], {}, id="all"), pytest.param(["06"], {"API_KEY": "secret"}, id="06 with a key")],
 )
-def test_the_demo_of_each_pattern_succeeds(numbers, environ):
+def test_the_demo_of_each_pattern_succeeds_without_tensorflow(numbers, environ, tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(RECORDER)
     ports = {name: str(port) for name, port in free_ports(numbers).items()}
     command = [sys.executable, "-m", "scripts.devstack.demo", *numbers]
-    env = os.environ | ports | environ
+    env = os.environ | ports | environ | {"PYTHONPATH": str(tmp_path), "RECORDS": str(tmp_path / "records")}
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "requests, 0 wrong. All stopped." in done.stdout
     asked = {name for name, port in ports.items() if f"127.0.0.1:{port}" in done.stdout}
     assert asked == {*ports} - NOT_FOR_CLIENTS
+    processes = [json.loads(line) for line in (tmp_path / "records").read_text().splitlines()]
+    started = {" ".join(each["argv"]) for each in processes}
+    assert any("scripts.devstack.demo" in each for each in started)
+    assert "02" not in numbers or any("-m model_server" in each for each in started)
+    # Only the builders of models may, on a machine that has none yet.
+    users = {" ".join(each["argv"]) for each in processes if each["has_tensorflow"]}
+    assert {each for each in users if "models.build" not in each and "build_model" not in each} == set()
 
 
 def test_patterns_that_others_depend_on_get_free_ports_unless_asked_otherwise(monkeypatch):
