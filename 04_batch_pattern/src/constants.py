@@ -38,3 +38,6 @@ CHUNK_RETRY_DELAY_S = 0.1
 
 PROGRESS_INTERVAL_S = 10
 """Seconds between two progress lines in the log."""
+
+CHUNK_GROUPS = 20
+"""Parts of a run, by its ids, that have a span each in its trace."""

@@ -29,7 +29,7 @@ def _pages(
     remaining = limit or MAX_ID
     while True:
         size = min(remaining, READ_PAGE_ROWS)
-        with database.transaction() as db:
+        with database.transaction(operation="SELECT") as db:
             page = cruds.select_items(db, row_filter, after_id, size)
         yield page
         remaining -= len(page)

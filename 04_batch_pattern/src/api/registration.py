@@ -32,7 +32,7 @@ def register_rows(
 def _store_once(
     database: Database, endpoint: str, rows: Sequence[Row], idempotency_key: str | None
 ) -> list[StoredItem]:
-    with database.transaction(write=True) as db:
+    with database.transaction(write=True, operation="INSERT") as db:
         if idempotency_key is None:
             return cruds.register_items(db, rows)
         hashed_key = hashlib.sha256(idempotency_key.encode()).hexdigest()

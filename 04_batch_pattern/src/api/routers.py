@@ -111,7 +111,7 @@ def create_router(card: Card) -> APIRouter:
     @router.get("/data/{id}", response_model=types.stored, responses=problem_responses(400, 404, 503))
     def get_item(item_id: Annotated[Id, Path(alias="id")], database: DatabaseDep) -> Response:
         """One item."""
-        with database.transaction() as db:
+        with database.transaction(operation="SELECT") as db:
             stored = cruds.select_by_id(db, item_id)
         return Response(to_json(stored), media_type=JSON)
 

@@ -11,7 +11,9 @@ import structlog
 from sqlalchemy import Engine, ExceptionContext, create_engine, event, exc, false, func, insert, inspect, select, text
 from sqlalchemy.orm import Session
 
+from serving_common import tracing
 from serving_common.errors import StartupError, Unavailable
+from serving_common.tracing import CLIENT, NO_SPAN, Span
 from src.configurations import DatabaseSettings
 from src.db import sqlite_lock
 from src.db.failures import ReadOnlyServer, TransactionConflict, is_read_only, serving_error, with_cause
@@ -33,28 +35,38 @@ class Database:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+        self._attributes = {"db.system.name": engine.dialect.name, "db.collection.name": "items"}
+        if engine.url.host:
+            self._attributes["server.address"] = engine.url.host
 
     @contextmanager
-    def transaction(self, *, write: bool = False) -> Iterator[Session]:
+    def transaction(self, *, write: bool = False, operation: str | None = None) -> Iterator[Session]:
         """A session that is committed at the end, or rolled back after an exception.
 
         Args:
             write: take SQLite's write lock now, because it has no row locks. No effect on MySQL.
+            operation: on the items, such as SELECT; names its span, which it does not have otherwise.
 
         Raises:
             TransactionConflict: retry.
             Unavailable: the database does not answer.
             Misconfigured: the database refuses, by its configuration or for lack of rights.
         """
-        try:
-            with Session(self._engine) as session, session.begin():
-                session.connection(execution_options={"write": write})
-                yield session
-        except exc.SQLAlchemyError as error:
-            if (known := serving_error(error)) is None:
-                raise
-            log.warning("database_failed", reason=with_cause(known))
-            raise known from error
+        with self._span(operation):
+            try:
+                with Session(self._engine) as session, session.begin():
+                    session.connection(execution_options={"write": write})
+                    yield session
+            except exc.SQLAlchemyError as error:
+                if (known := serving_error(error)) is None:
+                    raise
+                log.warning("database_failed", reason=with_cause(known))
+                raise known from error
+
+    def _span(self, operation: str | None) -> Span:
+        if operation is None:
+            return NO_SPAN
+        return tracing.span(f"{operation} items", CLIENT, self._attributes | {"db.operation.name": operation})
 
     def ping(self) -> None:
         """Raises Unavailable if the database does not answer."""

@@ -20,11 +20,12 @@ from dataclasses import dataclass
 
 import structlog
 
-from serving_common import logs
+from serving_common import logs, tracing
 from serving_common.errors import ServingError, StartupError
 from serving_common.settings import load
+from serving_common.tracing import INTERNAL
 from src.configurations import JobSettings
-from src.constants import CHUNK_ATTEMPTS, CHUNK_RETRY_DELAY_S
+from src.constants import CHUNK_ATTEMPTS, CHUNK_GROUPS, CHUNK_RETRY_DELAY_S
 from src.db import cruds
 from src.db.database import Database, open_database
 from src.db.failures import TransactionConflict, with_cause
@@ -80,6 +81,30 @@ def predict_next_chunk(batch: Batch, after_id: int) -> Outcome | None:
     return predict_chunk(batch, after_id)
 
 
+def predict_chunk_group(batch: Batch, after_id: int, progress: Progress, stopping: threading.Event) -> int:
+    """Predict chunks until they are one of CHUNK_GROUPS parts of the run; the id after which to go on.
+
+    A group is one span: with one for each chunk, a large run would have thousands.
+
+    Raises what predict_next_chunk raises.
+    """
+    up_to_id = after_id + 1 + (batch.rows.last_id - batch.rows.first_id) // CHUNK_GROUPS
+    chunks, predicted, errors = 0, progress.predicted, progress.errors
+    with tracing.span("predict chunks", attributes={"batch.after_id": after_id}) as span:
+        while after_id < up_to_id and not stopping.is_set():
+            outcome = predict_next_chunk(batch, after_id)
+            if outcome is None:
+                after_id = batch.rows.last_id  # other jobs have claimed the rest
+                break
+            chunks, after_id = chunks + 1, outcome.last_id
+            for item_id, reason in outcome.errors.items():
+                log.warning("item cannot be predicted", item_id=item_id, reason=reason)
+            progress.advance(len(outcome.predictions), len(outcome.errors), after_id)
+        counts = {"batch.rows": progress.predicted - predicted, "batch.errors": progress.errors - errors}
+        span.set({"batch.chunks": chunks, **counts})
+    return after_id
+
+
 def run_batch(
     database: Database,
     predictor: BatchPredictor,
@@ -116,13 +141,18 @@ def run_batch(
             settings=settings,
         )
         after_id = rows.first_id - 1
-        while not stopping.is_set() and (outcome := predict_next_chunk(batch, after_id)):
-            after_id = outcome.last_id
-            for item_id, reason in outcome.errors.items():
-                log.warning("item cannot be predicted", item_id=item_id, reason=reason)
-            progress.advance(len(outcome.predictions), len(outcome.errors), after_id)
+        while after_id < rows.last_id and not stopping.is_set():
+            after_id = predict_chunk_group(batch, after_id, progress, stopping)
     with database.transaction(write=True) as db:
         cruds.end_run(db, run_id)
+    tracing.current().set(
+        {
+            "batch.run_id": run_id,
+            "batch.rows": progress.predicted,
+            "batch.errors": progress.errors,
+            "model.version": predictor.version,
+        }
+    )
     duration_s = time.perf_counter() - started
     if stopping.is_set():
         log.info("batch stopped early; the next run continues from here")
@@ -149,6 +179,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     settings = load(JobSettings)
     logs.configure("job", settings)
+    is_traced = tracing.configure("job")
     stopping = stop_event()
     try:
         predictor = BatchPredictor.load(read_card(settings))
@@ -158,7 +189,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             log.info(f"waiting for batch to start ({settings.job_wait_seconds:g} seconds)")
             stopping.wait(settings.job_wait_seconds)
         if not stopping.is_set():
-            with open_database(settings) as database:
+            with open_database(settings) as database, tracing.begin((), "batch run", INTERNAL) as span:
+                if is_traced:
+                    structlog.contextvars.bind_contextvars(trace_id=span.trace_id)
                 run_batch(database, predictor, settings, stopping, arguments.repredict)
     except StartupError as exc:
         log.critical("batch failed", reason=str(exc))
@@ -169,6 +202,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception:
         log.exception("batch failed")
         return 1
+    finally:
+        tracing.shutdown()
     return 0
 
 
