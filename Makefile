@@ -39,9 +39,9 @@ demo:  ## Start the patterns as local processes, show real requests and response
 	@scripts/setup.sh run $(pattern_folders)
 	@$(PYTHON_IN) -m scripts.devstack.demo $(if $(MODEL),--model '$(MODEL)') $(PATTERNS)
 
-up:  ## Run the patterns as local processes until Ctrl-C; RELOAD=1 restarts what you edit, METRICS=1 adds Prometheus, MODEL=churn serves your own
+up:  ## Run the patterns as local processes until Ctrl-C; RELOAD=1 restarts what you edit, METRICS=1 adds Prometheus, TRACES=1 keeps spans, MODEL=churn serves your own
 	@scripts/setup.sh run $(pattern_folders)
-	@$(PYTHON_IN) -m scripts.devstack.up $(if $(RELOAD),--reload) $(if $(METRICS),--metrics) $(if $(MODEL),--model '$(MODEL)') $(PATTERNS)
+	@$(PYTHON_IN) -m scripts.devstack.up $(if $(RELOAD),--reload) $(if $(METRICS),--metrics) $(if $(TRACES),--traces) $(if $(MODEL),--model '$(MODEL)') $(PATTERNS)
 
 test: setup  ## Run all tests that need no Docker, with coverage
 	@scripts/test.sh $(folders)

@@ -198,5 +198,15 @@ async def _body(receive: Receive) -> bytes:
 async def serving(store: SpanStore, port: int = 0) -> AsyncIterator[str]:
     """The receiver on this port of this machine, beside the body; its base URL. Port 0: any. OSError: it is taken."""
     listener = socket.create_server((HOST, port))
+    address = f"http://{HOST}:{listener.getsockname()[1]}"
     async with web.serving(receiver(store), listener):
-        yield f"http://{HOST}:{listener.getsockname()[1]}"
+        yield address
+
+
+def variables(url: str) -> dict[str, str]:
+    """With these in their environment, processes export to the receiver at this URL, soon after a span has ended."""
+    return {
+        "OTEL_EXPORTER_OTLP_ENDPOINT": url,
+        "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf",
+        "OTEL_BSP_SCHEDULE_DELAY": "200",
+    }

@@ -203,7 +203,8 @@ class DevStack:
             return {name: template.format_map(values) for name, template in templates.items()}
 
         argv = [word.format_map(values) for word in definition.argv]
-        env = fill(definition.defaults) | dict(self._environ) | fill(definition.env) | {"PYTHONUNBUFFERED": "1"}
+        named = {"OTEL_SERVICE_NAME": _id(pattern, definition)}
+        env = named | fill(definition.defaults) | dict(self._environ) | fill(definition.env) | {"PYTHONUNBUFFERED": "1"}
         ready = definition.ready.format_map(values) if isinstance(definition.ready, str) else definition.ready
         addresses = [f"{HOST}:{self.ports[name]}" for name in definition.ports]
         return ManagedProcess(

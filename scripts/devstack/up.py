@@ -1,7 +1,7 @@
 """Runs patterns in the foreground until Ctrl-C: `make up PATTERNS="04 06"`; RELOAD=1 restarts what you edit.
 
 METRICS=1 starts a Prometheus beside them, where one is installed; MODEL=churn serves models/artifacts/churn, a model
-of your own that models.add has written.
+of your own that models.add has written; TRACES=1 keeps the last 10,000 spans of all processes.
 The console, a page about all of them, is on PORT_CONSOLE (8080); CONSOLE=0 does without.
 
 Each log line is prefixed with the process that wrote it, and is also in .run/logs/<pattern>-<process>.log.
@@ -42,9 +42,11 @@ def main(argv: Sequence[str] | None = None, table: Mapping[str, Pattern] = PATTE
     parser = parser_of_patterns(__doc__, table)
     parser.add_argument("--reload", action="store_true", help="restart the processes whose source files change")
     parser.add_argument("--metrics", action="store_true", help="start a Prometheus that scrapes the processes")
+    parser.add_argument("--traces", action="store_true", help="keep the last 10,000 spans of the processes")
     parser.add_argument("--model", metavar="NAME", help="of your own, in models/artifacts")
     options = parsed(parser, argv, table)
-    return run(up(options.patterns, table, reload=options.reload, with_metrics=options.metrics, model=options.model))
+    more = {"reload": options.reload, "with_metrics": options.metrics, "with_traces": options.traces}
+    return run(up(options.patterns, table, model=options.model, **more))
 
 
 async def up(
@@ -53,6 +55,7 @@ async def up(
     *,
     reload: bool = False,
     with_metrics: bool = False,
+    with_traces: bool = False,
     model: str | None = None,
 ) -> int:
     """Run these patterns until cancelled."""
@@ -70,28 +73,43 @@ async def up(
             numbers = [*numbers, metrics.NUMBER]
         else:
             console.print(metrics.MISSING, markup=False, style="yellow")
-    readable_logs = {"LOG_FORMAT": "console", **os.environ}
+    readable_logs = {"LOG_FORMAT": "console"} if console.is_terminal else {}
     try:
-        stack = DevStack(
-            numbers,
-            table=table,
-            reload=reload,
-            environ=readable_logs if console.is_terminal else None,
-            on_output=line_printer(console, table),
-            on_event=event_printer(console, table),
-        )
-        if metrics.NUMBER in table:
-            metrics.configure(stack, ROOT / ".run")
-        async with with_console(stack, table, console), stack:
-            console.print(address_table(stack))
-            console.print("All ready. Ctrl-C stops them.")
-            await asyncio.Event().wait()
+        async with receiving_spans(with_traces) as traced:
+            stack = DevStack(
+                numbers,
+                table=table,
+                reload=reload,
+                environ=readable_logs | traced | os.environ,
+                on_output=line_printer(console, table),
+                on_event=event_printer(console, table),
+            )
+            if metrics.NUMBER in table:
+                metrics.configure(stack, ROOT / ".run")
+            async with with_console(stack, table, console), stack:
+                console.print(address_table(stack))
+                if with_traces:
+                    console.print(f"Traces: {traced['OTEL_EXPORTER_OTLP_ENDPOINT']}/traces", soft_wrap=True)
+                console.print("All ready. Ctrl-C stops them.")
+                await asyncio.Event().wait()
     except StackError as exc:
         console.print(f"make up: {exc}", markup=False, style="red", soft_wrap=True)
         return 1
     except asyncio.CancelledError:
         console.print("All stopped.")
     return 0
+
+
+@asynccontextmanager
+async def receiving_spans(is_wanted: bool) -> AsyncIterator[dict[str, str]]:
+    """Receive spans meanwhile, if wanted; the variables that make processes send them, unless the caller has others."""
+    if not is_wanted:
+        yield {}
+        return
+    from scripts.devstack import spans  # imports OpenTelemetry
+
+    async with spans.serving(spans.SpanStore()) as url:
+        yield spans.variables(url)
 
 
 @asynccontextmanager

@@ -140,6 +140,17 @@ def test_metrics_without_a_prometheus_says_how_to_get_one(start):
     assert "METRICS=1 needs prometheus on PATH, which is not there: apt install prometheus" in up.text()
 
 
+def test_traces_are_received_from_every_process_under_its_name(start):
+    up = start("up", "90", "--traces")
+    up.wait_for("All ready")
+    [url] = re.findall(r"Traces: (http://127.0.0.1:\d+)/traces", up.text())
+    assert httpx.get(f"{url}/traces", trust_env=False).json() == []
+    environ = json.loads(get(up.ports["PORT_90_GOOD"], "/env").text)
+    assert (environ["OTEL_EXPORTER_OTLP_ENDPOINT"], environ["OTEL_SERVICE_NAME"]) == (url, "90-good")
+    up.process.send_signal(signal.SIGTERM)
+    assert up.ends() == 0
+
+
 def test_console_is_served_and_its_address_printed_first(start):
     port = free_port()
     up = start("up", "90", CONSOLE="", PORT_CONSOLE=str(port))
