@@ -68,8 +68,12 @@ test-swarm: setup  ## Deploy the patterns to a Docker Swarm and scale, roll, kil
 smoke: setup  ## Run every curl line of every README, against what runs or a stack of its own, and compare the responses
 	@$(PYTHON_IN) -m scripts.checks.smoke $(if $(AS_SHOWN),--as-shown) $(PATTERNS)
 
-prove: setup  ## Chaos: kill, hang and feed garbage to the patterns under load, and write the loss report; PROVE=long for more, PROVE=keda scales workers
-	@$(PYTHON_IN) -m $(if $(filter keda,$(PROVE)),scripts.chaos.autoscaling,scripts.chaos --profile $(or $(PROVE),short)) $(if $(SAMPLE),--output $(SAMPLE)) $(if $(filter keda,$(PROVE)),,$(PATTERNS))
+# Programs of their own, by the first word of PROVE; PROVE="drain long" has two.
+prove_keda := scripts.chaos.autoscaling
+prove_drain = scripts.chaos.draining --profile $(or $(word 2,$(PROVE)),short)
+
+prove: setup  ## Chaos: kill, hang and feed garbage to the patterns under load, and write the loss report; PROVE=long for more, PROVE=keda scales workers, PROVE=drain stops services
+	@$(PYTHON_IN) -m $(or $(prove_$(firstword $(PROVE))),scripts.chaos --profile $(or $(PROVE),short) $(PATTERNS)) $(if $(SAMPLE),--output $(SAMPLE))
 	@$(if $(SAMPLE),$(PYTHON_IN) -m scripts.checks.figures --write)
 
 trace: setup  ## Follow every requirement to the test that shows it, and that test to the last `make test`

@@ -25,11 +25,26 @@ def with_workers(pattern: Pattern, count: int, **variables: str) -> Pattern:
 
 def numbered_worker(pattern: Pattern, number: int, **variables: str) -> ProcessDefinition:
     """One of several workers of the pattern."""
-    worker = pattern.process("worker")
-    (port,) = worker.ports
-    own = f"{port}_{number}"
-    env = dict(worker.env) | {"PORT": f"{{{own}}}"} | variables
-    return replace(worker, name=f"worker_{number}", ports={own: 1}, env=env, ready=f"http://{HOST}:{{{own}}}/health")
+    worker = replica_of(pattern.process("worker"), number)
+    return replace(worker, env={**worker.env, **variables})
+
+
+def replica_of(definition: ProcessDefinition, number: int) -> ProcessDefinition:
+    """The same process once more, on ports of its own."""
+
+    def renamed(text: str) -> str:
+        for port in definition.ports:
+            text = text.replace(f"{{{port}}}", f"{{{port}_{number}}}")
+        return text
+
+    return replace(
+        definition,
+        name=f"{definition.name}_{number}",
+        argv=tuple(map(renamed, definition.argv)),
+        ports={f"{port}_{number}": 1 for port in definition.ports},
+        env={name: renamed(value) for name, value in definition.env.items()},
+        ready=renamed(definition.ready) if isinstance(definition.ready, str) else definition.ready,
+    )
 
 
 async def garbage(port: int, connections: int) -> None:

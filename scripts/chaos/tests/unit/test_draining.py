@@ -1,0 +1,46 @@
+"""Replicas of a process, and the client that sends its requests to those that are ready."""
+
+import asyncio
+
+import httpx
+
+from scripts.chaos.draining import RoundRobin
+from scripts.chaos.faults import replica_of
+from scripts.devstack.patterns import PATTERNS
+
+
+def test_a_replica_has_ports_of_its_own_wherever_they_are_named():
+    server = PATTERNS["02"].process("model_server")
+    replica = replica_of(server, 1)
+    assert replica.name == "model_server_1"
+    assert [*replica.ports] == ["PORT_02_GRPC_1", "PORT_02_REST_1"]
+    assert "--rest_api_port={PORT_02_REST_1}" in replica.argv
+    assert replica.ready == "http://127.0.0.1:{PORT_02_REST_1}/v1/models/iris"
+
+
+def test_requests_go_in_turn_to_the_replicas_that_were_ready_when_last_asked():
+    health: dict[str, int | None] = {"one": 200, "two": 200}
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if (status := health[request.url.host]) is None:
+            raise httpx.ConnectError("refused")
+        return httpx.Response(status)
+
+    async def checked(balancer: RoundRobin) -> list[str]:
+        await balancer.check_all()
+        return [balancer.next() for _ in range(4)]
+
+    async def scenario() -> None:
+        async with httpx.AsyncClient(transport=httpx.MockTransport(answer)) as client:
+            balancer = RoundRobin(client, ["http://one", "http://two"])
+            assert balancer.knows_all
+            assert sorted(await checked(balancer)) == ["http://one", "http://one", "http://two", "http://two"]
+            for down in (503, None):
+                health["two"] = down
+                assert set(await checked(balancer)) == {"http://one"}
+                assert not balancer.knows_all
+            health["two"] = 200
+            await balancer.check_all()
+            assert balancer.knows_all
+
+    asyncio.run(scenario())
