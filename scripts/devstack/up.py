@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
+    from scripts.devstack.spans import SpanStore
+
 CONSOLE_PORT = 8080
 
 
@@ -75,7 +77,7 @@ async def up(
             console.print(metrics.MISSING, markup=False, style="yellow")
     readable_logs = {"LOG_FORMAT": "console"} if console.is_terminal else {}
     try:
-        async with receiving_spans(with_traces) as traced:
+        async with receiving_spans(with_traces) as (traced, store):
             stack = DevStack(
                 numbers,
                 table=table,
@@ -86,7 +88,7 @@ async def up(
             )
             if metrics.NUMBER in table:
                 metrics.configure(stack, ROOT / ".run")
-            async with with_console(stack, table, console), stack:
+            async with with_console(stack, table, console, store), stack:
                 console.print(address_table(stack))
                 if with_traces:
                     console.print(f"Traces: {traced['OTEL_EXPORTER_OTLP_ENDPOINT']}/traces", soft_wrap=True)
@@ -101,19 +103,22 @@ async def up(
 
 
 @asynccontextmanager
-async def receiving_spans(is_wanted: bool) -> AsyncIterator[dict[str, str]]:
-    """Receive spans meanwhile, if wanted; the variables that make processes send them, unless the caller has others."""
+async def receiving_spans(is_wanted: bool) -> AsyncIterator[tuple[dict[str, str], SpanStore | None]]:
+    """Receive spans meanwhile, if wanted: the variables that make processes send them, and what keeps them."""
     if not is_wanted:
-        yield {}
+        yield {}, None
         return
     from scripts.devstack import spans  # imports OpenTelemetry
 
-    async with spans.serving(spans.SpanStore()) as url:
-        yield spans.variables(url)
+    store = spans.SpanStore()
+    async with spans.serving(store) as url:
+        yield spans.variables(url), store
 
 
 @asynccontextmanager
-async def with_console(stack: DevStack, table: Mapping[str, Pattern], output: Console) -> AsyncIterator[None]:
+async def with_console(
+    stack: DevStack, table: Mapping[str, Pattern], output: Console, store: SpanStore | None
+) -> AsyncIterator[None]:
     """Serve the console meanwhile, from before the first process starts. Without its port, the patterns run alone."""
     async with AsyncExitStack() as exits:
         if os.environ.get("CONSOLE") != "0":
@@ -123,7 +128,7 @@ async def with_console(stack: DevStack, table: Mapping[str, Pattern], output: Co
             problem = "is wanted by a pattern" if port in stack.wanted_ports else why_unusable(port)
             try:
                 if problem is None:
-                    address = await exits.enter_async_context(serving(stack, table, port))
+                    address = await exits.enter_async_context(serving(stack, table, port, store))
                     output.print(f"Console: {address}", markup=False, soft_wrap=True)
             except OSError:
                 problem = "is taken"

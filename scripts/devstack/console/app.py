@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from starlette.responses import Response
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-    from scripts.devstack.load import Work
+    from scripts.devstack.spans import SpanStore
     from scripts.devstack.stack import DevStack
     from scripts.devstack.table import Pattern
 
@@ -91,13 +91,11 @@ class LocalOnly:
 class Console:
     """The routes, and what they hold while the stack runs."""
 
-    def __init__(
-        self, stack: DevStack, table: Mapping[str, Pattern], token: str, works: Mapping[str, Work] = WORKS
-    ) -> None:
+    def __init__(self, stack: DevStack, table: Mapping[str, Pattern], token: str, spans: SpanStore | None) -> None:
         self.live = Live(stack)
-        self._stack, self._token = stack, token
+        self._stack, self._token, self._spans = stack, token, spans
         numbers = {managed.id.partition("-")[0] for managed in stack.processes}
-        self._works = {number: works[number] for number in sorted(numbers) if number in works}
+        self._works = {number: WORKS[number] for number in sorted(numbers) if number in WORKS}
         self._diagrams = {number: diagram(table[number], table) for number in self._works}
         self._titles = {number: table[number].title for number in self._works}
         key = caller_api_key()
@@ -189,8 +187,8 @@ class Console:
         if wanted["method"] not in METHODS or not wanted["path"].startswith("/"):
             raise HTTPException(400, f"method is one of {', '.join(METHODS)}, and path begins with /")
         columns = {box["id"]: box["column"] for box in self._diagrams[number]["boxes"]}
-        sent = await send(self._stack, self.live, self._clients[number], self._works[number], columns, wanted)
-        return JSONResponse(sent)
+        client, work = self._clients[number], self._works[number]
+        return JSONResponse(await send(self._stack, self.live, client, work, columns, wanted, self._spans))
 
     async def load(self, request: Request) -> Response:
         """POST /load/{number}: send so many requests a second from now on; 0 stops."""
@@ -278,8 +276,12 @@ async def _body(request: Request, **fields: type) -> dict[str, Any]:
 
 
 @asynccontextmanager
-async def serving(stack: DevStack, table: Mapping[str, Pattern], port: int) -> AsyncIterator[str]:
+async def serving(
+    stack: DevStack, table: Mapping[str, Pattern], port: int, spans: SpanStore | None = None
+) -> AsyncIterator[str]:
     """Serve the console of a stack, which may start later; its address, with the token. Port 0: a free one.
+
+    spans: those that the stack's processes export.
 
     Raises OSError for a port in use.
     """
@@ -287,7 +289,7 @@ async def serving(stack: DevStack, table: Mapping[str, Pattern], port: int) -> A
     async with AsyncExitStack() as exits:
         listener = exits.enter_context(socket.create_server((HOST, port)))
         port = listener.getsockname()[1]
-        console = Console(stack, table, token)
+        console = Console(stack, table, token, spans)
         await exits.enter_async_context(web.serving(console.app(port), listener))
         exits.push_async_callback(console.close)  # first: the server waits for the streams to end
         # In the fragment, which is sent to nobody.

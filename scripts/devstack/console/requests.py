@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import secrets
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -16,12 +17,14 @@ if TYPE_CHECKING:
 
     from scripts.devstack.console.live import Live, Reading
     from scripts.devstack.load import Work
+    from scripts.devstack.spans import SpanStore
     from scripts.devstack.stack import DevStack
 
 SHOWN_BYTES = 64 * 1024
 TIMEOUT_S = 30
 FOLLOW_S = 20
 FIRST_LOOK_S, LAST_LOOK_S = 0.005, 0.3  # at a job that has not ended
+EXPORTED_EVERY_S, EXPORTED_WITHIN_S = 0.2, 5.0  # spans, by `make up TRACES=1`
 DEPTH = 8
 NO_REQUESTS = ("/health", "/metrics", "/docs")
 
@@ -69,7 +72,13 @@ def example(schema: Mapping[str, Any], schemas: Mapping[str, Any], depth: int = 
 
 
 async def send(
-    stack: DevStack, live: Live, client: httpx.AsyncClient, work: Work, column: Mapping[str, int], request: Any
+    stack: DevStack,
+    live: Live,
+    client: httpx.AsyncClient,
+    work: Work,
+    column: Mapping[str, int],
+    request: Any,
+    spans: SpanStore | None,
 ) -> dict[str, Any]:
     """Send one request, and follow the job that it started, to its result.
 
@@ -77,30 +86,53 @@ async def send(
         client: of the process that takes the pattern's requests.
         column: of every process in the pattern's diagram.
         request: `method`, `path` and `body`, a text.
+        spans: where the processes export theirs; None: the timeline is made from their metrics.
 
-    Returns: `status`, `answer`, `ms`, the `job` with its own answer and ms if it started one, and the `timeline`.
+    Returns: `status`, `answer`, `ms`, the `job` with its own answer and ms if it started one, the `timeline` of spans
+    with `what`, `process`, `start_ms` and `ms`, and its `source`.
     """
     processes = [managed for managed in stack.processes if managed.id in column]
     processes.sort(key=lambda managed: column[managed.id])
     before = [await live.reading(managed) for managed in processes]
-    answered = await _exchange(client, request["method"], request["path"], request["body"])
+    trace_id, began_us = secrets.token_hex(16), time.time_ns() // 1000
+    headers = {"traceparent": f"00-{trace_id}-{secrets.token_hex(8)}-01"}
+    answered = await _exchange(client, request["method"], request["path"], request["body"], headers)
     middle = [await live.reading(managed) for managed in processes]
-    sent = f"{request['method']} {request['path']}"
-    spans = [{"what": sent, "process": "callers", "start_ms": 0.0, "ms": answered["ms"]}]
+    timeline = [_span("callers", f"{request['method']} {request['path']}", 0.0, answered["ms"])]
     after, result = middle, answered | {"job": None}
     if answered["status"] == 200 and (path := work.job_path(_parsed(answered["answer"]))):
         job = await _followed(client, work, path)
         result["job"] = job | {"path": path}
-        spans.append({"what": f"GET {path}", "process": "callers", "start_ms": answered["ms"], "ms": job["ms"]})
+        timeline.append(_span("callers", f"GET {path}", answered["ms"], job["ms"]))
         after = [await live.reading(managed) for managed in processes]
+    if spans is not None and (trace := await _exported(spans, trace_id)):
+        for span in trace:
+            start_ms, ms = (span["start_us"] - began_us) / 1000, span["duration_us"] / 1000
+            timeline.append(_span(span["service"].replace("-", " ", 1), span["name"], start_ms, ms))
+        return result | {"timeline": timeline, "source": f"From trace {trace_id}."}
     for managed, *readings in zip(processes, before, middle, after, strict=True):
-        phase = 0 if column[managed.id] <= 2 or len(spans) == 1 else 1
-        ms = _mean_ms(readings[0], readings[1 + phase])
-        if ms is not None:
-            outer = spans[phase]
-            start = float(outer["start_ms"]) + max(0.0, float(outer["ms"]) - ms) / 2
-            spans.append({"what": "its own metrics", "process": managed.id, "start_ms": start, "ms": ms})
-    return result | {"timeline": spans}
+        phase = 0 if column[managed.id] <= 2 or len(timeline) == 1 else 1
+        if (ms := _mean_ms(readings[0], readings[1 + phase])) is not None:
+            outer = timeline[phase]
+            start_ms = outer["start_ms"] + max(0.0, outer["ms"] - ms) / 2
+            timeline.append(_span(managed.label, "", start_ms, ms))
+    source = "From the metrics, which have how long each process took, but not when; make up TRACES=1 shows both."
+    return result | {"timeline": timeline, "source": source}
+
+
+def _span(process: str, what: str, start_ms: float, ms: float) -> dict[str, Any]:
+    return {"process": process, "what": what, "start_ms": start_ms, "ms": ms}
+
+
+async def _exported(spans: SpanStore, trace_id: str) -> list[dict[str, Any]]:
+    """The spans of a trace, once no more come; processes export theirs every EXPORTED_EVERY_S."""
+    deadline, trace = time.monotonic() + EXPORTED_WITHIN_S, list[dict[str, Any]]()
+    while time.monotonic() < deadline:
+        await asyncio.sleep(2 * EXPORTED_EVERY_S)
+        before, trace = trace, spans.trace(trace_id)
+        if before and len(trace) == len(before):
+            break
+    return trace
 
 
 def _mean_ms(before: Reading | None, after: Reading | None) -> float | None:
@@ -110,10 +142,12 @@ def _mean_ms(before: Reading | None, after: Reading | None) -> float | None:
     return 1000 * (after.seconds - before.seconds) / (after.count - before.count)
 
 
-async def _exchange(client: httpx.AsyncClient, method: str, path: str, body: str) -> dict[str, Any]:
+async def _exchange(
+    client: httpx.AsyncClient, method: str, path: str, body: str = "", headers: Mapping[str, str] | None = None
+) -> dict[str, Any]:
     """One request: `status` (None without an answer), `answer` and `ms`. Long answers are cut off."""
     started = time.perf_counter()
-    headers = {"Content-Type": "application/json"} if body else {}
+    headers = dict(headers or {}) | ({"Content-Type": "application/json"} if body else {})
     status, content = None, b""
     try:
         async with (
@@ -135,7 +169,7 @@ async def _followed(client: httpx.AsyncClient, work: Work, path: str) -> dict[st
     """The answer about a job that has ended, or has not within FOLLOW_S; ms since this was called."""
     started, again_s = time.perf_counter(), FIRST_LOOK_S
     while True:
-        answered = await _exchange(client, "GET", path, "")
+        answered = await _exchange(client, "GET", path)
         ms = 1000 * (time.perf_counter() - started)
         has_ended = answered["status"] == 200 and work.state(_parsed(answered["answer"])) not in UNFINISHED
         if has_ended or ms > 1000 * FOLLOW_S:

@@ -136,7 +136,7 @@ function showPattern(number) {
 
 async function openPattern(number) {
   for (const id of ["answer", "outcome", "operation", "processes"]) $(id).replaceChildren();
-  $("timeline").hidden = true;
+  $("timeline").hidden = $("source-of-timeline").hidden = true;
   const offered = await call(`requests/${number}`);
   if (view !== number) return;
   $("operation").replaceChildren(...offered.map((each, i) => element("option", {
@@ -255,17 +255,18 @@ function shownExchange(line, sent, { status, answer, ms }) {
 }
 
 // Spans: what, process, start_ms and ms, from any source.
-function timeline(spans) {
+function timeline(spans, source) {
   const end = Math.max(...spans.map((span) => span.start_ms + span.ms), 0.001);
   $("timeline").replaceChildren(...spans.map((span) => {
     const bar = element("div", { className: "bar" });
     bar.style.setProperty("--start", span.start_ms / end);
     bar.style.setProperty("--share", span.ms / end);
-    const name = span.process === "callers" ? span.what : span.process.replace("-", " ");
-    return element("li", { title: span.what }, element("span", { textContent: name }),
+    const name = span.process === "callers" ? span.what : `${span.process} ${span.what}`;
+    return element("li", {}, element("span", { textContent: name }),
       element("span", { className: "lane" }, bar), element("span", { className: "time", textContent: digits(span.ms, " ms") }));
   }));
-  $("timeline").hidden = false;
+  $("source-of-timeline").textContent = source;
+  $("timeline").hidden = $("source-of-timeline").hidden = false;
 }
 
 $("request").addEventListener("submit", async (event) => {
@@ -274,13 +275,13 @@ $("request").addEventListener("submit", async (event) => {
   const sent = { method: $("method").value, path: $("path").value, body: $("body").value };
   button.disabled = true;
   $("answer").replaceChildren(element("p", { textContent: "Sent…" }));
-  $("timeline").hidden = true;
+  $("timeline").hidden = $("source-of-timeline").hidden = true;
   try {
     const result = await call(`requests/${number}`, sent);
     if (view !== number) return;
     const job = result.job ? shownExchange(`GET ${result.job.path}`, "", result.job) : [];
     $("answer").replaceChildren(...shownExchange(`${sent.method} ${sent.path}`, sent.body, result), ...job);
-    timeline(result.timeline);
+    timeline(result.timeline, result.source);
   } catch (error) {
     $("answer").replaceChildren(element("p", { className: "gone", textContent: error.message }));
   } finally {

@@ -13,10 +13,12 @@ from selenium.webdriver import Keys
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.select import Select
 
-from scripts.devstack.console import app
+from scripts.devstack import spans
+from scripts.devstack.console import app, requests
 from scripts.devstack.console.app import TOKEN_HEADER
 from scripts.devstack.patterns import PATTERNS
 from scripts.devstack.runs import require_redis
+from scripts.devstack.spans import SpanStore
 from scripts.devstack.stack import private_stack
 from scripts.devstack.table import ROOT
 from serving_testing.browser import browser as browser
@@ -52,11 +54,19 @@ class Site:
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
     require_redis()
-    # The worker's jobs are requeued a second after its death.
-    stack = private_stack(["03", "06"], tmp_path_factory.mktemp("run"), environ={"HEARTBEAT_S": "1"})
+    store = SpanStore()
     with (
         start_blocking_portal() as portal,
-        portal.wrap_async_context_manager(app.serving(stack, PATTERNS, 0)) as address,
+        portal.wrap_async_context_manager(spans.serving(store)) as receiver,
+        # The worker's jobs are requeued a second after its death.
+        contextlib.nullcontext(
+            private_stack(
+                ["03", "06"],
+                tmp_path_factory.mktemp("run"),
+                environ={"HEARTBEAT_S": "1"} | spans.variables(receiver),
+            )
+        ) as stack,
+        portal.wrap_async_context_manager(app.serving(stack, PATTERNS, 0, store)) as address,
         portal.wrap_async_context_manager(stack),
         contextlib.closing(Site(stack, address)) as made,
     ):
@@ -121,7 +131,8 @@ def test_request_shows_its_answer_and_its_way(page):
     names = [name.text for name in page.find_elements(By.CSS_SELECTOR, "#timeline li > span:first-child")]
     assert names[0] == "POST /predict"
     assert names[1].startswith("GET /job/")
-    assert set(names[2:]) == {"03 proxy", "03 worker", "02 model_server"}
+    assert {"03 proxy POST /predict", "03 worker wait queue:predict", "02 model_server run model"} <= set(names)
+    assert text(page, "#source-of-timeline").startswith("From trace ")
 
     offered = [option.text for option in Select(page.find_element(By.ID, "operation")).options]
     assert "GET /jobs" in offered
@@ -133,6 +144,16 @@ def test_request_shows_its_answer_and_its_way(page):
     until(page, lambda: "404 after" in text(page, "#answer"))
     assert "<img src=x onerror=alert(1)>" in text(page, "#answer")
     assert page.find_elements(By.CSS_SELECTOR, "#answer img") == []
+
+
+def test_without_traces_the_metrics_have_the_durations(site, monkeypatch):
+    monkeypatch.setattr(requests, "EXPORTED_WITHIN_S", 0)
+    sent = site.post("/requests/06", {"method": "POST", "path": "/predict/post/test", "body": ""}).json()
+    assert sent["source"].startswith("From the metrics")
+    took = {span["process"]: span["ms"] for span in sent["timeline"]}
+    services = [f"06 service_{name}" for name in ("setosa", "versicolor", "virginica")]
+    assert list(took) == ["callers", "06 proxy", *services]
+    assert all(0 < took[service] < took["06 proxy"] < took["callers"] for service in services)
 
 
 def test_killed_worker_loses_nothing(page):
