@@ -9,6 +9,7 @@ rows. The card is checked as every service does at its start; what does not pass
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import shutil
 import sys
@@ -22,6 +23,7 @@ import onnx
 
 from models.card import Column, Description, toml
 from models.files import BuildError, locked, replacing, say, sha256_of
+from models.images import SUFFIXES, describe_image
 from models.rows import Table, describe, read
 from serving_common import cards
 from serving_common.cards import Card, Task, Tensor, check_file
@@ -41,8 +43,6 @@ DTYPES = {
 }
 FLOATS = ("float", "double")
 SAMPLE_ROWS = 3
-# ImageNet's, the usual ones.
-MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
 
 @dataclass(frozen=True)
@@ -78,9 +78,20 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     argument = parser.add_argument
     argument("model", type=Path, metavar="MODEL", help="a .onnx or .skops file, or the folder of a SavedModel")
-    argument("--sample", type=Path, metavar="ROWS.csv", help="rows, with a header: names, ranges and the card's sample")
+    argument(
+        "--sample",
+        type=Path,
+        metavar="ROWS.csv",
+        help="rows, with a header: names, ranges and the card's sample; or a photograph",
+    )
+    argument("--inputs", nargs="+", metavar="NAME", help="several of the model's inputs, in the order of a row")
     argument("--target", metavar="COLUMN", help="of the CSV file, not an input; default: a last column too many")
-    argument("--labels", nargs="+", metavar="LABEL", help="of the classes, in the order of the model's numbers")
+    argument(
+        "--labels",
+        nargs="+",
+        metavar="LABEL",
+        help="of the classes, in the order of the model's numbers; or a file of them: a JSON list, or lines",
+    )
     argument("--name", help="default: that of the file")
     argument("--task", choices=[each.value for each in Task], help="default: read from the model's outputs")
     argument("--value", metavar="NAME", help="of what a regression gives")
@@ -90,12 +101,28 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     argument("--trust", nargs="+", default=[], metavar="TYPE", help="types in a .skops file that you know and trust")
     argument("--mean", nargs=3, type=float, metavar="X", help="of an image model's channels; default: ImageNet's")
     argument("--std", nargs=3, type=float, metavar="X", help="of an image model's channels; default: ImageNet's")
+    argument("--resize", choices=["stretch", "crop"], default="stretch", help="how images get an image model's size")
     argument("--output", type=Path, default=HERE / "artifacts", metavar="DIR", help="default: models/artifacts")
-    options = parser.parse_args(arguments)
-    # One argument may hold them all: --labels stay,churn.
-    if options.labels and len(options.labels) == 1:
-        options.labels = [label.strip() for label in options.labels[0].split(",")]
-    return options
+    return parser.parse_args(arguments)
+
+
+def labels_from(words: list[str] | None) -> list[str] | None:
+    """The labels of --labels: each an argument, all in one (stay,churn), or in the file that is named."""
+    if not words or len(words) > 1:
+        return words
+    path = Path(words[0])
+    if path.suffix not in (".json", ".txt"):
+        return [label.strip() for label in words[0].split(",")]
+    text = path.read_text(encoding="utf-8")
+    try:
+        labels = (
+            json.loads(text) if path.suffix == ".json" else [line.strip() for line in text.splitlines() if line.strip()]
+        )
+    except ValueError as exc:
+        raise BuildError(f"{path} is not JSON: {exc} (give a list of names)") from exc
+    if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
+        raise BuildError(f"{path} is not a list of names (give the classes in the order of the model's numbers)")
+    return labels
 
 
 def add(options: argparse.Namespace) -> str:
@@ -108,16 +135,19 @@ def add(options: argparse.Namespace) -> str:
     name = options.name or re.sub(r"[^A-Za-z0-9_.-]+", "_", options.model.resolve().stem)
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}", name):
         raise BuildError(f"{name!r} cannot name a folder (choose letters and digits with --name)")
-    table = read(options.sample) if options.sample else None
+    options.labels = labels_from(options.labels)
+    is_photograph = options.sample is not None and options.sample.suffix.lower() in SUFFIXES
+    table = read(options.sample) if options.sample and not is_photograph else None
     with locked(options.output), replacing(options.output / name) as folder:
         target = folder / FILE
         target.parent.mkdir(parents=True)
         source = convert(options, target, table)
         adapt(source)
         session = open_session(source.model)
-        inputs, outputs = tensors_of(session.get_inputs()), tensors_of(session.get_outputs())
+        inputs = in_order(tensors_of(session.get_inputs()), options.inputs)
+        outputs = tensors_of(session.get_outputs())
         if any(len(tensor.shape) == 4 for tensor in inputs):
-            description = describe_image(options, name, inputs, outputs)
+            description = describe_image(options, name, session, folder, inputs, outputs)
         else:
             description = describe_rows(options, name, source, table, session, inputs, outputs)
         description = replace(description, sha256=sha256_of(target), file=FILE)
@@ -142,8 +172,9 @@ def convert(options: argparse.Namespace, target: Path, table: Table | None) -> C
     if path.is_dir():
         if not (path / "saved_model.pb").is_file():
             raise BuildError(f"{path} is a folder without saved_model.pb (give a SavedModel, or a file)")
-        from models.add_saved_model import to_onnx  # TensorFlow takes long to import
+        from models.add_saved_model import to_onnx
 
+        shutil.copytree(path, target.parent, dirs_exist_ok=True)  # for TensorFlow Serving
         return Converted(target, notes=to_onnx(path, options.signature, target))
     check_file(path, None)
     if path.suffix == ".skops":
@@ -154,6 +185,16 @@ def convert(options: argparse.Namespace, target: Path, table: Table | None) -> C
         raise BuildError(f"{path} is not .onnx, .skops or a SavedModel folder (export it to one of them)")
     shutil.copyfile(path, target)
     return Converted(target)
+
+
+def in_order(inputs: list[Tensor], names: list[str] | None) -> list[Tensor]:
+    """The model's inputs in this order, which a SavedModel does not have."""
+    if names is None:
+        return inputs
+    by_name = {tensor.name: tensor for tensor in inputs}
+    if by_name.keys() != set(names) or len(names) != len(inputs):
+        raise BuildError(f"the model has the inputs {', '.join(by_name)} (name each of them once with --inputs)")
+    return [by_name[name] for name in names]
 
 
 def adapt(source: Converted) -> None:
@@ -206,6 +247,11 @@ def describe_rows(
 ) -> Description:
     """What a card of rows says, without the expected answers."""
     notes, unknown = list(source.notes), []
+    if len(inputs) > 1 and options.inputs is None and any(tensor.shape[1:] not in ((), (1,)) for tensor in inputs):
+        widths = ", then ".join(
+            f"{tensor.shape[1:][0] if tensor.shape[1:] else 1} of {tensor.name}" for tensor in inputs
+        )
+        unknown.append(f"the order of the inputs: a row has {widths} (give it with --inputs)")
     columns, column_unknown = columns_of(inputs, source, table)
     unknown += column_unknown
     target = None
@@ -363,41 +409,6 @@ def record(description: Description, card: Card, source: Converted, table: Table
             )
         notes.append(f"equal to scikit-learn's own answers to {count} rows within {max(difference, 1e-9):.0e}")
     return replace(description, expected=answer.tolist(), notes=notes)
-
-
-def describe_image(options: argparse.Namespace, name: str, inputs: list[Tensor], outputs: list[Tensor]) -> Description:
-    """What a card of an image classifier says."""
-    [tensor] = inputs if len(inputs) == 1 else [None]
-    if tensor is None or 3 not in (tensor.shape[1], tensor.shape[3]):
-        raise BuildError(f"the inputs {', '.join(map(str, inputs))} are not one RGB image (export it with one)")
-    is_nchw = tensor.shape[1] == 3
-    size = tensor.shape[2:] if is_nchw else tensor.shape[1:3]
-    if None in size:
-        raise BuildError(f"the size of {tensor} is not in the model (export it with fixed height and width)")
-    fitting = [each for each in outputs if each.name == options.output_tensor or options.output_tensor is None]
-    fitting = [each for each in fitting if each.dtype in FLOATS and len(each.shape) == 2]
-    if len(fitting) != 1:
-        raise BuildError(f"one of the outputs {', '.join(map(str, outputs))} must be chosen (with --output-tensor)")
-    unknown, width, labels = [], fitting[0].shape[1], options.labels
-    if options.mean is None or options.std is None:
-        unknown.append("mean and std of the channels: ImageNet's are assumed (give them with --mean and --std)")
-    if labels is None:
-        if width is None:
-            raise BuildError(f"the number of classes is not in {fitting[0]} (give them with --labels)")
-        labels = [str(number) for number in range(width)]
-        unknown.append("the labels of the classes (give them with --labels)")
-    if width not in (None, len(labels)):
-        raise BuildError(
-            f"the model has {width} classes, but {len(labels)} labels are given (give them all with --labels)"
-        )
-    image = {
-        "size": list(size),
-        "layout": "NCHW" if is_nchw else "NHWC",
-        "mean": options.mean or MEAN,
-        "std": options.std or STD,
-    }
-    task = Task.IMAGE_CLASSIFICATION.value
-    return Description(name, task, [], fitting[0].name, labels, None, None, [], [], unknown, image=image)
 
 
 def screen_of(description: Description, inputs: list[Tensor], outputs: list[Tensor]) -> str:

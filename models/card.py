@@ -24,7 +24,8 @@ class Column:
     def __str__(self) -> str:
         bounds = "" if self.low is None else f" {self.low:g} to {self.high:g}"
         allowed = "" if self.allowed is None else f" one of {', '.join(self.allowed)}"
-        return f"{self.name} {self.dtype}{bounds}{allowed}{' or null' if self.is_nullable else ''}"
+        of = "" if self.tensor is None else f" of {self.tensor}"
+        return f"{self.name} {self.dtype}{bounds}{allowed}{' or null' if self.is_nullable else ''}{of}"
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class Description:
     notes: list[str]
     unknown: list[str]
     expected: list[list[float]] = field(default_factory=list)
+    tolerance: float | None = None
     image: dict[str, Any] | None = None
     file: str = ""
     sha256: str = ""
@@ -63,11 +65,13 @@ def toml(card: Description) -> str:
         )
         for each in card.columns
     ]
-    parts.append(_table("[output]", tensor=card.output_tensor, labels=card.labels, value=card.value, unit=card.unit))
+    labels = None if card.image and "labels" in card.image else card.labels
+    parts.append(_table("[output]", tensor=card.output_tensor, labels=labels, value=card.value, unit=card.unit))
     if card.image is not None:
         parts.append(_table("[image]", **card.image))
     if card.rows:
-        parts.append(_table("[sample]", rows=card.rows, expected=card.expected or None))
+        expected = card.expected or None
+        parts.append(_table("[sample]", rows=card.rows, expected=expected, tolerance=card.tolerance))
     return "\n".join(parts)
 
 

@@ -6,8 +6,10 @@ from typing import ClassVar
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
+from serving_common.cards import Card, ImageCard
 from serving_common.redis import RedisSettings
 from serving_common.settings import HttpSettings, Settings
+from src.ml.image_cards import imagenet_card
 from src.ml.preprocessing import MAX_IMAGE_PIXELS, ResizeMode
 
 
@@ -24,7 +26,7 @@ class QueueSettings(RedisSettings):
 
 
 class ImageSettings(Settings):
-    """How an image is preprocessed; normally the same for both models."""
+    """Images and how they are preprocessed; for models of the built-in card, normally the same for both."""
 
     labels_path: Path = Field(Path("/models/imagenet_labels.json"), description="JSON list of the 1,000 class labels.")
     resize_mode: ResizeMode = Field(
@@ -41,9 +43,24 @@ class ImageSettings(Settings):
         Precision.FLOAT32, description="`int8` uses the quantised model in the same folder, `…_int8.onnx`."
     )
 
+    async_model_path: Path = Field(Path("/models/resnet50.onnx"), description="The better model.")
+    async_model_card: ImageCard | None = Field(
+        None,
+        description="Card of a better model of your own (`model.toml`, or its folder), instead of ASYNC_MODEL_PATH.",
+    )
+
     def in_precision(self, model: Path) -> Path:
         """The file of this model in the configured precision."""
         return model if self.model_precision is Precision.FLOAT32 else model.with_stem(f"{model.stem}_int8")
+
+    def card_of(self, own: Card | None, model: Path) -> Card:
+        """This card, else the built-in one for the model of the specified variables. Raises StartupError."""
+        return own or imagenet_card(self.in_precision(model), self.labels_path, self.resize_mode)
+
+    @property
+    def async_card(self) -> Card:
+        """What the better model takes and gives. Raises StartupError: there are no labels."""
+        return self.card_of(self.async_model_card, self.async_model_path)
 
 
 class ProxySettings(HttpSettings, QueueSettings, ImageSettings):
@@ -61,12 +78,18 @@ class ProxySettings(HttpSettings, QueueSettings, ImageSettings):
         64 * 1024 * 1024, gt=0, description="Total size of bodies in memory; what exceeds it is rejected with 429."
     )
     sync_model_path: Path = Field(Path("/models/mobilenet_v2.onnx"), description="The fast model.")
-    async_model_path: Path = Field(
-        Path("/models/resnet50.onnx"), description="The worker's model; the proxy only reads its weights for /metadata."
+    sync_model_card: ImageCard | None = Field(
+        None, description="Card of a fast model of your own (`model.toml`, or its folder), instead of SYNC_MODEL_PATH."
     )
     sample_image_path: Path = Field(Path("/models/sample.jpg"), description="The photograph of GET /predict/test.")
     model_threads: NonNegativeInt = Field(1, description="Threads per model run; 0: all CPUs of the container.")
     max_in_flight: PositiveInt = Field(64, description="Requests in flight; more are rejected with 429.")
+
+    @property
+    def sync_card(self) -> Card:
+        """What the fast model takes and gives. Raises StartupError: there are no labels."""
+        return self.card_of(self.sync_model_card, self.sync_model_path)
+
     job_timeout_s: PositiveFloat = Field(
         0.2, description="Seconds that the fast answer waits for Redis to store the job; then it is sent without an id."
     )
@@ -84,7 +107,6 @@ class WorkerSettings(HttpSettings, QueueSettings, ImageSettings):
         le=65535,
         description="Port of /metrics and /health; if it is unset and 9100 is taken, any free one.",
     )
-    async_model_path: Path = Field(Path("/models/resnet50.onnx"), description="The better model.")
     num_workers: PositiveInt = Field(2, description="Model processes, each with its own copy of the model.")
     worker_nice: int = Field(
         5,

@@ -1,17 +1,22 @@
-"""An ImageNet model with its class labels."""
+"""An image model with its class labels."""
 
-import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Self
 
 import numpy as np
 
-from serving_common.errors import StartupError
+from serving_common.cards import ADD, Card, check_file
+from serving_common.cards import Image as ImageForm
+from serving_common.errors import InvalidInput, StartupError
 from serving_common.onnx import FloatArray, OnnxModel
+from src.ml.image_cards import labels_of
+from src.ml.preprocessing import MAX_IMAGE_PIXELS, preprocess
 
-CLASSES = 1000
 TOP = 5
+
+
+class NotFinite(Exception):
+    """The model's answer to an image has a number that is NaN or infinite."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,33 +33,72 @@ class Classifier:
 
     model: OnnxModel
     labels: list[str]
+    form: ImageForm
+    """What `preprocess` needs to know of the images that it takes."""
 
     @classmethod
-    def load(cls, model_path: Path, labels_path: Path, *, threads: int = 1) -> Self:
-        """Load and warm up a model that maps float32 images (N, 3, 224, 224) to scores (N, 1000).
+    def load(cls, card: Card, *, threads: int = 1) -> Self:
+        """Load the model of the card, check each against the other, run the sample.
 
         Args:
-            model_path: the .onnx file.
-            labels_path: a JSON list of the 1,000 labels.
+            card: of an image model.
             threads: number of threads of one run; 0 means all CPUs of this container.
 
         Raises:
-            StartupError: a file is missing or malformed, or the model has other inputs or outputs.
+            StartupError: a file is missing or malformed, or the model is not the card's; in one line.
         """
-        labels = _read_labels(labels_path)
+        form = card.image
+        if form is None:
+            raise StartupError(f"the model of {card.name} takes rows, and this service images")
+        labels = labels_of(card)
+        check_file(card.model_file, card.sha256)
+        height, width = form.size
+        shape = (3, height, width) if form.layout == "NCHW" else (height, width, 3)
         model = OnnxModel.load(
-            model_path, input_shape=(None, 3, 224, 224), output_shape=(None, CLASSES), threads=threads
+            card.model_file,
+            input_shape=(None, *shape),
+            output_shape=(None, len(labels)),
+            output_name=card.output.tensor,
+            threads=threads,
         )
-        return cls(model, labels)
+        classifier = cls(model, labels, form)
+        classifier._try_sample(card)
+        return classifier
 
     def classify(self, images: FloatArray) -> list[ImagePrediction]:
-        """One prediction for each preprocessed image in float32 (N, 3, 224, 224)."""
-        return [self._describe(row) for row in probabilities(self.model.run(images))]
+        """One prediction for each preprocessed image, float32 (N, …) as `form` says. Raises NotFinite."""
+        outputs = self.model.run(images)
+        if not np.isfinite(outputs).all():
+            raise NotFinite("The model's answer is not a finite number")
+        return [self._describe(row) for row in probabilities(outputs)]
 
     def _describe(self, row: FloatArray) -> ImagePrediction:
         best = np.argsort(row)[: -TOP - 1 : -1]
         top5 = [(self.labels[index], float(row[index])) for index in best]
         return ImagePrediction(top5[0][0], top5)
+
+    def _try_sample(self, card: Card) -> None:
+        """Each sample's best class must be the expected one, with the expected probability."""
+        if card.sample is None:
+            return
+        expected = card.sample.expected or [[]] * len(card.sample.rows)
+        # It has the model's size already, which only stretching leaves as it is.
+        form = self.form.model_copy(update={"resize": "stretch"})
+        for [file], wanted in zip(card.sample.rows, expected, strict=True):
+            try:
+                pixels = preprocess((card.folder / file).read_bytes(), form, max_pixels=MAX_IMAGE_PIXELS)
+                outputs = self.model.run(pixels[None])
+            except (OSError, InvalidInput) as exc:
+                raise StartupError(
+                    f"the card's sample {card.folder / file} is not a usable image: {exc} ({ADD})"
+                ) from exc
+            if not np.isfinite(outputs).all():
+                raise StartupError(f"{card.model_file} answers {file} with numbers that are not finite")
+            [row] = probabilities(outputs)
+            best = int(row.argmax())
+            if wanted and (best != wanted[0] or abs(float(row[best]) - wanted[1]) > card.sample.tolerance):
+                got = f"class {best} with {row[best]:.6f}"
+                raise StartupError(f"{card.model_file} answers {file} with {got}, the card expects {wanted} ({ADD})")
 
 
 def probabilities(outputs: FloatArray) -> FloatArray:
@@ -64,15 +108,3 @@ def probabilities(outputs: FloatArray) -> FloatArray:
     powers = np.exp(outputs - outputs.max(axis=1, keepdims=True))
     powers /= powers.sum(axis=1, keepdims=True)
     return powers
-
-
-def _read_labels(path: Path) -> list[str]:
-    try:
-        labels = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as exc:
-        raise StartupError(f"there are no labels at {path} (build them with: python -m models.build)") from exc
-    except ValueError as exc:
-        raise StartupError(f"{path} is not JSON: {exc}") from exc
-    if not isinstance(labels, list) or len(labels) != CLASSES or not all(isinstance(label, str) for label in labels):
-        raise StartupError(f"{path} is not a list of {CLASSES} names")
-    return labels

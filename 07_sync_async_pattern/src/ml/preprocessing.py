@@ -1,4 +1,4 @@
-"""From the request to the models' input: Base64, image, 224x224 pixels, normalised numbers."""
+"""From the request to a model's input: Base64, image, pixels of the model's size, normalised numbers."""
 
 import io
 import warnings
@@ -9,21 +9,20 @@ import numpy as np
 import pybase64
 from PIL import AvifImagePlugin, Image, ImageCms
 
+from serving_common.cards import Image as ImageForm
 from serving_common.errors import InvalidInput
 from serving_common.onnx import FloatArray
 from src.ml.image_file import Damaged, ImageFile, Unreadable, exif_orientation, read_file
 
-SIZE = 224
-SHORT_SIDE = 256
-"""RESIZE_MODE=crop scales the image's short side to this, then takes the centre of 224x224."""
+MARGIN = (8, 7)
+"""With the resize mode crop an image is scaled to this much more than the model's size: 256 to 224, as in training."""
 FILTER = Image.Resampling.BICUBIC
 """Pillow's default. It antialiases, so every source pixel contributes."""
-MEAN = np.array([0.485, 0.456, 0.406])
-STD = np.array([0.229, 0.224, 0.225])
 
 MAX_SIDE = 65_535
 """JPEG's own limit. Pillow resizes the width first, so a tall image passes through one of 224 x its height."""
 MAX_RATIO = 255
+MAX_SCALED_PIXELS = MAX_RATIO * 256 * 256
 """Images with a larger aspect ratio are cropped first: scaled to a short side of 256 they could take gigabytes."""
 MAX_IMAGE_PIXELS = 178_956_970
 """Pillow's own limit."""
@@ -38,9 +37,6 @@ STRIP_PIXELS = 1_000_000
 
 MAX_ESCAPES = 10_000
 """Most percent escapes in a data URL, besides those of `+`, `/`, `=` and whitespace."""
-
-SCALE = (1 / (255 * STD)).astype(np.float32)
-OFFSET = (-MEAN / STD).astype(np.float32)
 
 # Pillow warns about odd but readable files; on stderr that would break up the JSON log.
 warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -211,16 +207,26 @@ def to_srgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def resize(image: Image.Image, mode: ResizeMode) -> Image.Image:
-    """224x224 pixels, upright: the whole image stretched, or its centre after scaling the short side to 256."""
-    if mode is ResizeMode.STRETCH:
-        return _scale_upright(image, (SIZE, SIZE))
+def resize(image: Image.Image, form: ImageForm) -> Image.Image:
+    """Of the model's size, upright: the whole image stretched, or its centre after scaling it to MARGIN times that."""
+    height, width = form.size
+    # The image is scaled as it is stored, and turned afterwards.
+    is_on_its_side = image.info.get("orientation", 1) > 4
+    size = (height, width) if is_on_its_side else (width, height)
+    if form.resize == "stretch":
+        return _scale_upright(image, size)
+    target = (size[0] * MARGIN[0] // MARGIN[1], size[1] * MARGIN[0] // MARGIN[1])
     short = min(image.size)
-    if max(image.size) > MAX_RATIO * short:
-        middle = (min(image.width, MAX_RATIO * short), min(image.height, MAX_RATIO * short))
+    ratio = min(MAX_RATIO, max(2, MAX_SCALED_PIXELS // (target[0] * target[1])))
+    if max(image.size) > ratio * short:
+        middle = (min(image.width, ratio * short), min(image.height, ratio * short))
         image = image.crop(_centre(image.size, middle))
-    whole = _scale_upright(image, (image.width * SHORT_SIDE // short, image.height * SHORT_SIDE // short))
-    return whole.crop(_centre(whole.size, (SIZE, SIZE)))
+    if image.width * target[1] <= image.height * target[0]:  # the width is what limits the scale
+        scaled = (target[0], image.height * target[0] // image.width)
+    else:
+        scaled = (image.width * target[1] // image.height, target[1])
+    whole = _scale_upright(image, scaled)
+    return whole.crop(_centre(whole.size, (width, height)))
 
 
 def _scale_upright(image: Image.Image, size: tuple[int, int]) -> Image.Image:
@@ -237,24 +243,28 @@ def _centre(size: tuple[int, int], part: tuple[int, int]) -> tuple[int, int, int
     return left, top, left + part[0], top + part[1]
 
 
-def normalise(image: Image.Image) -> FloatArray:
-    """An RGB image as float32 (3, height, width): (value / 255 - mean) / std per channel.
+def normalise(image: Image.Image, form: ImageForm) -> FloatArray:
+    """An RGB image as float32, (3, height, width) or in the layout NHWC (height, width, 3).
 
-    Source: the preprocessing of MobileNetV2 and ResNet50 in the ONNX Model Zoo.
+    Each channel's values become (value / 255 - mean) / std.
     """
-    channels = np.asarray(image).transpose(2, 0, 1)
-    pixels: FloatArray = np.multiply(channels, SCALE[:, None, None], dtype=np.float32, order="C")
-    pixels += OFFSET[:, None, None]
+    mean, std = np.array(form.mean), np.array(form.std)
+    scale, offset = (1 / (255 * std)).astype(np.float32), (-mean / std).astype(np.float32)
+    values = np.asarray(image)
+    if form.layout == "NCHW":
+        values, scale, offset = values.transpose(2, 0, 1), scale[:, None, None], offset[:, None, None]
+    pixels: FloatArray = np.multiply(values, scale, dtype=np.float32, order="C")
+    pixels += offset
     return pixels
 
 
-def preprocess(data: bytes, *, resize_mode: ResizeMode, max_pixels: int) -> FloatArray:
-    """An image file as the models' input: float32 (3, 224, 224), RGB, about -2.1 to 2.7. Blocks while decoding.
+def preprocess(data: bytes, form: ImageForm, *, max_pixels: int) -> FloatArray:
+    """An image file as the input of a model that takes images of this form, without the batch axis. Blocks.
 
     Raises:
         InvalidInput: the image cannot be decoded; the error says why.
     """
-    return normalise(to_srgb(resize(load_image(data, max_pixels=max_pixels), resize_mode)))
+    return normalise(to_srgb(resize(load_image(data, max_pixels=max_pixels), form)), form)
 
 
 def _unreadable(reason: str) -> InvalidInput:

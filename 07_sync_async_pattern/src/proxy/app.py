@@ -33,16 +33,15 @@ def create_app(settings: ProxySettings) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
-            model = settings.in_precision(settings.sync_model_path)
-            classifier = await asyncio.to_thread(
-                Classifier.load, model, settings.labels_path, threads=settings.model_threads
-            )
+            card = settings.sync_card
+            classifier = await asyncio.to_thread(Classifier.load, card, threads=settings.model_threads)
             app.state.sample_file = _read_sample(settings.sample_image_path)
             app.state.sample = base64.b64encode(app.state.sample_file).decode()
             app.state.weights = {
-                "sync": weights_of(model),
-                "async": weights_of(settings.in_precision(settings.async_model_path)),
+                "sync": weights_of(card.model_file),
+                "async": weights_of(settings.async_card.model_file),
             }
+            app.state.label_sample = "Persian cat" if settings.sync_model_card is None else classifier.labels[0]
             app.state.page = page_settings(settings, app.state.weights)
             redis = await stack.enter_async_context(connect(settings))
             app.state.jobs = Jobs(

@@ -17,13 +17,13 @@ import structlog
 from serving_common import tracing
 from serving_common.breaker import CircuitBreaker
 from serving_common.concurrency import ConcurrencyLimiter
-from serving_common.errors import Overloaded, TooLarge
+from serving_common.errors import Overloaded, TooLarge, Unavailable
 from serving_common.onnx import FloatArray, available_cpus
 from serving_common.queue.types import JobId
 from serving_common.redis import QueueUnavailable
 from src.configurations import ProxySettings
 from src.jobs import Jobs
-from src.ml.classifier import Classifier, ImagePrediction
+from src.ml.classifier import Classifier, ImagePrediction, NotFinite
 from src.ml.preprocessing import decode_base64, preprocess
 from src.proxy.metrics import JOBS, STAGE_TIME
 
@@ -73,7 +73,7 @@ class SyncPredictor:
     """Decodes and predicts on one thread per CPU, off the event loop. An async context manager."""
 
     def __init__(self, classifier: Classifier, jobs: Jobs, settings: ProxySettings) -> None:
-        self._classifier = classifier
+        self._classifier, self._form = classifier, classifier.form
         self._jobs = jobs
         self._settings = settings
         self._attributes = {"model.name": settings.sync_model_path.stem}
@@ -98,6 +98,7 @@ class SyncPredictor:
             InvalidInput: the image cannot be decoded.
             TooLarge: the file is larger than MAX_IMAGE_BYTES.
             Overloaded: too many requests are in flight.
+            Unavailable: the fast model's answer is not finite.
         """
         with self._limiter:
             return await self._predict(image_data)
@@ -121,11 +122,14 @@ class SyncPredictor:
             settings = self._settings
             if len(image) > settings.max_image_bytes:
                 raise TooLarge(too_large(settings))
-            return image, preprocess(image, resize_mode=settings.resize_mode, max_pixels=settings.max_image_pixels)
+            return image, preprocess(image, self._form, max_pixels=settings.max_image_pixels)
 
     def _classify(self, pixels: FloatArray) -> ImagePrediction:
         with STAGE_TIME.labels("model").time():
-            [prediction] = self._classifier.classify(pixels[None])
+            try:
+                [prediction] = self._classifier.classify(pixels[None])
+            except NotFinite as exc:
+                raise Unavailable(str(exc)) from exc
             return prediction
 
     async def _enqueue(self, image: bytes, prediction: asyncio.Future[ImagePrediction]) -> JobId | None:

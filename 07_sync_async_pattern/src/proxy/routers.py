@@ -49,18 +49,18 @@ async def metadata(request: Request) -> Metadata:
         "data_sample": "base64 encoded image file",
         "prediction_type": "str",
         "prediction_structure": "(1,1)",
-        "prediction_sample": "Persian cat",
+        "prediction_sample": request.app.state.label_sample,
         "weights": request.app.state.weights,
     }
 
 
-@router.post("/predict", responses=problem_responses(400, 413, 429))
+@router.post("/predict", responses=problem_responses(400, 413, 429, 503))
 async def predict(body: PredictRequest, request: Request, predictor: PredictorDep) -> PredictResponse:
     """The fast model's label for an image, and the id of the job for the better model's."""
     return await _predict(request, predictor, body.image_data)
 
 
-@router.get("/predict/test", responses=problem_responses(429))
+@router.get("/predict/test", responses=problem_responses(429, 503))
 async def predict_test(request: Request, predictor: PredictorDep) -> PredictResponse:
     """The same for the proxy's own sample photograph."""
     return await _predict(request, predictor, request.app.state.sample)

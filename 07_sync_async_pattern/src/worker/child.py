@@ -40,8 +40,7 @@ def load(settings: WorkerSettings) -> int:
     global _settings, _classifier
     # More threads than cores, over all processes, would only wait for each other.
     threads = max(1, available_cpus() // settings.num_workers)
-    model = settings.in_precision(settings.async_model_path)
-    _classifier = Classifier.load(model, settings.labels_path, threads=threads)
+    _classifier = Classifier.load(settings.async_card, threads=threads)
     _settings = settings
     os.nice(settings.worker_nice)
     # With autogroups, Linux divides CPU time by session first and niceness counts only within one: so, an own session.
@@ -62,6 +61,6 @@ def predict(jobs: Sequence[bytes]) -> list[ImagePrediction | None]:
 def _read(data: bytes) -> FloatArray | None:
     try:
         image = read_image(data)
-        return preprocess(image, resize_mode=_settings.resize_mode, max_pixels=_settings.max_image_pixels)
+        return preprocess(image, _classifier.form, max_pixels=_settings.max_image_pixels)
     except (ValueError, InvalidInput):
         return None

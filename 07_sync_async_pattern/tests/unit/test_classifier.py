@@ -11,6 +11,7 @@ from PIL import Image
 
 from serving_common.errors import StartupError
 from src.ml.classifier import Classifier, probabilities
+from src.ml.image_cards import imagenet_card, imagenet_form
 from src.ml.preprocessing import ResizeMode, preprocess
 from src.ml.weights import weights_of
 from tests.conftest import MODEL_ZOO, ROOT
@@ -20,7 +21,7 @@ LABELS = json.loads((ROOT / "models/imagenet_labels.json").read_text())
 
 @pytest.fixture(scope="module")
 def classifier(models) -> Classifier:
-    return Classifier.load(models / "mobilenet_v2.onnx", models / "imagenet_labels.json")
+    return Classifier.load(imagenet_card(models / "mobilenet_v2.onnx", models / "imagenet_labels.json"))
 
 
 @pytest.fixture
@@ -30,14 +31,14 @@ def pretrained(models) -> None:
 
 
 def best(classifier: Classifier, image: bytes, mode: ResizeMode = ResizeMode.STRETCH) -> tuple[str, float]:
-    pixels = preprocess(image, resize_mode=mode, max_pixels=50_000_000)
+    pixels = preprocess(image, imagenet_form(mode), max_pixels=50_000_000)
     [prediction] = classifier.classify(pixels[None])
     return prediction.top5[0]
 
 
 def check_against_raw_onnxruntime(classifier: Classifier, path, photo: bytes) -> None:
     images = [photo, *(rotated(photo, degrees) for degrees in (90, 180))]
-    pixels = np.stack([preprocess(image, resize_mode=ResizeMode.STRETCH, max_pixels=10**8) for image in images])
+    pixels = np.stack([preprocess(image, imagenet_form(ResizeMode.STRETCH), max_pixels=10**8) for image in images])
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     for prediction, one in zip(classifier.classify(pixels), pixels, strict=True):
         scores = session.run(None, {"input": one[None]})[0][0].astype(np.float64)
@@ -62,7 +63,9 @@ def test_resnet50_equals_raw_onnxruntime(models, photo):
     path = ROOT / "models/artifacts/resnet50.onnx"
     if not path.exists():
         pytest.skip("ResNet50 has not been built: python -m models.build --only resnet50")
-    check_against_raw_onnxruntime(Classifier.load(path, models / "imagenet_labels.json", threads=0), path, photo)
+    check_against_raw_onnxruntime(
+        Classifier.load(imagenet_card(path, models / "imagenet_labels.json"), threads=0), path, photo
+    )
 
 
 @pytest.mark.usefixtures("pretrained")
@@ -87,7 +90,7 @@ def test_pretrained_model_recognises_persian_cat(classifier, mode, probability):
 
 @pytest.mark.usefixtures("pretrained")
 def test_int8_model_recognises_the_same_images(int8_model, models, photo):
-    quantised = Classifier.load(int8_model, models / "imagenet_labels.json")
+    quantised = Classifier.load(imagenet_card(int8_model, models / "imagenet_labels.json"))
 
     assert weights_of(int8_model) == "pretrained"
     assert best(quantised, photo)[0] in {"palace", "castle", "monastery"}
@@ -130,7 +133,7 @@ def test_invalid_labels_raise_startup_error(models, tmp_path, content, reason):
     if content is not None:
         path.write_text(content)
     with pytest.raises(StartupError, match=reason):
-        Classifier.load(models / "mobilenet_v2.onnx", path)
+        Classifier.load(imagenet_card(models / "mobilenet_v2.onnx", path))
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from serving_common.errors import InvalidInput
+from src.ml.image_cards import imagenet_form
 from src.ml.preprocessing import BYTES_PER_PIXEL, ResizeMode, preprocess
 from tests.corpus import CASES
 
@@ -45,7 +46,7 @@ def measure(path: Path, answer) -> None:
     Path("/proc/self/clear_refs").write_text("5")
     before_mb, started = memory_mb("VmRSS"), time.process_time()
     try:
-        preprocess(data, resize_mode=ResizeMode.STRETCH, max_pixels=MAX_PIXELS)
+        preprocess(data, imagenet_form(ResizeMode.STRETCH), max_pixels=MAX_PIXELS)
         outcome = "decoded"
     except InvalidInput as exc:
         outcome = exc.errors[0]["reason"]

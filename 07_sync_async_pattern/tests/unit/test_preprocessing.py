@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms, ImageOps
 
 from serving_common.errors import InvalidInput
+from src.ml.image_cards import imagenet_form
 from src.ml.preprocessing import (
     MAX_SIDE,
     ResizeMode,
@@ -51,7 +52,7 @@ def read(data: bytes) -> np.ndarray:
 
 def reason(data: bytes) -> str:
     with pytest.raises(InvalidInput) as raised:
-        preprocess(data, resize_mode=ResizeMode.STRETCH, max_pixels=MAX_PIXELS)
+        preprocess(data, imagenet_form(ResizeMode.STRETCH), max_pixels=MAX_PIXELS)
     [error] = raised.value.errors
     assert error["field"] == "image_data"
     return error["reason"]
@@ -62,7 +63,7 @@ def reason(data: bytes) -> str:
 @pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP"])
 def test_preprocessing_equals_float64_reference(photo, file_format, size, mode):
     data = encode(Image.open(io.BytesIO(photo)).resize(size), file_format)
-    pixels = preprocess(data, resize_mode=mode, max_pixels=MAX_PIXELS)
+    pixels = preprocess(data, imagenet_form(mode), max_pixels=MAX_PIXELS)
 
     assert pixels.dtype == np.float32
     assert pixels.shape == (3, 224, 224)
@@ -75,7 +76,7 @@ def test_every_pixel_value_is_normalised_exactly():
     values = np.stack([np.arange(256, dtype=np.uint8)] * 3, -1)[None]
     exact = ((values / 255 - MEAN) / STD).transpose(2, 0, 1)
 
-    assert np.abs(normalise(Image.fromarray(values)) - exact).max() < 1e-6
+    assert np.abs(normalise(Image.fromarray(values), imagenet_form()) - exact).max() < 1e-6
 
 
 @pytest.mark.parametrize(
@@ -156,7 +157,7 @@ def test_exif_orientation_is_applied(orientation, file_format):
     data = encode(picture(), file_format, exif=exif)
 
     for mode in ResizeMode:
-        pixels = preprocess(data, resize_mode=mode, max_pixels=MAX_PIXELS)
+        pixels = preprocess(data, imagenet_form(mode), max_pixels=MAX_PIXELS)
         assert np.abs(pixels - reference(data, crop=mode is ResizeMode.CROP)).max() < 1e-5
 
 
@@ -192,7 +193,7 @@ def test_too_long_side_is_rejected(size):
 @pytest.mark.parametrize("size", [(MAX_SIDE, 1), (1, MAX_SIDE), (300, 1), (1, 2)])
 @pytest.mark.parametrize("mode", ResizeMode)
 def test_extreme_aspect_ratios_are_resized(size, mode):
-    assert resize(Image.new("RGB", size), mode).size == (224, 224)
+    assert resize(Image.new("RGB", size), imagenet_form(mode)).size == (224, 224)
 
 
 def test_pixel_limit_is_inclusive():
@@ -299,7 +300,7 @@ def test_colours_are_converted_from_embedded_profile(file_format, mode):
     image = Image.new(mode, (50, 50), (200, 40, 90) if mode == "RGB" else (200, 40, 90, 255))
     with_profile = preprocess(
         encode(image, file_format, icc_profile=swapped_profile(), **quality),
-        resize_mode=ResizeMode.STRETCH,
+        imagenet_form(),
         max_pixels=MAX_PIXELS,
     )
     expected = reference(encode(Image.new("RGB", (50, 50), (40, 200, 90)), "PNG"))
@@ -310,7 +311,7 @@ def test_colours_are_converted_from_embedded_profile(file_format, mode):
 def test_profile_of_srgb_changes_nothing():
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     plain, with_profile = (
-        preprocess(encode(picture(), "PNG", **icc), resize_mode=ResizeMode.STRETCH, max_pixels=MAX_PIXELS)
+        preprocess(encode(picture(), "PNG", **icc), imagenet_form(), max_pixels=MAX_PIXELS)
         for icc in ({}, {"icc_profile": profile})
     )
 
@@ -323,7 +324,7 @@ def test_invalid_or_unfitting_profile_is_ignored(mode):
     if mode == "CMYK":
         profiles.append(swapped_profile())
     plain, *with_profile = (
-        preprocess(encode(picture(mode), "JPEG", **icc), resize_mode=ResizeMode.STRETCH, max_pixels=MAX_PIXELS)
+        preprocess(encode(picture(mode), "JPEG", **icc), imagenet_form(), max_pixels=MAX_PIXELS)
         for icc in ({}, *({"icc_profile": profile} for profile in profiles))
     )
 
@@ -347,7 +348,7 @@ def test_fuzzed_bytes_are_decoded_or_rejected(data):
     length = data.draw(st.integers(0, 40))
     broken = good[:start] + data.draw(st.binary(max_size=40)) + good[start + length :]
     try:
-        pixels = preprocess(broken, resize_mode=data.draw(st.sampled_from(ResizeMode)), max_pixels=1_000_000)
+        pixels = preprocess(broken, imagenet_form(data.draw(st.sampled_from(ResizeMode))), max_pixels=1_000_000)
     except InvalidInput:
         return
     assert np.isfinite(pixels).all()

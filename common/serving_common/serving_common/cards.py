@@ -159,8 +159,13 @@ class Image(_Table):
 class Sample(_Table):
     """Rows that the service is tried with at its start, and what the model answers to them."""
 
-    rows: list[list[Any]] = Field(min_length=1, description="nan stands for null.")
-    expected: list[list[float]] | None = Field(None, description="One list of numbers for each row.")
+    rows: list[list[Any]] = Field(
+        min_length=1, description="nan stands for null. Of an image model: one image file, relative to the card."
+    )
+    expected: list[list[float]] | None = Field(
+        None,
+        description="One list of numbers for each row. Of an image model: the best class, from 0, and its probability.",
+    )
     tolerance: float = Field(1e-5, ge=0, allow_inf_nan=False, description="Absolute, and relative to larger numbers.")
 
     @model_validator(mode="after")
@@ -197,6 +202,10 @@ class Card(_Table):
                 raise ValueError("an image model has [image] instead of inputs")
             if (self.image.labels is None) == (self.output.labels is None):
                 raise ValueError("an image model needs either image.labels, a file, or output.labels")
+            if self.sample and any(len(row) != 1 or not isinstance(row[0], str) for row in self.sample.rows):
+                raise ValueError("sample.rows of an image model has one image file in each row")
+            if self.sample and any(len(row) != 2 for row in self.sample.expected or ()):
+                raise ValueError("sample.expected of an image model has the best class, from 0, and its probability")
             return self
         if not self.inputs:
             raise ValueError("inputs is missing: one [[inputs]] for each column of a row")

@@ -35,13 +35,16 @@ class OnnxModel:
     """Exported for batches of exactly one row, PyTorch's default."""
 
     @classmethod
-    def load(cls, path: Path, *, input_shape: Shape, output_shape: Shape, threads: int = 1) -> Self:
+    def load(
+        cls, path: Path, *, input_shape: Shape, output_shape: Shape, output_name: str | None = None, threads: int = 1
+    ) -> Self:
         """Load, check and warm up a model with one float32 input.
 
         Args:
             path: the .onnx file.
             input_shape: for instance (None, 4).
             output_shape: of the float32 output to use, for instance (None, 3); the model may have further outputs.
+            output_name: of the output; needed where several have that shape.
             threads: per run; 0 means one per CPU that the container may use.
 
         Raises:
@@ -49,7 +52,11 @@ class OnnxModel:
         """
         session = open_session(path, threads)
         [given] = _matching(path, "input", session.get_inputs(), input_shape)
-        output = _matching(path, "output", session.get_outputs(), output_shape)[0]
+        outputs = [each for each in session.get_outputs() if output_name in (None, each.name)]
+        output, *others = _matching(path, "output", outputs, output_shape)
+        if others:
+            names = ", ".join(each.name for each in (output, *others))
+            raise StartupError(f"{path} has several outputs that fit, {names}: the card must name one as output.tensor")
         model = cls(session, given.name, output.name, one_row=1 in (given.shape[0], output.shape[0]))
         output_row = model.run(np.ones([size or 1 for size in input_shape], np.float32))
         if output_row.shape != tuple(size or 1 for size in output_shape):

@@ -14,4 +14,4 @@ _modules = [import_module(f"{__name__}.{found.name}") for found in iter_modules(
 PATTERNS = by_number(module.PATTERN for module in _modules)
 WORKS = {module.PATTERN.number: module.WORK for module in _modules}
 DEMOS = {module.PATTERN.number: module.demo for module in _modules}
-OWN_MODELS = {module.PATTERN.number: module.own_model for module in _modules if hasattr(module, "own_model")}
+OWN_MODELS = {module.PATTERN.number: module.own_model for module in _modules}

@@ -2,13 +2,17 @@
 
 import base64
 from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import httpx
 
 from scripts.devstack.load import Work
-from scripts.devstack.steps import Steps, Urls, send
+from scripts.devstack.own_model import ModelError, with_card
+from scripts.devstack.steps import Demo, Steps, Urls, send
 from scripts.devstack.table import ROOT, Pattern, redis_process, web_process
+from serving_common.cards import Card
 
 _ENV = {
     "REDIS_HOST": "127.0.0.1",
@@ -83,3 +87,27 @@ async def demo(client: httpx.AsyncClient, urls: Urls) -> Steps:
     no_image = {"image_data": "aGVsbG8="}
     yield await send(client, "POST", f"{proxy}/predict", no_image, want={"detail": str, "errors": [dict]}, status=400)
     yield await send(client, "GET", f"{proxy}/job/000000", want={"detail": "Job not found"}, status=404)
+
+
+def own_model(card: Card) -> tuple[Pattern, Demo]:
+    """The same with the model of this card as the fast and as the better one, unless the environment names another."""
+    if card.image is None:
+        raise ModelError(f"takes images, and {card.name} rows")
+    pattern = with_card(PATTERN, card, "SYNC_MODEL_CARD", "ASYNC_MODEL_CARD")
+    return replace(pattern, artifacts=("imagenet_labels", "sample_image")), partial(_demo_of, card)
+
+
+async def _demo_of(card: Card, client: httpx.AsyncClient, urls: Urls) -> Steps:
+    proxy = urls["PORT_07_PROXY"]
+    image = ROOT / "models/artifacts/sample.jpg"
+    if card.sample:
+        image = card.folder / card.sample.rows[0][0]
+    body = {"image_data": base64.b64encode(image.read_bytes()).decode()}
+    shown = {"image_data": f"<{image.name} in Base64>"}
+    answer = {"job_id": str, "result_sync": str}
+    posted = await send(client, "POST", f"{proxy}/predict", body, want=answer, shown=shown, is_highlight=True)
+    yield posted
+    if isinstance(posted.answer, dict):
+        job_id = posted.answer["job_id"]
+        job = f"{proxy}/job/{job_id}?wait=30&detail=true"
+        yield await send(client, "GET", job, want={job_id: {"prediction": str}}, is_highlight=True)

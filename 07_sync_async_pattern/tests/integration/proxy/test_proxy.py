@@ -30,6 +30,7 @@ from src import jobs
 from src.configurations import ProxySettings, WorkerSettings
 from src.jobs import store
 from src.ml.classifier import Classifier, ImagePrediction
+from src.ml.image_cards import imagenet_card, imagenet_form
 from src.ml.preprocessing import preprocess
 from src.proxy.app import create_app
 from src.proxy.metrics import STAGE_TIME
@@ -76,7 +77,7 @@ async def test_metadata_reports_weights_of_both_models(client, models):
 async def test_predict_returns_sync_label_and_id_of_stored_job(redis, client, photo, models):
     answer = (await client.post("/predict", json=body_of(photo))).json()
 
-    classifier = Classifier.load(models / "mobilenet_v2.onnx", models / "imagenet_labels.json")
+    classifier = Classifier.load(imagenet_card(models / "mobilenet_v2.onnx", models / "imagenet_labels.json"))
     assert answer.keys() == {"job_id", "result_sync"}
     assert answer["result_sync"] in classifier.labels
     job_id = answer["job_id"]
@@ -146,8 +147,10 @@ async def test_invalid_query_returns_400(client, query):
 
 async def test_int8_precision_uses_quantised_model(settings, int8_model, models, photo):
     int8 = settings(model_precision="int8")
-    pixels = preprocess(photo, resize_mode=int8.resize_mode, max_pixels=int8.max_image_pixels)
-    [expected] = Classifier.load(int8_model, models / "imagenet_labels.json").classify(pixels[np.newaxis])
+    pixels = preprocess(photo, imagenet_form(int8.resize_mode), max_pixels=int8.max_image_pixels)
+    [expected] = Classifier.load(imagenet_card(int8_model, models / "imagenet_labels.json")).classify(
+        pixels[np.newaxis]
+    )
     async with proxy(int8) as client:
         job_id, label = (await client.get("/predict/test")).json().values()
         assert label == expected.label
@@ -361,7 +364,7 @@ async def test_requests_over_concurrency_limit_return_429(held, photo):
 
 async def test_concurrent_requests_get_their_own_results(redis, client, photo, models):
     """Each image gets its own label and its own job, whichever thread it runs on."""
-    classifier = Classifier.load(models / "mobilenet_v2.onnx", models / "imagenet_labels.json")
+    classifier = Classifier.load(imagenet_card(models / "mobilenet_v2.onnx", models / "imagenet_labels.json"))
     images = [photo, (await asyncio.to_thread(_flipped, photo))]
     answers = await asyncio.gather(*(client.post("/predict", json=body_of(images[i % 2])) for i in range(20)))
 

@@ -15,6 +15,7 @@ from serving_testing.redis_server import RedisServer
 from src.configurations import WorkerSettings
 from src.jobs import Jobs
 from src.ml.classifier import Classifier
+from src.ml.image_cards import imagenet_card
 from tests.conftest import PATTERN, ROOT
 from tests.integration.worker.model import write_model
 
@@ -37,7 +38,7 @@ def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def classifier(model_path: Path) -> Classifier:
     """The model itself, for the expected predictions."""
-    return Classifier.load(model_path, LABELS)
+    return Classifier.load(imagenet_card(model_path, LABELS))
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from serving_testing.promtool import naming_problems, needs_promtool, undocument
 from src.configurations import WorkerSettings
 from src.jobs import to_stored
 from src.ml.classifier import Classifier
+from src.ml.image_cards import imagenet_card, imagenet_form
 from src.ml.preprocessing import preprocess
 from src.worker.main import create_app
 from tests.integration.worker.conftest import ARTIFACTS, LABELS, children, kill
@@ -39,7 +40,7 @@ async def final_state(jobs, job_id):
 
 
 def predict_directly(classifier, image, settings):
-    pixels = preprocess(image, resize_mode=settings.resize_mode, max_pixels=settings.max_image_pixels)
+    pixels = preprocess(image, imagenet_form(settings.resize_mode), max_pixels=settings.max_image_pixels)
     return classifier.classify(pixels[np.newaxis])[0]
 
 
@@ -200,7 +201,7 @@ async def test_resnet50_result_equals_direct_inference(jobs, settings):
     job_id = await jobs.enqueue(photograph)
     async with worker(chosen):
         assert (await final_state(jobs, job_id)).status is JobStatus.COMPLETED
-    prediction = predict_directly(Classifier.load(chosen.async_model_path, LABELS), photograph, chosen)
+    prediction = predict_directly(Classifier.load(imagenet_card(chosen.async_model_path, LABELS)), photograph, chosen)
     assert is_same((await jobs.details(job_id))["async"], prediction)
 
 
