@@ -97,7 +97,7 @@ class TabularModel:
         if answer.shape != wanted:
             raise StartupError(f"{path} answers the sample with shape {answer.shape}, wanted {wanted} ({ADD})")
         if not np.isfinite(answer).all():
-            raise StartupError(f"{path} answers the sample with numbers that are not finite")
+            raise StartupError(f"{path} answers the sample with numbers that are not finite (choose other rows)")
         if sample is not None and sample.expected is not None:
             expected = np.array(sample.expected)
             if not np.allclose(answer, expected, rtol=sample.tolerance, atol=sample.tolerance):
