@@ -72,6 +72,8 @@ class Core:
 
 def _check_names(signature: Signature, inputs: Mapping[str, Array]) -> None:
     """Raises INVALID_ARGUMENT if an input without a default is missing, or an unknown one is given."""
+    if inputs.keys() == signature.inputs.keys():
+        return
     extra = sorted(inputs.keys() - signature.inputs.keys())
     missing = sorted(signature.inputs.keys() - inputs.keys() - signature.defaults.keys())
     if missing and len(inputs) == len(signature.inputs):

@@ -13,10 +13,12 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
+import re
 import sys
 import time
 import types
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,7 +31,6 @@ from .status import Code, StatusError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-    from pathlib import Path
 
     from .context import Context
     from .runtime import Function, SessionOptions
@@ -57,6 +58,7 @@ class TensorFlowApi:
     session: Any
     op_error: Any
     load: Callable[[Any, str, list[str]], Any]
+    load_library: Callable[[str], Any]
     make_function: Callable[[TensorFlowModel, str, Mapping[str, str], Mapping[str, str]], TimedFunction]
 
 
@@ -81,11 +83,17 @@ class TensorFlowModel:
         config.use_per_session_threads = True
         self.path = path
         self.tags = [*options.tags]
-        self.graph = API.graph()
-        self.session = API.session(graph=self.graph, config=config)
+        self._new_session(config)
         try:
-            with self.graph.as_default():
-                meta_graph = API.load(self.session, str(path), self.tags)
+            try:
+                meta_graph = self._read()
+            except OpError as error:
+                if not _UNKNOWN_OPERATION.match(error.message) or not _add_text_operations():
+                    raise
+                # What has been read of the graph stays in it.
+                self.close()
+                self._new_session(config)
+                meta_graph = self._read()
             self.graph.finalize()
             definition = meta_graph.graph_def
             bodies = [definition.node, *(function.node_def for function in definition.library.function)]
@@ -95,10 +103,19 @@ class TensorFlowModel:
                 self.signatures.signature_def[key].ParseFromString(definition.SerializeToString())
         except OpError as error:
             self.close()
-            raise StatusError(Code(error.error_code), error.message) from error
+            raise StatusError(Code(error.error_code), _explained(error.message)) from error
         except BaseException:
             self.close()
             raise
+
+    def _new_session(self, config: Any) -> None:
+        self.graph = API.graph()
+        self.session = API.session(graph=self.graph, config=config)
+
+    def _read(self) -> Any:
+        """The MetaGraphDef of the SavedModel, whose graph and variables are then in the session."""
+        with self.graph.as_default():
+            return API.load(self.session, str(self.path), self.tags)
 
     def function(self, signature: str, inputs: Mapping[str, str], outputs: Mapping[str, str]) -> Function:
         """As LoadedModel.function."""
@@ -142,6 +159,40 @@ class TensorFlowModel:
         self.session.close()
 
 
+_UNKNOWN_OPERATION = re.compile("Op type not registered '([^']+)'")
+
+
+@functools.cache
+def _add_text_operations() -> bool:
+    """Whether TensorFlow Text, which TensorFlow Serving links, is installed, and has registered its operations.
+
+    Its libraries are loaded without its Python modules, which import all of TensorFlow.
+    """
+    spec = importlib.util.find_spec("tensorflow_text")
+    if spec is None or spec.submodule_search_locations is None:
+        return False
+    for folder in spec.submodule_search_locations:
+        for library in sorted(Path(folder, "python").rglob("_*.so")):
+            API.load_library(str(library))
+    return True
+
+
+def _explained(message: str) -> str:
+    """An error of TensorFlow's loader, with the package that the model needs."""
+    found = _UNKNOWN_OPERATION.match(message)
+    if not found:
+        return message
+    if found[1].startswith("SimpleML"):
+        return (
+            f"Op type not registered '{found[1]}': it is TensorFlow Decision Forests', whose package "
+            "tensorflow-decision-forests (1.12.0) loads into TensorFlow 2.19 only, and this server needs 2.21. "
+            "TensorFlow Serving has it linked in"
+        )
+    if importlib.util.find_spec("tensorflow_text") is None:
+        return f"{message} If it is TensorFlow Text's: pip install 'portable-model-server[text]'"
+    return message
+
+
 def _full(name: str) -> str:
     """A tensor's name as Python's API insists on it. C++ also takes that of an operation, for its first output."""
     return name if ":" in name else f"{name}:0"
@@ -162,6 +213,7 @@ def _private_api() -> TensorFlowApi:
     from tensorflow.python.client.session import Session
     from tensorflow.python.framework.errors_impl import OpError
     from tensorflow.python.framework.importer import import_graph_def
+    from tensorflow.python.framework.load_library import load_op_library
     from tensorflow.python.framework.ops import Graph, enable_eager_execution
     from tensorflow.python.saved_model.loader_impl import SavedModelLoader
 
@@ -220,7 +272,7 @@ def _private_api() -> TensorFlowApi:
         session.close()
     if not np.array_equal(results, [[[2, 4]]] * 2):
         raise RuntimeError("a session callable computes something else")
-    return TensorFlowApi(ConfigProto, Graph, Session, OpError, load, make_function)
+    return TensorFlowApi(ConfigProto, Graph, Session, OpError, load, load_op_library, make_function)
 
 
 SELF_TEST_GRAPH = """
@@ -284,7 +336,9 @@ def _public_api() -> TensorFlowApi:
 
         return run
 
-    return TensorFlowApi(v1.ConfigProto, tf.Graph, v1.Session, tf.errors.OpError, load, make_function)
+    return TensorFlowApi(
+        v1.ConfigProto, tf.Graph, v1.Session, tf.errors.OpError, load, tf.load_op_library, make_function
+    )
 
 
 API = try_private("tensorflow.python", _private_api) or _public_api()

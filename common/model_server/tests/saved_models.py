@@ -105,6 +105,16 @@ def clear_types(path: Path, name: str) -> None:
     (path / "saved_model.pb").write_bytes(saved.SerializeToString())
 
 
+def rename_operation(path: Path, node: str, operation: str) -> None:
+    """Of a node of a SavedModel, as if a library had made it that is not loaded."""
+    from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
+
+    saved = SavedModel.FromString((path / "saved_model.pb").read_bytes())
+    [found] = [each for each in saved.meta_graphs[0].graph_def.node if each.name == node]
+    found.op = operation
+    (path / "saved_model.pb").write_bytes(saved.SerializeToString())
+
+
 def counter() -> Signatures:
     """A model with state, and signatures without inputs, as TensorFlow Serving's own test model of this name."""
     count = v1.get_variable("count", initializer=0.0, use_resource=False)

@@ -1,6 +1,6 @@
 """From the wheels to the first answer, in an empty environment without TensorFlow: `make test-wheel`.
 
-Builds the two wheels, installs them with pip, nothing cached, starts the server on the ONNX file of Iris, and asks it
+Builds the wheels, installs them with pip, nothing cached, starts the server on the ONNX file of Iris, and asks it
 over REST. Then validates KServe's manifest. Exit code: 1 if something failed, or if it took too long.
 """
 
@@ -48,8 +48,8 @@ def main() -> int:
     """Prints how long each step took."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        for package in (PACKAGE.parent / "tfserving_protos", PACKAGE):
-            run(*UV, "build", "--quiet", "--wheel", "--out-dir", folder / "wheels", package)
+        for package in ("serving_common", "tfserving_protos", PACKAGE.name):
+            run(*UV, "build", "--quiet", "--wheel", "--out-dir", folder / "wheels", PACKAGE.parent / package)
         wheels = sorted((folder / "wheels").glob("*.whl"))
         (folder / "iris/1").mkdir(parents=True)
         (folder / "iris/1/model.onnx").write_bytes(IRIS.read_bytes())

@@ -23,10 +23,12 @@ if TYPE_CHECKING:
 def test_every_dependency_has_a_wheel_on_arm64(tmp_path: Path, platform: str) -> None:
     projects = [
         tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-        for folder in (PACKAGE.parent / "tfserving_protos", PACKAGE)
+        for folder in (PACKAGE.parent / name for name in ("serving_common", "tfserving_protos", PACKAGE.name))
     ]
-    wanted = [each for project in projects for each in project["dependencies"] if each != "tfserving-protos"]
-    wanted += projects[-1]["optional-dependencies"]["tensorflow"]
+    common, _, server = projects
+    wanted = [each for project in projects for each in project["dependencies"]]
+    wanted += [*common["optional-dependencies"]["otel"], *server["optional-dependencies"]["text"]]
+    wanted = [each for each in wanted if not each.startswith(("serving-common", "tfserving-protos"))]
     (tmp_path / "requirements.in").write_text("\n".join(wanted))
     command = [sys.executable, "-m", "uv", "pip", "compile", "--only-binary=:all:", f"--python-platform={platform}"]
     command += ["--python-version=3.13", f"--constraints={ROOT / 'constraints.txt'}", "requirements.in"]
