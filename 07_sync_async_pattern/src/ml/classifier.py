@@ -15,7 +15,7 @@ from src.ml.preprocessing import MAX_IMAGE_PIXELS, preprocess
 TOP = 5
 
 
-class NotFinite(Exception):
+class NonFiniteScores(Exception):
     """The model's answer to an image has a number that is NaN or infinite."""
 
 
@@ -66,10 +66,10 @@ class Classifier:
         return classifier
 
     def classify(self, images: FloatArray) -> list[ImagePrediction]:
-        """One prediction for each preprocessed image, float32 (N, …) as `form` says. Raises NotFinite."""
+        """One prediction for each preprocessed image, float32 (N, …) as `form` says. Raises NonFiniteScores."""
         outputs = self.model.run(images)
         if not np.isfinite(outputs).all():
-            raise NotFinite("The model's answer is not a finite number")
+            raise NonFiniteScores("The model's answer is not a finite number")
         return [self._describe(row) for row in probabilities(outputs)]
 
     def _describe(self, row: FloatArray) -> ImagePrediction:

@@ -23,7 +23,7 @@ from serving_common.queue.types import JobId
 from serving_common.redis import QueueUnavailable
 from src.configurations import ProxySettings
 from src.jobs import Jobs
-from src.ml.classifier import Classifier, ImagePrediction, NotFinite
+from src.ml.classifier import Classifier, ImagePrediction, NonFiniteScores
 from src.ml.preprocessing import decode_base64, preprocess
 from src.proxy.metrics import JOBS, STAGE_TIME
 
@@ -128,7 +128,7 @@ class SyncPredictor:
         with STAGE_TIME.labels("model").time():
             try:
                 [prediction] = self._classifier.classify(pixels[None])
-            except NotFinite as exc:
+            except NonFiniteScores as exc:
                 raise Unavailable(str(exc)) from exc
             return prediction
 

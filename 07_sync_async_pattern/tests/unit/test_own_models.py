@@ -14,7 +14,7 @@ from PIL import Image
 from serving_common.cards import load
 from serving_common.errors import StartupError
 from src.configurations import ProxySettings, WorkerSettings
-from src.ml.classifier import Classifier, NotFinite
+from src.ml.classifier import Classifier, NonFiniteScores
 from src.ml.preprocessing import preprocess
 
 CARD = """name = "colours"
@@ -126,7 +126,7 @@ def test_labels_may_be_a_file_beside_the_card(tmp_path):
 def test_answer_that_is_not_finite_is_an_error(tmp_path):
     classifier = Classifier.load(write(tmp_path))
 
-    with pytest.raises(NotFinite):
+    with pytest.raises(NonFiniteScores):
         classifier.classify(np.full((1, 192, 160, 3), np.nan, np.float32))
 
 
