@@ -49,9 +49,16 @@ class Work:
         if not self.job or not isinstance(answer, dict):
             return None
         try:
-            return self.job.format_map(answer)
+            return self.job.format_map({key: value for key, value in answer.items() if value is not None})
         except KeyError:
             return None
+
+    def state_of(self, answer: object) -> str:
+        """What `state` reads from an answer; "wrong" where that has another form."""
+        try:
+            return self.state(answer)
+        except (AttributeError, KeyError, TypeError, ValueError):
+            return "wrong"
 
 
 @dataclass(kw_only=True)
@@ -167,7 +174,7 @@ class PatternLoad:
         except (httpx.HTTPError, ValueError):
             answer = None
         path = self._work.job_path(answer)
-        if path is None and (answer is None or self._work.job or self._work.state(answer) != "completed"):
+        if path is None and (answer is None or self._work.job or self._work.state_of(answer) != "completed"):
             self.tally.refused += 1
             return
         self.tally.accepted += 1
@@ -195,7 +202,7 @@ class PatternLoad:
             except (httpx.HTTPError, ValueError):
                 continue  # nobody can tell now
             if response.status_code == 200:
-                state = self._work.state(answer)
+                state = self._work.state_of(answer)
             elif response.status_code == 404:
                 state = "lost"
             else:

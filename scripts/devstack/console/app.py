@@ -62,7 +62,7 @@ MAX_BODY_BYTES = 1024 * 1024
 MAX_WATCHERS = 16
 RATES = (0, 1, 10, 100)
 FAULTS = ("kill", "hang", "restart")
-HANG_S = 5
+HANG_S, RESTART_WITHIN_S = 5, 60
 METHODS = ("GET", "POST", "DELETE")
 NUMBERS, MAX_NUMBER = ("model_ms", "wait_s", "rate"), 10_000_000
 
@@ -218,13 +218,16 @@ class Console:
                 await kill(self._stack, victim)
                 return JSONResponse({"done": f"{victim.label} was killed by SIGKILL; the supervisor starts it again."})
             if fault == "restart":
-                await restart(victim)
+                async with asyncio.timeout(RESTART_WITHIN_S):
+                    await restart(victim)
                 return JSONResponse({"done": f"{victim.label} was stopped by SIGTERM, and is ready again."})
             async with hanging(victim):
                 await asyncio.sleep(HANG_S)
             return JSONResponse({"done": f"{victim.label} was stopped for {HANG_S} s, and goes on."})
         except FaultNotInjected as exc:
             raise HTTPException(409, str(exc)) from None
+        except TimeoutError:
+            raise HTTPException(409, f"{victim.label} is not ready again after {RESTART_WITHIN_S} s") from None
         finally:
             self._faulty.discard(id_)
 
@@ -238,7 +241,11 @@ class Console:
         if not all(0 <= value <= MAX_NUMBER for value in (model_ms, wait_s, rate)):
             raise HTTPException(400, f"{', '.join(NUMBERS)} are numbers from 0 to {MAX_NUMBER:,}")
         lossless, poorer, several = (query.get(name) == "true" for name in ("lossless", "poorer", "several"))
-        return JSONResponse(choose(Requirements(model_ms, wait_s, rate, lossless, poorer, several), results()))
+        try:
+            bench = results()
+        except FileNotFoundError as exc:
+            raise HTTPException(404, str(exc)) from None
+        return JSONResponse(choose(Requirements(model_ms, wait_s, rate, lossless, poorer, several), bench))
 
     def _number(self, request: Request) -> str:
         number: str = request.path_params["number"]

@@ -171,7 +171,7 @@ async def _followed(client: httpx.AsyncClient, work: Work, path: str) -> dict[st
     while True:
         answered = await _exchange(client, "GET", path)
         ms = 1000 * (time.perf_counter() - started)
-        has_ended = answered["status"] == 200 and work.state(_parsed(answered["answer"])) not in UNFINISHED
+        has_ended = answered["status"] == 200 and work.state_of(_parsed(answered["answer"])) not in UNFINISHED
         if has_ended or ms > 1000 * FOLLOW_S:
             return answered | {"ms": ms}
         await asyncio.sleep(again_s)

@@ -86,6 +86,7 @@ async def test_each_job_is_counted_as_what_became_of_it(tmp_path, monkeypatch):
     [
         (Work(port="", path="/nothing"), "refused"),
         (Work(port="", path="/jobs", state=lambda _: "partial"), "refused"),
+        (Work(port="", path="/jobs", state=lambda answer: answer["status"]), "refused"),
         (Work(port="", path="/jobs", job="/jobs/{job_id}"), "refused"),  # accepted, as it says, but with no id
         (Work(port="", path="/jobs"), "completed"),
     ],
@@ -102,6 +103,11 @@ async def test_a_request_without_an_answer_is_lost(tmp_path):
         async with httpx.AsyncClient(base_url=url, trust_env=False, timeout=httpx.Timeout(30, read=0.05)) as client:
             tally = await tally_of(client, WORK, tmp_path, 1, lambda tally: tally.lost)
     assert tally.refused == 0
+
+
+def test_answer_that_names_no_job_has_none():
+    assert WORK.job_path({"id": 0}) == "/jobs/0"
+    assert [WORK.job_path(answer) for answer in ({"id": None}, {}, [1], None)] == [None] * 4
 
 
 def command(key):
