@@ -84,9 +84,10 @@ def visit(page: Chrome, address: str) -> int:
 
 def picture(page: Chrome, path: Path) -> None:
     """The whole page, as wide as in a README."""
-    height = page.execute_script("return document.body.scrollHeight")
-    metrics = {"width": WIDTH, "height": height, "deviceScaleFactor": 1, "mobile": False}
-    page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    size = {"width": WIDTH, "height": 1, "deviceScaleFactor": 1, "mobile": False}
+    page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)  # the height depends on the width
+    size["height"] = page.execute_script("return document.body.scrollHeight")
+    page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
     page.save_screenshot(str(path))
     print(f"written: {path.relative_to(ROOT)}, {path.stat().st_size / 1000:.0f} kB")
 
