@@ -1,4 +1,4 @@
-"""The model server: tensorflow_model_server --port=8500 --rest_api_port=8501 --model_base_path=/models/iris …"""
+"""The model server: tensorflow_model_server --port=8500 --rest_api_port=8501 --model_base_path=/models/churn …"""
 
 from __future__ import annotations
 

@@ -11,7 +11,6 @@ from fastapi import APIRouter, FastAPI, Query
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, Field
 
-from serving_common import iris
 from serving_common.errors import (
     CallerGone,
     Conflict,
@@ -27,6 +26,7 @@ from serving_common.errors import (
 )
 from serving_common.service import ReadinessCheck, api_key_required, create_service, lazy_app, serve
 from serving_common.settings import HttpSettings, load
+from tests import iris
 
 ERRORS: list[type[ServingError]] = [
     InvalidInput,

@@ -4,12 +4,13 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel, TypeAdapter, ValidationError, create_model
 
-from serving_common import cards, iris
+from serving_common import cards
 from serving_common.cards import Tensor, bind
 from serving_common.errors import StartupError
 from serving_common.problems import _field_error
 from serving_common.settings import Settings
 from serving_common.settings import load as load_settings
+from tests import iris
 
 ROOT = Path(__file__).parents[4]
 CHURN = """name = "churn"

@@ -13,12 +13,12 @@ from pydantic import BaseModel, SecretStr
 from structlog.testing import capture_logs
 from typing_extensions import TypedDict
 
-from serving_common import iris
 from serving_common.direct import direct, direct_routes
 from serving_common.errors import Overloaded
 from serving_common.problems import problem_responses
 from serving_common.service import api_key_required, create_service
 from serving_common.settings import HttpSettings
+from tests import iris
 
 KEY = {"X-API-Key": "a long enough key"}
 JSON = {"Content-Type": "application/json"}

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from serving_common import iris
+from tests import iris
 
 ROWS = TypeAdapter(iris.Rows)
 good_values = st.floats(0, 10, exclude_min=True, exclude_max=True)

@@ -1,4 +1,4 @@
-"""The Iris domain: the features of a row, their range, and the classes."""
+"""The Iris domain as the services had it before model cards: what the built-in card must equal."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
