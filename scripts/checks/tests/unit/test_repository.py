@@ -77,7 +77,6 @@ SHARED_CLASS_NAMES = {
     "PredictResponse": "the response to a pattern's POST /predict",
     "Health": "the response to GET /health",
     "Metadata": "the response to GET /metadata",
-    "NotFinite": "the model's answer has NaN or infinity",
     "Tensor": "one input or output of a model in manifest.json: for its builder, and for its readers",
 }
 
