@@ -1,7 +1,7 @@
 """manifest.json records what was built, from which recipe, with which versions. Services read metrics and weights."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -47,13 +47,15 @@ class Entry:
         """Whether the file or folder exists with the recorded size and content."""
         return path.exists() and size_of(path) == self.size_bytes and sha256_of(path) == self.sha256
 
-    def made_by(self, recipe: Recipe, libraries: Iterable[str]) -> bool:
+    def made_by(self, recipe: Recipe, libraries: Collection[str]) -> bool:
         """Whether this recipe would produce the same file again.
 
-        Only installed libraries count: a missing one cannot build anything better.
+        Where a library is missing, as TensorFlow is for a demo, nothing better can be built: then no version counts.
         """
-        return self.recipe == recipe and all(
-            version == self.libraries.get(library) for library, version in installed(libraries).items()
+        found = installed(libraries)
+        is_buildable = len(found) == len(libraries)
+        return self.recipe == recipe and (
+            not is_buildable or all(version == self.libraries.get(library) for library, version in found.items())
         )
 
 
