@@ -7,6 +7,7 @@ SIGTERM with DRAIN_DELAY_S; no request may fail.
 import argparse
 import asyncio
 import base64
+import math
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -31,7 +32,8 @@ from scripts.devstack.terminal import INTERRUPTED, make_console
 from serving_testing.redis_server import redis_binary
 
 PROBE_EVERY_S = 1
-DRAIN_DELAY_S = 5  # as in the manifests: some periods of the probes, of which a busy machine answers one too late
+KNOWN_FOR_S = 2 * PROBE_EVERY_S
+DRAIN_DELAY_S = 5  # as in the manifests
 CLIENTS = 4
 FLOWER = FLOWERS["setosa"]
 STOPS = {Profile.QUICK: 2, Profile.SHORT: 4, Profile.LONG: 50}
@@ -70,38 +72,41 @@ class RoundRobin:
 
     def __init__(self, client: httpx.AsyncClient, urls: Sequence[str]) -> None:
         self._client, self._sent = client, 0
-        self._is_ready = dict.fromkeys(urls, True)
+        # When a check began that found it ready.
+        self._ready_at = dict.fromkeys(urls, -math.inf)
 
-    @property
-    def knows_all(self) -> bool:
-        """Whether every replica was ready when it was last asked."""
-        return all(self._is_ready.values())
+    def known_ready(self) -> list[str]:
+        """The replicas about which the client knows, not from long ago, that they were ready."""
+        since = time.monotonic() - KNOWN_FOR_S
+        return [url for url, ready_at in self._ready_at.items() if ready_at > since]
 
-    def next(self) -> str:
-        """Base URL for the next request; if none is ready, as usual with balancers, any."""
+    async def next(self) -> str:
+        """Base URL for the next request. Where the machine is too busy for the checks, it comes later."""
+        while not (known := self.known_ready()):
+            await asyncio.sleep(POLL_S)
         self._sent += 1
-        candidates = [url for url, is_ready in self._is_ready.items() if is_ready] or list(self._is_ready)
-        return candidates[self._sent % len(candidates)]
+        return known[self._sent % len(known)]
 
     async def keep_checking(self) -> None:
-        """Probe all replicas once in a period."""
+        """Check all replicas once in a period."""
         started = time.monotonic()
         for number in count(1):
             await self.check_all()
             await asyncio.sleep(started + number * PROBE_EVERY_S - time.monotonic())
 
     async def check_all(self) -> None:
-        """Probe all replicas now."""
-        await asyncio.gather(*map(self._check, self._is_ready))
+        """Check all replicas now."""
+        await asyncio.gather(*map(self._check, self._ready_at))
 
     async def _check(self, url: str) -> None:
+        started = time.monotonic()
         try:
             response = await self._client.get(f"{url}/health/ready", timeout=PROBE_EVERY_S)
-            self._is_ready[url] = response.status_code == 200
+            self._ready_at[url] = started if response.status_code == 200 else -math.inf
         except httpx.TimeoutException:
-            pass  # one late answer of a busy machine changes nothing
+            pass
         except httpx.TransportError:
-            self._is_ready[url] = False
+            self._ready_at[url] = -math.inf
 
 
 async def stop_again_and_again(run: ChaosRun, service: Service, stack: DevStack, stops: int) -> None:
@@ -117,7 +122,7 @@ async def stop_again_and_again(run: ChaosRun, service: Service, stack: DevStack,
         async def send(_number: int) -> tuple[str, Violation | None]:
             await asyncio.sleep(service.pace_s)
             run.accepted += 1
-            response = await run.request(client, "POST", f"{balancer.next()}{service.path}", json=service.body)
+            response = await run.request(client, "POST", f"{await balancer.next()}{service.path}", json=service.body)
             if isinstance(response, Violation) or response.status_code == 200:
                 return service.path, response if isinstance(response, Violation) else None
             return service.path, Violation(f"status {response.status_code}: {response.text[:200]}")
@@ -127,7 +132,7 @@ async def stop_again_and_again(run: ChaosRun, service: Service, stack: DevStack,
             for victim in islice(cycle(replicas), stops):
                 async with run.incident("SIGTERM", service.process, is_outage=False) as incident:
                     await restart(victim)
-                    while not balancer.knows_all:
+                    while len(balancer.known_ready()) < len(replicas):
                         await asyncio.sleep(POLL_S)
                     await run.recovered(since=incident.started)
                 if victim.exit_code != 0:

@@ -4,6 +4,7 @@ import asyncio
 
 import httpx
 
+from scripts.chaos import draining
 from scripts.chaos.draining import RoundRobin
 from scripts.chaos.faults import replica_of
 from scripts.devstack.patterns import PATTERNS
@@ -18,7 +19,8 @@ def test_a_replica_has_ports_of_its_own_wherever_they_are_named():
     assert replica.ready == "http://127.0.0.1:{PORT_02_REST_1}/v1/models/iris"
 
 
-def test_requests_go_in_turn_to_the_replicas_that_were_ready_when_last_asked():
+def test_requests_go_in_turn_to_the_replicas_that_were_ready_when_last_asked(monkeypatch):
+    monkeypatch.setattr(draining, "KNOWN_FOR_S", 3600)  # on any machine
     health: dict[str, int | None] = {"one": 200, "two": 200}
 
     def answer(request: httpx.Request) -> httpx.Response:
@@ -28,19 +30,19 @@ def test_requests_go_in_turn_to_the_replicas_that_were_ready_when_last_asked():
 
     async def checked(balancer: RoundRobin) -> list[str]:
         await balancer.check_all()
-        return [balancer.next() for _ in range(4)]
+        return [await balancer.next() for _ in range(4)]
 
     async def scenario() -> None:
         async with httpx.AsyncClient(transport=httpx.MockTransport(answer)) as client:
             balancer = RoundRobin(client, ["http://one", "http://two"])
-            assert balancer.knows_all
+            assert balancer.known_ready() == []
             assert sorted(await checked(balancer)) == ["http://one", "http://one", "http://two", "http://two"]
             for down in (503, None):
                 health["two"] = down
                 assert set(await checked(balancer)) == {"http://one"}
-                assert not balancer.knows_all
+                assert balancer.known_ready() == ["http://one"]
             health["two"] = 200
             await balancer.check_all()
-            assert balancer.knows_all
+            assert len(balancer.known_ready()) == 2
 
     asyncio.run(scenario())
