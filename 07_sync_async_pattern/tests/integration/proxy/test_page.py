@@ -9,6 +9,7 @@ from anyio.from_thread import BlockingPortal, start_blocking_portal
 from selenium.webdriver import Chrome
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.wait import WebDriverWait
+from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from serving_common.queue.worker import Worker
 from serving_common.redis import RedisSettings, connect
@@ -30,11 +31,23 @@ document.body.dispatchEvent(new ClipboardEvent("paste", { clipboardData: data, b
 """
 
 
+class Gateway:
+    """What stands between browser and proxy, and answers some paths itself while the proxy is away."""
+
+    def __init__(self, app) -> None:
+        self._app = app
+        self.answers: dict[str, Response] = {}
+
+    async def __call__(self, scope, receive, send) -> None:
+        own = (answer for path, answer in self.answers.items() if scope["path"].startswith(path))
+        await next(own, self._app)(scope, receive, send)
+
+
 class Site:
     """A running proxy, and the worker's side of its queue."""
 
-    def __init__(self, portal: BlockingPortal, app, redis, worker: Worker, url: str) -> None:
-        self.portal, self.app, self.redis, self.worker, self.url = portal, app, redis, worker, url
+    def __init__(self, portal: BlockingPortal, gateway: Gateway, redis, worker: Worker, url: str) -> None:
+        self.portal, self.gateway, self.redis, self.worker, self.url = portal, gateway, redis, worker, url
 
     def answer(self) -> None:
         """Complete the waiting jobs."""
@@ -56,10 +69,11 @@ class Site:
 async def open_site(settings, weights):
     app = create_app(settings)
     redis_settings = RedisSettings(redis_host="127.0.0.1", redis_port=settings.redis_port)
-    async with app.router.lifespan_context(app), serving(app) as port, connect(redis_settings) as redis:
+    gateway = Gateway(app)
+    async with app.router.lifespan_context(app), serving(gateway) as port, connect(redis_settings) as redis:
         app.state.page["weights"] = weights
         worker = Worker(redis, jobs.keys("queue:jobs"), ttl_s=3600)
-        yield app, redis, worker, f"http://127.0.0.1:{port}"
+        yield gateway, redis, worker, f"http://127.0.0.1:{port}"
         await worker.deregister()
 
 
@@ -94,6 +108,7 @@ def random_with_key(site_of: Callable[..., Site]) -> Site:
 @pytest.fixture
 def page(browser: Chrome, pretrained: Site) -> Iterator[Chrome]:
     pretrained.empty()
+    pretrained.gateway.answers.clear()
     browser.get(f"{pretrained.url}/")
     wait_for(browser, "#limits:not(:empty)")
     yield browser
@@ -173,6 +188,42 @@ def test_waiting_survives_a_lost_connection(page, pretrained, small):
     WebDriverWait(page, WITHIN_S, 0.05).until(lambda _: "keeps trying" in text(page, "#note"))
     pretrained.answer()
     page.set_network_conditions(offline=False, latency=0, throughput=-1)
+    wait_for(page, "#answer.better")
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (HTMLResponse("<h1>Bad gateway</h1>", 502), "The server has a problem (502). Try again in a moment."),
+        (
+            JSONResponse({"detail": "Service temporarily unavailable"}, 503),
+            "The server has a problem (Service temporarily unavailable). Try again in a moment.",
+        ),
+        (JSONResponse({"detail": "Too many requests"}, 429), "The server is busy. Try again in a moment."),
+        (
+            HTMLResponse("<h1>Log in</h1>"),
+            "The server's answer (200) is not one of this service. Is something else in front of it?",
+        ),
+    ],
+    ids=["HTML of a gateway", "503", "429", "HTML with 200"],
+)
+def test_answer_that_is_none_is_put_in_words(page, pretrained, small, answer, message):
+    pretrained.gateway.answers["/predict"] = answer
+    choose(page, small)
+    wait_for(page, "#answer.wrong")
+    assert text(page, "#note") == message
+
+    pretrained.gateway.answers.clear()
+    page.find_element(By.ID, "retry").click()
+    wait_for(page, "#answer.fast")
+
+
+def test_waiting_survives_a_restart_of_the_proxy_behind_a_gateway(page, pretrained, small):
+    pretrained.gateway.answers["/job"] = HTMLResponse("<h1>Bad gateway</h1>", 502)
+    choose(page, small)
+    WebDriverWait(page, WITHIN_S, 0.05).until(lambda _: "keeps trying" in text(page, "#note"))
+    pretrained.answer()
+    pretrained.gateway.answers.clear()
     wait_for(page, "#answer.better")
 
 
