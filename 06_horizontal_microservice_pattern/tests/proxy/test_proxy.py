@@ -9,16 +9,20 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import httpx
 import orjson
 import pytest
 from prometheus_client import REGISTRY
 
+from serving_common.breaker import CircuitBreaker
 from serving_testing.processes import free_port
 from serving_testing.promtool import naming_problems, needs_promtool, undocumented
 from src.configurations import ProxySettings
+from src.proxy import backends
 from src.proxy.app import create_app
 
 ONE_ROW = {"data": [[5.1, 3.5, 1.4, 0.2]]}
@@ -231,8 +235,8 @@ async def test_connections_are_reused(services):
 async def test_failed_service_does_not_affect_the_others(services, answer, reason):
     services["versicolor"].answer = answer
 
-    timeout_s = 0.2 if answer is hangs else 30
-    async with proxy(services, service_timeout_s=timeout_s) as client:
+    limits: dict[str, Any] = {"service_timeouts": "versicolor=0.2"} if answer is hangs else {}
+    async with proxy(services, service_timeout_s=30, **limits) as client:
         all_answers = await client.post("/predict", json=ONE_ROW)
         label = await client.post("/predict/label", json=ONE_ROW)
 
@@ -261,7 +265,7 @@ async def test_health_all_reports_failed_services_with_200(services):
     services["setosa"].answer = hangs
     services["virginica"].port = free_port()
 
-    async with proxy(services, service_timeout_s=0.2) as client:
+    async with proxy(services, service_timeout_s=30, service_timeouts="setosa=0.2") as client:
         response = await client.get("/health/all")
 
     assert response.status_code == 200
@@ -292,10 +296,13 @@ async def test_each_service_may_have_its_own_timeout(services):
     assert answers["virginica"] == {"prediction": [0.75, 0.25]}
 
 
-async def test_circuit_breaker_opens_for_a_hanging_service_and_closes_after_recovery(services):
+async def test_circuit_breaker_opens_for_a_hanging_service_and_closes_after_recovery(services, monkeypatch):
     services["setosa"].answer = hangs
+    seconds = 0.0
+    monkeypatch.setattr(backends, "CircuitBreaker", partial(CircuitBreaker, now=lambda: seconds))
 
-    async with proxy(services, service_timeout_s=0.1, breaker_failures=3, breaker_open_s=0.5) as client:
+    settings: dict[str, Any] = {"service_timeout_s": 30, "service_timeouts": "setosa=0.1", "breaker_failures": 3}
+    async with proxy(services, **settings, breaker_open_s=2) as client:
         for _ in range(3):
             assert "did not answer" in (await client.post("/predict", json=ONE_ROW)).json()["setosa"]["error"]
         calls = len(services["setosa"].requests)
@@ -304,10 +311,11 @@ async def test_circuit_breaker_opens_for_a_hanging_service_and_closes_after_reco
         assert len(services["setosa"].requests) == calls == 3
 
         services["setosa"].answer = None  # recovered
-        deadline = time.monotonic() + 10
-        while "error" in (await client.post("/predict", json=ONE_ROW)).json()["setosa"]:
-            assert time.monotonic() < deadline
-            await asyncio.sleep(0.05)
+        seconds = 1.9
+        assert "not called at the moment" in (await client.post("/predict", json=ONE_ROW)).json()["setosa"]["error"]
+        async with asyncio.timeout(60):
+            while "error" in (await client.post("/predict", json=ONE_ROW)).json()["setosa"]:
+                seconds += 2  # again, where the trial call was late
 
 
 @pytest.mark.parametrize("path", ["/predict", "/predict/label"])

@@ -32,6 +32,7 @@ from src.jobs import store
 from src.ml.classifier import Classifier, ImagePrediction
 from src.ml.image_cards import imagenet_card, imagenet_form
 from src.ml.preprocessing import preprocess
+from src.proxy import predictor as predictors
 from src.proxy.app import create_app
 from src.proxy.metrics import STAGE_TIME
 from tests.conftest import PATTERN, ROOT
@@ -198,6 +199,7 @@ def connections(listening: socket.socket) -> int:
 async def test_circuit_breaker_lets_one_request_wait_for_silent_redis(settings, photo, monkeypatch):
     """Redis accepts connections and never replies, as a hung host does."""
     monkeypatch.setattr(queue_metrics, "watch", lambda _: asyncio.Event().wait())  # asks Redis, too, time and again
+    monkeypatch.setattr(predictors, "REDIS_COOL_DOWN_S", 3600)  # as long as three predictions take, on any machine
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.setblocking(False)
         async with proxy(settings(redis_port=server.getsockname()[1], job_timeout_s=0.1)) as client:

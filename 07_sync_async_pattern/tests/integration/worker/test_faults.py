@@ -217,7 +217,7 @@ async def test_model_processes_exit_when_worker_is_killed(jobs, start_worker):
         await asyncio.sleep(0.1)
         killed.popen.kill()
         kill(processes[0], signal.SIGCONT)
-        wait_until(lambda: not any(is_running(pid) for pid in processes), within_s=10)
+        wait_until(lambda: not any(is_running(pid) for pid in processes))
     with start_worker(NUM_WORKERS="1"):
         assert {(await jobs.get(job_id, 30)).status for job_id in ids} == {"completed"}
 
