@@ -90,9 +90,9 @@ bench: setup  ## Measure the patterns beside their baselines and alternatives; t
 	@$(PYTHON_IN) -m scripts.benchmarks --profile $(or $(BENCH),short) $(if $(SAMPLE),--output $(SAMPLE)) $(PATTERNS)
 	@$(if $(SAMPLE),$(PYTHON_IN) -m scripts.checks.figures --write)
 
-eject:  ## Write one pattern as a repository of its own: PATTERN=03 TO=../churn-service
+eject:  ## Write one pattern as a repository of its own: PATTERN=03 TO=../churn-service; MODEL=churn takes your own model along
 	@scripts/setup.sh run $(or $(wildcard $(PATTERN)_*),$(error PATTERN: which pattern? make eject PATTERN=03 TO=../churn-service))
-	@$(PYTHON_IN) -m deploy.eject.eject $(PATTERN) $(or $(TO),$(error TO: into which folder? make eject PATTERN=03 TO=../churn-service))
+	@$(PYTHON_IN) -m deploy.eject.eject $(if $(MODEL),--model '$(MODEL)') $(PATTERN) $(or $(TO),$(error TO: into which folder? make eject PATTERN=03 TO=../churn-service))
 
 models: setup  ## Build all models into models/artifacts
 	@$(PYTHON_IN) -m models.build

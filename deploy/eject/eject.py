@@ -11,6 +11,7 @@ import argparse
 import hashlib
 import json
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -64,12 +65,16 @@ def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pattern", metavar="NN")
     parser.add_argument("to", type=Path)
+    parser.add_argument("--model", metavar="NAME", help="of your own, in models/artifacts: comes along")
     parser.add_argument("--tree", type=Path, help="for upgrades: a checkout without its repository, of --revision")
     parser.add_argument("--revision", help="that of --tree")
     options = parser.parse_args(arguments)
     try:
         if options.to.exists() and any(path.name != ".git" for path in options.to.iterdir()):
             raise EjectError(f"{options.to} is not empty; name a folder that does not exist yet")
+        model = root / "models/artifacts" / options.model if options.model else None
+        if model and not (model / "model.toml").is_file():
+            raise EjectError(f"MODEL={options.model}: there is no {model / 'model.toml'}; add it with models.add")
         if options.tree:
             revision, copies = options.revision, ejected(options.tree, options.pattern)
         else:
@@ -78,13 +83,17 @@ def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
                 checkout(root, revision, Path(folder))
                 copies = ejected(Path(folder), options.pattern)
         write(copies, options.to, revision, options.pattern)
+        if model:
+            # Not of the commit, and not recorded: upgrades leave it alone.
+            shutil.copytree(model, options.to / "models/artifacts" / model.name)
         if not options.tree:
             git(options.to, "init", "--quiet")
     except (EjectError, OSError) as exc:
         sys.stderr.write(f"eject: {exc}\n")
         return 1
     lines = sum(copy.content.count(b"\n") for copy in copies.values())
-    print(f"{options.to}: {len(copies)} files, {lines:,} lines. Next: cd {options.to} && make demo")
+    demo = f"make demo MODEL={options.model}" if options.model else "make demo"
+    print(f"{options.to}: {len(copies)} files, {lines:,} lines. Next: cd {options.to} && {demo}")
     return 0
 
 

@@ -13,6 +13,7 @@ import yaml
 
 from deploy.eject import eject, upgrade
 from deploy.eject.eject import ROOT
+from serving_testing.own_model import write_model
 from serving_testing.processes import free_port
 
 NUMBERS = sorted(path.name[:2] for path in ROOT.glob("[0-9][0-9]_*_pattern"))
@@ -128,6 +129,18 @@ def test_the_demo_runs_in_the_new_repository(upstream, tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert ", 0 wrong." in done.stdout
+
+
+def test_a_model_of_ones_own_comes_along(upstream, tmp_path, capsys):
+    write_model(upstream / "models/artifacts/churn")
+    to = tmp_path / "six"
+    assert eject.main(["06", str(to), "--model", "churn"], upstream) == 0
+    assert (to / "models/artifacts/churn/1/model.onnx").is_file()
+    assert "make demo MODEL=churn" in capsys.readouterr().out
+    assert "models/artifacts/churn" not in (to / "upstream.json").read_text()
+
+    assert eject.main(["06", str(tmp_path / "other"), "--model", "chrun"], upstream) == 1
+    assert capsys.readouterr().err.startswith("eject: MODEL=chrun: there is no ")
 
 
 @pytest.mark.parametrize(
