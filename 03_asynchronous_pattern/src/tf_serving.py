@@ -217,10 +217,12 @@ class TfServing:
         with tracing.span(PREDICT, CLIENT, self._attributes) as span:
             metadata = tuple(tracing.headers().items())
             try:
-                return await self._predictions.Predict(request, timeout=timeout_s, metadata=metadata)
+                reply = await self._predictions.Predict(request, timeout=timeout_s, metadata=metadata)
             except grpc.aio.AioRpcError as exc:
                 span.set({"rpc.response.status_code": exc.code().name})
                 raise
+            span.set({"rpc.response.status_code": "OK"})
+            return reply
 
     def _answers(self, tensor: Any, rows: int) -> list[list[float]]:
         _, field = _DTYPES.get(tensor.dtype, _DTYPES[messages.DT_FLOAT])

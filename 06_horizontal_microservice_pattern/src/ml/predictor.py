@@ -23,7 +23,7 @@ class Predictor:
         """`batcher` runs what `model` encodes."""
         self.model = model
         self._batcher = batcher
-        self._attributes = {"model.name": model.card.name, "model.version": model.card.version or ""}
+        self._attributes = {"model.name": model.card.name}
         self._gives_probabilities = model.card.task is Task.ONE_VS_REST
 
     async def predict(self, rows: Sequence[Row], is_wanted: Callable[[], bool] = lambda: True) -> list[list[float]]:
