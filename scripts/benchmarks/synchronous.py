@@ -45,14 +45,14 @@ BARE = ProcessDefinition(
 )
 # By kind of call: the process, the port, whether it is V2. Without another word, a kind is V1 on ONNX Runtime.
 KINDS = {
-    "gRPC": ("model_server", "PORT_02_GRPC", False),
     "bare": ("bare", "PORT_02_BARE", False),
+    "gRPC": ("model_server", "PORT_02_GRPC", False),
     "gRPC V2": ("model_server", "PORT_02_GRPC", True),
-    "REST": ("model_server", "PORT_02_REST", False),
-    "REST V2": ("model_server", "PORT_02_REST", True),
     "gRPC, TensorFlow": ("tensorflow", "PORT_02_TENSORFLOW_GRPC", False),
     "gRPC V2, TensorFlow": ("tensorflow", "PORT_02_TENSORFLOW_GRPC", True),
+    "REST": ("model_server", "PORT_02_REST", False),
     "REST, TensorFlow": ("tensorflow", "PORT_02_TENSORFLOW_REST", False),
+    "REST V2": ("model_server", "PORT_02_REST", True),
     "REST V2, TensorFlow": ("tensorflow", "PORT_02_TENSORFLOW_REST", True),
 }
 # What a kind is compared with, and the least ratio of their calls per second.
@@ -95,7 +95,9 @@ async def measure(benchmark: Benchmark) -> None:
             if case.kind == kind:
                 what = f"{kind} to {'bare grpc.aio' if other == 'bare' else other}"
                 what = f"{what}, {case.concurrency} concurrent, {plural(case.rows, 'row')}"
-                ratio = rate_of(loads[case]) / rate_of(loads[case._replace(kind=other)])
+                # Of two that were measured in the same round: the machine's speed drifts between rounds.
+                pairs = zip(loads[case], loads[case._replace(kind=other)], strict=True)
+                ratio = statistics.median(ours.rate / theirs.rate for ours, theirs in pairs)
                 benchmark.add_ratio(what, ratio, at_least=at_least)
     benchmark.add("Process", "start to AVAILABLE", "figure", start_s["model_server"], "s", at_most=1)
     benchmark.add("Process", "memory", "figure", memory["model_server"], "MB", at_most=120)
