@@ -273,10 +273,10 @@ def main() -> int:
     parser.add_argument("models", nargs="*", metavar="NAME", help=f"of {', '.join(MODELS)}; all by default")
     parser.add_argument("--output", help="any value also writes the table into docs/own-model.md")
     options = parser.parse_args()
-    return run(prove(options.models or list(MODELS), write=options.output is not None))
+    return run(check(options.models or list(MODELS), write=options.output is not None))
 
 
-async def prove(names: Sequence[str], *, write: bool) -> int:
+async def check(names: Sequence[str], *, write: bool) -> int:
     """Add and serve these models, one after the other, and print the table."""
     results = []
     for name in names:
