@@ -296,7 +296,8 @@ def test_invalid_wishes_are_refused_with_a_reason(site, path, body, status):
 
 
 @pytest.mark.parametrize("path", ["//attacker.example/", "/\x00", "/a b?c=d#e", "/job/" + "x" * 70_000])
-def test_odd_paths_reach_only_the_pattern(site, path):
+def test_odd_paths_reach_only_the_pattern(site, path, monkeypatch):
+    monkeypatch.setattr(requests, "EXPORTED_WITHIN_S", 0)  # not every one of them has a trace to wait for
     content = json.dumps({"method": "GET", "path": path, "body": ""})
     answer = site.http.post("/requests/06", content=content)
     assert answer.status_code == 200
