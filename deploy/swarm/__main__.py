@@ -26,7 +26,7 @@ from typing import Any
 import yaml
 
 from deploy.swarm.render import OUR_IMAGE, as_yaml, render
-from scripts.chaos.faults import times_written
+from scripts.devstack.load import times_written
 from scripts.devstack.machine import described
 from scripts.devstack.patterns import PATTERNS
 from scripts.devstack.steps import FLOWERS
