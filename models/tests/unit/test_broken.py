@@ -9,6 +9,7 @@ from sklearn.linear_model import LogisticRegression
 from skops import io
 
 from models import add
+from models.files import BuildError
 from serving_common import cards
 from serving_common.errors import StartupError
 from serving_common.tabular import TabularModel
@@ -72,7 +73,7 @@ BROKEN = {
 
 @pytest.mark.parametrize(("serve", "next_step"), BROKEN.values(), ids=BROKEN)
 def test_broken_model_is_refused_in_one_line_with_the_next_step(tmp_path, serve, next_step):
-    with pytest.raises((add.BuildError, StartupError)) as refusal:
+    with pytest.raises((BuildError, StartupError)) as refusal:
         serve(tmp_path)
 
     assert next_step in str(refusal.value)
