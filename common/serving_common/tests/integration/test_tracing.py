@@ -278,4 +278,5 @@ def test_a_collector_that_is_away_costs_one_line_and_no_second(tmp_path):
         assert time.monotonic() - started < 8  # the SDK alone tries for 10 s
     lines = [json.loads(line) for line in service.log.splitlines()]
     complaints = [line["action"] for line in lines if line["level"] != "INFO"]
-    assert complaints in (["spans_lost"], ["span_export_failed"], ["span_export_failed", "spans_lost"])
+    # One of each at most; in any order, because the export that is given up ends on a thread of its own.
+    assert sorted(complaints) in (["span_export_failed"], ["spans_lost"], ["span_export_failed", "spans_lost"])
