@@ -29,6 +29,7 @@ SHARED = (
     ".gitignore", ".dockerignore", ".python-version", "LICENSE", "constraints.txt", "models/*.py", "models/*.json",
     "models/README.md", "models/pyproject.toml", "models/Dockerfile", "deploy/kubernetes/**", "scripts/setup.sh",
     "scripts/devstack/*.py", "scripts/devstack/README.md", "scripts/devstack/patterns/__init__.py",
+    "scripts/devstack/console/*.py", "scripts/devstack/console/static/*",
 )  # fmt: skip
 # 03's workers call the model server of 02, and it serves the model that 02 builds.
 OF_OTHERS = {
