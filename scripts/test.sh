@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Runs the tests of these folders, each with the branch coverage that it must reach, in one process more than there
-# are cores (JOBS=1: one by one), and sums up. What passed is left in .run/tests, for `make trace`.
+# Runs the tests of these folders, each with the branch coverage that it must reach, as many processes at once as there
+# are cores (JOBS=1 for one), and sums up. What passed is left in .run/tests, for `make trace`.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 

@@ -10,6 +10,8 @@ from redis.asyncio import Redis
 from serving_common.redis import RedisSettings, connect
 from serving_testing.redis_server import RedisServer, redis_binary
 
+CONNECT_WITHIN_S = 30
+
 
 @contextmanager
 def running_redis(folder: Path) -> Iterator[RedisServer]:
@@ -36,6 +38,8 @@ def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServ
 async def redis(redis_server: RedisServer) -> AsyncIterator[Redis]:
     """An empty Redis. A key that a test leaves without a TTL fails the test."""
     async with connect(RedisSettings(redis_host="127.0.0.1", redis_port=redis_server.port)) as client:
+        # A test opens a hundred connections at once, and a busy machine is slower than services have to accept.
+        client.connection_pool.connection_kwargs["socket_connect_timeout"] = CONNECT_WITHIN_S
         await client.flushall()
         yield client
     assert redis_server.keys_without_ttl() == []

@@ -146,8 +146,7 @@ def main() -> int:
     folders = [Folder(path) for path in parser.parse_args().folders]
     # A shell that runs this in the background has SIGINT ignored, and all processes of the tests would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    # One more than there are cores: a third of a test's time is waiting, for processes that start or for time limits.
-    jobs = int(os.environ.get("JOBS") or (os.cpu_count() or 2) + 1)
+    jobs = int(os.environ.get("JOBS") or os.cpu_count() or 2)
     started = time.monotonic()
     RESULTS.mkdir(parents=True, exist_ok=True)
     shards = plan(folders, jobs)
