@@ -31,6 +31,8 @@ class ImagePrediction:
 class Classifier:
     """Thread-safe; a run blocks, and releases the GIL."""
 
+    name: str
+    """That of its card."""
     model: OnnxModel
     labels: list[str]
     form: ImageForm
@@ -61,7 +63,7 @@ class Classifier:
             output_name=card.output.tensor,
             threads=threads,
         )
-        classifier = cls(model, labels, form)
+        classifier = cls(card.name, model, labels, form)
         classifier._try_sample(card)
         return classifier
 

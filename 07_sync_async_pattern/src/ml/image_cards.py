@@ -29,9 +29,7 @@ def imagenet_card(model: Path, labels_path: Path, mode: ResizeMode = ResizeMode.
     Raises:
         StartupError: the labels are missing or malformed.
     """
-    labels = read_labels(labels_path)
-    if len(labels) != CLASSES:
-        raise StartupError(f"{labels_path} is not a list of {CLASSES} names")
+    labels = _read_labels(labels_path, "build them with: python -m models.build", CLASSES)
     card = {"name": model.stem[:64], "file": str(model.absolute()), "task": "image-classification"}
     return Card.model_validate(card | {"output": {"labels": labels}, "image": imagenet_form(mode)})
 
@@ -40,17 +38,18 @@ def labels_of(card: Card) -> list[str]:
     """The labels in the card, or in the file that it names. Raises StartupError."""
     if card.output.labels or card.image is None or card.image.labels is None:
         return card.labels
-    return read_labels(card.folder / card.image.labels)
+    return _read_labels(card.folder / card.image.labels, "the card names this file in image.labels")
 
 
-def read_labels(path: Path) -> list[str]:
-    """A JSON list of names. Raises StartupError."""
+def _read_labels(path: Path, hint: str, count: int | None = None) -> list[str]:
+    """A JSON list of so many names, or of any number. Raises StartupError, with the hint if there is no such file."""
     try:
         labels = json.loads(path.read_text(encoding="utf-8"))
     except OSError as exc:
-        raise StartupError(f"there are no labels at {path} (build them with: python -m models.build)") from exc
+        raise StartupError(f"there are no labels at {path} ({hint})") from exc
     except ValueError as exc:
         raise StartupError(f"{path} is not JSON: {exc}") from exc
-    if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
-        raise StartupError(f"{path} is not a list of {CLASSES} names")
-    return labels
+    is_list = isinstance(labels, list) and all(isinstance(label, str) for label in labels)
+    if not is_list or count not in (None, len(labels)):
+        raise StartupError(f"{path} is not a list of {'' if count is None else f'{count} '}names")
+    return list(labels)

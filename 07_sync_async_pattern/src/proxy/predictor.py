@@ -76,7 +76,7 @@ class SyncPredictor:
         self._classifier, self._form = classifier, classifier.form
         self._jobs = jobs
         self._settings = settings
-        self._attributes = {"model.name": settings.sync_model_path.stem}
+        self._attributes = {"model.name": classifier.name}
         self._threads = ThreadPoolExecutor(available_cpus(), thread_name_prefix="predictor")
         self._limiter = ConcurrencyLimiter(settings.max_in_flight, "Too many requests wait for the model")
         self._redis_breaker = CircuitBreaker(failure_threshold=1, open_s=REDIS_COOL_DOWN_S)

@@ -56,7 +56,7 @@ class ModelProcess:
 
     def __init__(self, settings: WorkerSettings) -> None:
         self._settings = settings
-        self._attributes = {"model.name": settings.async_model_path.stem}
+        self._attributes = {"model.name": settings.async_card.name}
         self.is_up = False
 
     async def start(self) -> None:

@@ -122,6 +122,13 @@ def test_labels_may_be_a_file_beside_the_card(tmp_path):
 
     assert Classifier.load(write(tmp_path, card)).labels == ["r", "g", "b"]
 
+    (tmp_path / "names.json").write_text('["r", 1, "b"]')
+    with pytest.raises(StartupError, match=r"names.json is not a list of names$"):
+        Classifier.load(write(tmp_path, card))
+    (tmp_path / "names.json").unlink()
+    with pytest.raises(StartupError, match=r"no labels at .*names.json \(the card names this file in image.labels\)"):
+        Classifier.load(write(tmp_path, card))
+
 
 def test_answer_that_is_not_finite_is_an_error(tmp_path):
     classifier = Classifier.load(write(tmp_path))

@@ -183,10 +183,10 @@ def _run_behavior(
 
     def behavior(serialized: bytes, context: Context, respond: Callable[[CallResult], None]) -> None:
         started = time.perf_counter()
-        span = tracing.begin(context.headers, rpc, tracing.SERVER, attributes)
         request = _parsed(method, serialized, respond)
         if request is None:
             return
+        span = tracing.begin(context.headers, rpc, tracing.SERVER, attributes)
         name = _model_name(request)
 
         def work() -> None:

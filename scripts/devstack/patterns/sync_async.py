@@ -1,19 +1,22 @@
 """07: a proxy that answers with a fast model and queues the image, Redis, and a worker with the better model."""
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import httpx
 
 from scripts.devstack.load import Work
 from scripts.devstack.own_model import ModelError, with_card
-from scripts.devstack.steps import Demo, Steps, Urls, send
+from scripts.devstack.steps import Demo, Step, Steps, Urls, send
 from scripts.devstack.table import ROOT, Pattern, redis_process, web_process
 from serving_common.cards import Card
 
+PHOTOGRAPH = ROOT / "models/artifacts/sample.jpg"
+ANSWER = {"job_id": str, "result_sync": str}  # to an image
 _ENV = {
     "REDIS_HOST": "127.0.0.1",
     "REDIS_PORT": "{PORT_07_REDIS}",
@@ -59,18 +62,21 @@ WORK = Work(
 )
 
 
+def _post(client: httpx.AsyncClient, proxy: str, image: Path, what: str) -> Awaitable[Step]:
+    content = image.read_bytes()
+    body = {"image_data": base64.b64encode(content).decode()}
+    shown = {"image_data": f"<{len(content):,} bytes of an image, {what}, in Base64>"}
+    return send(client, "POST", f"{proxy}/predict", body, want=ANSWER, shown=shown, is_highlight=True)
+
+
 async def demo(client: httpx.AsyncClient, urls: Urls) -> Steps:
     """The fast model's answer about a photograph at once, the better model's a moment later."""
     proxy = urls["PORT_07_PROXY"]
-    photograph = (ROOT / "models/artifacts/sample.jpg").read_bytes()
-    body = {"image_data": base64.b64encode(photograph).decode()}
-    shown = {"image_data": f"<{len(photograph):,} bytes of a JPEG, a palace, in Base64>"}
     weights = {"sync": str, "async": str}  # "random": nothing was downloaded, and the labels mean nothing
 
     yield await send(client, "GET", f"{proxy}/health", want={"health": "ok"})
     yield await send(client, "GET", f"{proxy}/metadata", want={"data_type": "str", "weights": weights})
-    answer = {"job_id": str, "result_sync": str}
-    posted = await send(client, "POST", f"{proxy}/predict", body, want=answer, shown=shown, is_highlight=True)
+    posted = await _post(client, proxy, PHOTOGRAPH, "a palace")
     yield posted
     if isinstance(posted.answer, dict):
         job_id = posted.answer["job_id"]
@@ -83,7 +89,7 @@ async def demo(client: httpx.AsyncClient, urls: Urls) -> Steps:
         if isinstance(done.answer, dict):
             best = done.answer[job_id]["prediction"]
             yield await send(client, "GET", job, want={job_id: {"prediction": best}}, is_highlight=True)
-    yield await send(client, "GET", f"{proxy}/predict/test", want=answer)
+    yield await send(client, "GET", f"{proxy}/predict/test", want=ANSWER)
     no_image = {"image_data": "aGVsbG8="}
     yield await send(client, "POST", f"{proxy}/predict", no_image, want={"detail": str, "errors": [dict]}, status=400)
     yield await send(client, "GET", f"{proxy}/job/000000", want={"detail": "Job not found"}, status=404)
@@ -99,13 +105,8 @@ def own_model(card: Card) -> tuple[Pattern, Demo]:
 
 async def _demo_of(card: Card, client: httpx.AsyncClient, urls: Urls) -> Steps:
     proxy = urls["PORT_07_PROXY"]
-    image = ROOT / "models/artifacts/sample.jpg"
-    if card.sample:
-        image = card.folder / card.sample.rows[0][0]
-    body = {"image_data": base64.b64encode(image.read_bytes()).decode()}
-    shown = {"image_data": f"<{image.name} in Base64>"}
-    answer = {"job_id": str, "result_sync": str}
-    posted = await send(client, "POST", f"{proxy}/predict", body, want=answer, shown=shown, is_highlight=True)
+    image = card.folder / card.sample.rows[0][0] if card.sample else PHOTOGRAPH
+    posted = await _post(client, proxy, image, f"the sample of {card.name}")
     yield posted
     if isinstance(posted.answer, dict):
         job_id = posted.answer["job_id"]
