@@ -52,6 +52,11 @@ class ServiceSettings(HttpSettings):
         None, description="Card of the model (`model.toml`, or its folder), instead of MODEL_FILEPATH."
     )
     model_threads: NonNegativeInt = Field(1, description="Threads per model run; 0: one per CPU of the container.")
+    model_loop_us: NonNegativeInt = Field(
+        200,
+        description="Microseconds of CPU that a model run may take on the event loop: few rows of a model that warm-up "
+        "measures to be so fast. All other runs are on the model's thread; 0: all are.",
+    )
 
     @property
     def card(self) -> Card:

@@ -46,21 +46,33 @@ class Predictor:
         if not self._gives_probabilities:
             require_finite(numbers)
             return numbers.tolist()  # type: ignore[no-any-return]  # numpy's stubs say Any
-        is_probability = np.abs(numbers - 0.5) <= 0.5 + ROUNDING  # also for NaN
-        if not is_probability.all():
+        lowest, highest = np.min(numbers), np.max(numbers)
+        if not (lowest >= -ROUNDING and highest <= 1 + ROUNDING):  # also for NaN
+            is_probability = np.abs(numbers - 0.5) <= 0.5 + ROUNDING
             row = int(np.argmin(is_probability.all(axis=1)))
             error: FieldError = {"row": row, "field": "prediction", "reason": "is not a probability"}
             raise Unavailable("The model returned numbers that are not probabilities", [error])
-        return numbers.clip(0, 1).tolist()  # type: ignore[no-any-return]
+        if lowest < 0 or highest > 1:
+            numbers = numbers.clip(0, 1)
+        return numbers.tolist()  # type: ignore[no-any-return]
 
 
 @asynccontextmanager
-async def open_predictor(card: Card, threads: int) -> AsyncIterator[Predictor]:
+async def open_predictor(card: Card, threads: int, loop_us: int = 0) -> AsyncIterator[Predictor]:
     """A predictor that has answered the card's sample, closed at the end.
+
+    Args:
+        card: of the model.
+        threads: of one model run; 0: one per CPU.
+        loop_us: microseconds of a run that may hold the event loop; 0: none may.
 
     Raises:
         serving_common.errors.StartupError: the model is missing, or is not the one of the card.
     """
     model = TabularModel.load(card, threads)
+    row = model.encode(card.sample_rows[:1])
     async with MicroBatcher(model.run) as batcher:
+        # Of several threads, the loop would wait for the others. How long a text takes depends on its length.
+        if threads == 1 and row.dtype != object:
+            log.info("model_measured", max_loop_rows=await batcher.allow_loop_runs(row, loop_us))
         yield Predictor(model, batcher)

@@ -18,7 +18,7 @@ def create_app(settings: ServiceSettings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with open_predictor(card, settings.model_threads) as predictor:
+        async with open_predictor(card, settings.model_threads, settings.model_loop_us) as predictor:
             app.state.predictor = predictor
             yield
 

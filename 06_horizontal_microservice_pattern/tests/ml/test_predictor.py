@@ -14,13 +14,14 @@ def card_of(path: Path, name: str) -> Card:
     return default_card(path, [name], Task.ONE_VS_REST)
 
 
+@pytest.mark.parametrize("loop_us", [0, 10_000_000], ids=["on the thread", "on the loop"])
 @pytest.mark.parametrize("name", CLASSES)
-async def test_predictions_equal_the_models(models, name):
+async def test_predictions_equal_the_models(models, name, loop_us):
     path = models / f"iris_svc_0_{name}.onnx"
-    rows = load_iris().data
+    rows = load_iris().data[::3]
     raw = ort.InferenceSession(path).run(["probabilities"], {"input": rows.astype(np.float32)})[0]
 
-    async with open_predictor(card_of(path, name), threads=1) as predictor:
+    async with open_predictor(card_of(path, name), threads=1, loop_us=loop_us) as predictor:
         np.testing.assert_allclose(await predictor.predict(rows.tolist()), raw, atol=1e-6)
 
 

@@ -10,6 +10,7 @@ from typing import Self
 import numpy as np
 
 from serving_common.errors import Overloaded, Unavailable
+from serving_common.loop_runs import LoopRuns, Run
 from serving_common.onnx import FloatArray
 
 
@@ -26,12 +27,13 @@ class MicroBatcher:
     One run at a time. A lone request runs at once; there is no timer. Requests that arrive during a run share the next
     one, so that under load they share the cost of the run and of the two thread switches.
 
+    A model that `allow_loop_runs` has measured to be fast enough answers small requests on the loop, while its thread
+    has nothing to do.
+
     Use as an async context manager.
     """
 
-    def __init__(
-        self, run: Callable[[FloatArray], FloatArray], *, max_rows: int = 1024, max_waiting: int = 1024
-    ) -> None:
+    def __init__(self, run: Run, *, max_rows: int = 1024, max_waiting: int = 1024) -> None:
         """
         Args:
             run: maps a batch of shape (N, …) to one of shape (N, …), row by row.
@@ -44,6 +46,7 @@ class MicroBatcher:
         self._waiting: list[_Request] = []
         self._runner: asyncio.Task[None] | None = None
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
+        self._loop_runs = LoopRuns(0, 0)
 
     async def __aenter__(self) -> Self:
         return self
@@ -54,6 +57,12 @@ class MicroBatcher:
         if self._runner is not None:
             await self._runner
         self._thread.shutdown()
+
+    async def allow_loop_runs(self, row: FloatArray, bound_us: int) -> int:
+        """Most rows of a run that may hold the event loop from now on: what `LoopRuns.measure` finds on the thread."""
+        loop = asyncio.get_running_loop()
+        self._loop_runs = await loop.run_in_executor(self._thread, LoopRuns.measure, self._run, row, bound_us)
+        return self._loop_runs.max_rows
 
     async def predict(self, batch: FloatArray, is_wanted: Callable[[], bool] = lambda: True) -> FloatArray:
         """The model's output for this batch, shape (N, …).
@@ -66,6 +75,10 @@ class MicroBatcher:
             Overloaded: too many requests are waiting.
             Unavailable: the output is not wanted any more.
         """
+        if self._runner is None and self._loop_runs.allows(len(batch)):
+            if not is_wanted():
+                raise _unwanted()
+            return self._loop_runs.run(self._run, batch)
         if len(self._waiting) >= self._max_waiting:
             raise Overloaded("The model has too many requests waiting")
         output: asyncio.Future[FloatArray] = asyncio.get_running_loop().create_future()
@@ -109,8 +122,10 @@ class MicroBatcher:
                 taken.append(request)
                 rows += len(request.batch)
             else:
-                request.output.set_exception(
-                    Unavailable("The caller had gone, or its deadline passed, before the model ran")
-                )
+                request.output.set_exception(_unwanted())
         del self._waiting[:count]
         return taken
+
+
+def _unwanted() -> Unavailable:
+    return Unavailable("The caller had gone, or its deadline passed, before the model ran")

@@ -140,3 +140,51 @@ async def test_close_waits_for_requests_in_flight():
 
     assert pending.done()
     assert (await pending).tolist() == [[2]]
+
+
+class ThreadedModel(BlockingModel):
+    """Batches of more than 64 rows block. `threads` has the thread of each run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.threads: list[threading.Thread] = []
+
+    def run(self, batch: FloatArray) -> FloatArray:
+        self.threads.append(threading.current_thread())
+        return super().run(batch) if len(batch) > 64 else batch * 2
+
+
+async def test_small_batches_of_a_fast_model_run_on_the_loop():
+    model = ThreadedModel()
+    async with MicroBatcher(model.run) as batcher:
+        await batcher.predict(rows(1))
+        assert await batcher.allow_loop_runs(rows(1), bound_us=10_000_000) == 64
+        assert threading.current_thread() not in model.threads
+        model.threads.clear()
+        assert (await batcher.predict(rows(*range(64)))).tolist() == (rows(*range(64)) * 2).tolist()
+        model.release()
+        await batcher.predict(rows(*range(65)))
+        with pytest.raises(Unavailable):
+            await batcher.predict(rows(1), lambda: False)
+
+    on_loop, on_thread = model.threads
+    assert on_loop is threading.current_thread()
+    assert on_thread is not on_loop
+
+
+async def test_nothing_runs_on_the_loop_while_the_thread_has_work():
+    """Requests keep their order, and never are two runs at once."""
+    model = ThreadedModel()
+    async with MicroBatcher(model.run) as batcher:
+        await batcher.allow_loop_runs(rows(1), bound_us=10_000_000)
+        model.threads.clear()
+        large = asyncio.create_task(batcher.predict(rows(*range(65))))
+        await model.wait_until_entered()
+        small = asyncio.create_task(batcher.predict(rows(3)))
+        await asyncio.sleep(0)
+        assert len(model.threads) == 1
+        model.release()
+        assert (await small).tolist() == [[6]]
+        await large
+
+    assert threading.current_thread() not in model.threads
