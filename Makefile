@@ -86,8 +86,11 @@ lint: setup  ## ruff, black --check, mypy for both ends of the supported Pythons
 format: setup  ## Let ruff and black change what they can
 	@.venv/bin/ruff check --fix --quiet . ; .venv/bin/black --quiet .
 
-bench: setup  ## Measure the patterns beside their baselines and alternatives; tables and plots; BENCH=long for longer
-	@$(PYTHON_IN) -m scripts.benchmarks --profile $(or $(BENCH),short) $(if $(SAMPLE),--output $(SAMPLE)) $(PATTERNS)
+# A program of its own; BENCH="growth quick" has two words.
+bench_growth = scripts.benchmarks.growth --profile $(or $(word 2,$(BENCH)),short)
+
+bench: setup  ## Measure the patterns beside their baselines and alternatives; tables and plots; BENCH=long for longer, BENCH=growth for how cost grows
+	@$(PYTHON_IN) -m $(or $(bench_$(firstword $(BENCH))),scripts.benchmarks --profile $(or $(BENCH),short)) $(if $(SAMPLE),--output $(SAMPLE)) $(PATTERNS)
 	@$(if $(SAMPLE),$(PYTHON_IN) -m scripts.checks.figures --write)
 
 eject:  ## Write one pattern as a repository of its own: PATTERN=03 TO=../churn-service; MODEL=churn takes your own model along

@@ -13,8 +13,8 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import closing
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager, closing
 from dataclasses import replace
 from datetime import datetime
 from functools import partial
@@ -27,8 +27,9 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from scripts.benchmarks.harness import ARTIFACTS, ROW, Benchmark, Endpoint, send_load, take_turns
 from scripts.devstack.machine import resident_mb
+from scripts.devstack.runs import SkippedError
 from scripts.devstack.stack import DevStack
-from scripts.devstack.table import HOST, Pattern, mysql_process
+from scripts.devstack.table import HOST, mysql_process
 from serving_common.onnx import OnnxModel
 from serving_testing.mysql_server import mysql_binary
 
@@ -56,36 +57,45 @@ class BookItem(BookBase):
 
 async def measure(benchmark: Benchmark) -> None:
     """First on SQLite, then on a server, if one is installed."""
-    api = benchmark.pattern.without("job")
-    await measure_on(benchmark, api, SQLITE, f"sqlite:///{benchmark.run_dir}/04/items.db")
-    if mysql_binary() is None:
-        benchmark.skip(f"{SERVER}: neither mariadbd nor mysqld is installed")
-        return
-    api = api.with_changes("api", depends_on=("04-database",)).with_processes(mysql_process("PORT_04_DATABASE"))
-    await measure_on(benchmark, api, SERVER, f"mysql+pymysql://root@{HOST}:{{PORT_04_DATABASE}}/items")
+    for group in (SQLITE, SERVER):
+        async with item_store(benchmark, group) as store:
+            await measure_on(benchmark, store)
 
 
-async def measure_on(benchmark: Benchmark, pattern: Pattern, group: str, url: str) -> None:
+@asynccontextmanager
+async def item_store(benchmark: Benchmark, group: str) -> AsyncIterator["ItemStore"]:
+    """The API and an empty database of this kind. Raises SkippedError where no server is installed."""
+    pattern, url = benchmark.pattern.without("job"), f"sqlite:///{benchmark.run_dir}/04/items.db"
+    if group == SERVER:
+        if mysql_binary() is None:
+            raise SkippedError(f"{SERVER}: neither mariadbd nor mysqld is installed")
+        database = mysql_process("PORT_04_DATABASE")
+        pattern = pattern.with_changes("api", depends_on=("04-database",)).with_processes(database)
+        url = f"mysql+pymysql://root@{HOST}:{{PORT_04_DATABASE}}/items"
+    pattern = pattern.with_changes("api", env={**pattern.process("api").env, "DATABASE_URL": url})
+    async with benchmark.stack(pattern) as stack:
+        store = ItemStore(benchmark, stack, group, url.format_map(stack.ports))
+        yield store
+        store.close()
+
+
+async def measure_on(benchmark: Benchmark, store: "ItemStore") -> None:
     """All ways to store predictions on one kind of database."""
     rows, book_rows, large, rounds = benchmark.choose(
         quick=(400, 20, 800, 1), short=(20_000, 500, 100_000, 3), long=(100_000, BOOK_ROWS, 1_000_000, 3)
     )
-    pattern = pattern.with_changes("api", env={**pattern.process("api").env, "DATABASE_URL": url})
-    async with benchmark.stack(pattern) as stack:
-        store = ItemStore(benchmark, stack, group, url.format_map(stack.ports))
-        await measure_ways(store, rows, book_rows, rounds)
-        for count in (min(10_000, rows), large):
-            await store.fill(count)
-            rate, peak = await store.run_job()
-            store.add(f"job, {count:,} rows in one run", "rate", rate, "rows/s")
-            store.add(f"job, {count:,} rows in one run", "peak memory", peak, "MB", at_most=250)
-        if group == SERVER:  # SQLite lets one write at a time
-            await measure_concurrency(store, rows, rounds)
-        await store.fill(0)
-        body = {"items": [{"values": ROW}] * 10_000}
-        post = await send_load(f"{stack.urls['PORT_04_API']}/data/list", 1, 2.0, body)
-        store.add("POST /data/list of 10,000 items", "time", post.percentile(50), "s", at_most=0.5)
-        store.close()
+    await measure_ways(store, rows, book_rows, rounds)
+    for count in (min(10_000, rows), large):
+        await store.fill(count)
+        rate, peak = await store.run_job()
+        store.add(f"job, {count:,} rows in one run", "rate", rate, "rows/s")
+        store.add(f"job, {count:,} rows in one run", "peak memory", peak, "MB", at_most=250)
+    if store.group == SERVER:  # SQLite lets one write at a time
+        await measure_concurrency(store, rows, rounds)
+    await store.fill(0)
+    body = {"items": [{"values": ROW}] * 10_000}
+    post = await send_load(f"{store.api}/data/list", 1, 2.0, body)
+    store.add("POST /data/list of 10,000 items", "time", post.percentile(50), "s", at_most=0.5)
 
 
 async def measure_ways(store: "ItemStore", rows: int, book_rows: int, rounds: int) -> None:
@@ -128,6 +138,7 @@ class ItemStore:
 
     def __init__(self, benchmark: Benchmark, stack: DevStack, group: str, url: str) -> None:
         self.group, self._benchmark, self._stack, self._url = group, benchmark, stack, url
+        self.api = stack.urls["PORT_04_API"]
         self._mark, options = ("?", {}) if group == SQLITE else ("%s", {"local_infile": True})
         self._engine = create_engine(url, connect_args=options)
         self.close = self._engine.dispose
@@ -147,13 +158,17 @@ class ItemStore:
         return await run()
 
     def _fill(self, count: int) -> None:
-        rows = np.random.default_rng(0).uniform(0.1, 8, (count, 4)).round(1).tolist()
+        rows = np.random.default_rng(0).uniform(0.1, 8, (min(count, CHUNK_ROWS), 4)).round(1).tolist()
         with closing(self._engine.raw_connection()) as connection:
             cursor = connection.cursor()
             cursor.execute("DELETE FROM items" if self.group == SQLITE else "TRUNCATE items")
-            for start in range(0, count, CHUNK_ROWS):
-                page = [(orjson.dumps(row).decode(),) for row in rows[start : start + CHUNK_ROWS]]
-                cursor.executemany(f"INSERT INTO items (`values`) VALUES ({self._mark})", page)  # noqa: S608 - no input
+            texts = [(orjson.dumps(row).decode(),) for row in rows]
+            cursor.executemany(f"INSERT INTO items (`values`) VALUES ({self._mark})", texts)  # noqa: S608 - no input
+            stored = len(texts)
+            while stored < count:
+                more = min(stored, count - stored)
+                cursor.execute(f"INSERT INTO items (`values`) SELECT `values` FROM items LIMIT {more}")  # noqa: S608
+                stored += more
             connection.commit()
 
     async def run_job(self) -> tuple[float, float]:

@@ -20,6 +20,7 @@ from scripts.devstack.stack import DevStack
 from scripts.devstack.steps import FLOWERS
 from scripts.devstack.table import ROOT
 from serving_common.queue.client import JobQueue
+from serving_common.queue.commands import Commands
 from serving_common.queue.types import JobKeys
 from serving_testing.load import Load, run_in_process
 
@@ -29,6 +30,7 @@ V = TypeVar("V")
 ARTIFACTS = ROOT / "models/artifacts"
 ROW = FLOWERS["setosa"]
 TYPICAL_CONNECTIONS = 16
+FILL_AT_ONCE = 200
 SAME_LOAD = "The same load"
 
 
@@ -157,13 +159,14 @@ async def drain(
 async def fill(redis: Redis, keys: JobKeys, data: bytes, jobs: int) -> list[str]:
     """Empty Redis and queue this many jobs; their ids."""
     await redis.flushall()
-    queue = JobQueue(redis, keys, max_length=jobs + 1)
-
-    async def enqueue_some(count: int) -> list[str]:
-        return [await queue.enqueue(data) for _ in range(count)]
-
-    counts = [jobs // 16] * 16 + [jobs % 16]
-    return [job_id for ids in await asyncio.gather(*map(enqueue_some, counts)) for job_id in ids]
+    ids = [f"{number:06x}" for number in range(jobs)]
+    async with redis.pipeline(transaction=False) as pipeline:
+        commands = Commands(pipeline, keys, ttl_s=86_400)
+        for number, job_id in enumerate(ids, start=1):
+            await commands.run("enqueue", job_id, data, "normal", jobs + 1, "", "")
+            if number % FILL_AT_ONCE == 0 or number == jobs:
+                await pipeline.execute()
+    return ids
 
 
 @dataclass(kw_only=True)

@@ -28,10 +28,20 @@ def draw(found: SideBySide, alone: Sequence[Measurement], folder: Path) -> list[
         "throughput.svg": _throughput(found),
         "scale_out.svg": _scale_out(found, alone),
     }
-    for name, drawing in drawings.items():
-        drawing.savefig(folder / name, metadata={"Date": None}, facecolor="white", bbox_inches="tight")
-        plt.close(drawing)
-    return [folder / name for name in drawings]
+    return [save(drawing, folder / name) for name, drawing in drawings.items()]
+
+
+def save(drawing: Drawing, path: Path) -> Path:
+    """Write an SVG, the same bytes for the same drawing."""
+    drawing.savefig(path, metadata={"Date": None}, facecolor="white", bbox_inches="tight")
+    plt.close(drawing)
+    return path
+
+
+def panels_of(count: int) -> tuple[Drawing, list[Axes]]:
+    """An empty drawing with this many panels side by side."""
+    drawing, panels = plt.subplots(1, count, figsize=(WIDTH, HEIGHT), squeeze=False)
+    return drawing, list(panels[0])
 
 
 def _latency(found: SideBySide) -> Drawing:

@@ -55,20 +55,25 @@ def write(
     text += [section(together, "Side by side"), *(section(benchmark, benchmark.title) for benchmark in benchmarks)]
     text.append(f"\nVersions: {', '.join(f'{name} {version}' for name, version in libraries().items())}.\n")
     (output / "bench.md").write_text("".join(text), encoding="utf-8")
-    runs: list[PatternRun] = [together, *benchmarks]
-    everything = {
-        "machine": machine(),
-        "libraries": libraries(),
-        "profile": profile,
-        "seconds": seconds,
+    everything = facts([together, *benchmarks], profile, seconds) | {
         "side_by_side": {
             "measurements": [asdict(each) for each in together.measurements],
             "percentiles": PERCENTILES,
             "latency_ms": {count: together.percentiles_ms(count) for count in plots.LATENCY_CONNECTIONS},
         },
         "patterns": {each.pattern.number: [asdict(one) for one in each.measurements] for each in benchmarks},
-        "skipped": {run.title: run.skipped for run in runs if run.skipped},
-        "failed": {run.title: run.error for run in runs if run.error},
     }
     (output / "bench.json").write_text(json.dumps(everything, indent=1) + "\n", encoding="utf-8")
     return [output / "bench.md", output / "bench.json", *drawn]
+
+
+def facts(runs: Sequence[PatternRun], profile: Profile, seconds: float) -> dict[str, object]:
+    """Where and how a run was made, and what could not be: goes into every JSON file."""
+    return {
+        "machine": machine(),
+        "libraries": libraries(),
+        "profile": profile,
+        "seconds": seconds,
+        "skipped": {run.title: run.skipped for run in runs if run.skipped},
+        "failed": {run.title: run.error for run in runs if run.error},
+    }
