@@ -71,9 +71,10 @@ smoke: setup  ## Run every curl line of every README, against what runs or a sta
 # Programs of their own, by the first word of PROVE; PROVE="drain long" has two.
 prove_keda := scripts.chaos.autoscaling
 prove_models := scripts.checks.own_models
+prove_upgrades := deploy.eject.history
 prove_drain = scripts.chaos.draining --profile $(or $(word 2,$(PROVE)),short)
 
-prove: setup  ## Chaos: kill, hang and feed garbage to the patterns under load, and write the loss report; PROVE=long for more, PROVE=keda scales workers, PROVE=drain stops services, PROVE=models adds and serves twelve
+prove: setup  ## Chaos: kill, hang and feed garbage to the patterns under load, and write the loss report; PROVE=long for more, PROVE=keda scales workers, PROVE=drain stops services, PROVE=models adds and serves twelve, PROVE=upgrades upgrades an ejected 03
 	@$(PYTHON_IN) -m $(or $(prove_$(firstword $(PROVE))),scripts.chaos --profile $(or $(PROVE),short) $(PATTERNS)) $(if $(SAMPLE),--output $(SAMPLE))
 	@$(if $(SAMPLE),$(PYTHON_IN) -m scripts.checks.figures --write)
 
@@ -95,7 +96,7 @@ bench: setup  ## Measure the patterns beside their baselines and alternatives; t
 
 eject:  ## Write one pattern as a repository of its own: PATTERN=03 TO=../churn-service; MODEL=churn takes your own model along
 	@scripts/setup.sh run $(or $(wildcard $(PATTERN)_*),$(error PATTERN: which pattern? make eject PATTERN=03 TO=../churn-service))
-	@$(PYTHON_IN) -m deploy.eject.eject $(if $(MODEL),--model '$(MODEL)') $(PATTERN) $(or $(TO),$(error TO: into which folder? make eject PATTERN=03 TO=../churn-service))
+	@$(PYTHON_IN) -m deploy.eject.eject $(if $(MODEL),--model '$(MODEL)') $(PATTERN) '$(or $(TO),$(error TO: into which folder? make eject PATTERN=03 TO=../churn-service))'
 
 models: setup  ## Build all models into models/artifacts
 	@$(PYTHON_IN) -m models.build

@@ -11,6 +11,7 @@ import argparse
 import hashlib
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -94,7 +95,7 @@ def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
         return 1
     lines = sum(copy.content.count(b"\n") for copy in copies.values())
     demo = f"make demo MODEL={options.model}" if options.model else "make demo"
-    print(f"{options.to}: {len(copies)} files, {lines:,} lines. Next: cd {options.to} && {demo}")
+    print(f"{options.to}: {len(copies)} files, {lines:,} lines. Next: cd {shlex.quote(str(options.to))} && {demo}")
     return 0
 
 
@@ -172,11 +173,15 @@ def moved(text: str, source: str, target: str, folder: str, kept: Collection[str
     text = re.sub(rf"(\./)?{folder}/", "", text).replace(f'"{folder}"', '"."')
     is_own = source == f"{folder}/{target}"
     if is_own and target.endswith((".yml", ".yaml")):
-        text = re.sub(r"\.\./(?=common|models|deploy|0)", "", text.replace("context: ..\n", "context: .\n"))
+        text = text.replace("context: ..\n", "context: .\n")
+        # With ./ where nothing else is left: without, compose takes the source of a volume for a name.
+        text = re.sub(r"(\.\./)?\.\./(?=common|models|deploy|0)", lambda found: found[1] or "./", text)
     if is_own and target.startswith("tests/"):
         text = text.replace("PATTERN.parent", "PATTERN")
         text = re.sub(r"^ROOT = Path\(__file__\)\.parents\[2\]", "ROOT = Path(__file__).parents[1]", text, flags=re.M)
     if target.endswith(".md"):
+        if is_own:
+            text = re.sub(rf"^ *cd {folder}\n", "", text, flags=re.M).replace("../.venv/", ".venv/")
         text = LINK.sub(lambda link: relinked(link, source, folder, kept), text)
     return text
 

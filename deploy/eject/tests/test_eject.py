@@ -11,12 +11,13 @@ import tomllib
 import pytest
 import yaml
 
-from deploy.eject import eject, upgrade
+from deploy.eject import eject, history, upgrade
 from deploy.eject.eject import ROOT
 from serving_testing.own_model import write_model
 from serving_testing.processes import free_port
 
 NUMBERS = sorted(path.name[:2] for path in ROOT.glob("[0-9][0-9]_*_pattern"))
+SIX = "06_horizontal_microservice_pattern"
 ALLOWED_OTHERS = {"03": {"02_synchronous_pattern"}}
 
 
@@ -82,6 +83,20 @@ def test_all_that_dockerfiles_and_compose_copy_is_there(repository):
             assert (folder / service["build"]["dockerfile"]).is_file()
         for watched in service.get("develop", {}).get("watch", []):
             assert (folder / watched["path"]).exists(), watched
+    for compose in folder.glob("docker-compose*.yml"):
+        for mount in re.findall(r"(?:source: |- )(\$\{\w*MODEL\w*:.*)", compose.read_text()):
+            # Without ./ compose takes a source for the name of a volume.
+            assert "{MODEL:+./models/artifacts/}" in mount or "{MODELS_DIR:-./models/artifacts}:" in mount
+
+
+def test_the_readme_speaks_of_the_new_root(repository):
+    number, folder = repository
+    targets = set(re.findall(r"^([a-z-]+):", (folder / "Makefile").read_text(), re.M))
+    for name in ("README.md", "README.ja.md"):
+        text = (folder / name).read_text()
+        assert "../.venv" not in text
+        assert not re.search(rf"^ *cd {number}_", text, re.M)
+    assert {"demo", "test", "up", "lint", "models", "setup", "upgrade"} <= targets
 
 
 def test_every_import_and_every_link_leads_somewhere(repository):
@@ -129,6 +144,67 @@ def test_the_demo_runs_in_the_new_repository(upstream, tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert ", 0 wrong." in done.stdout
+
+
+PAGES = [ROOT / "docs/eject.md", ROOT / "docs/eject.ja.md"]
+
+
+def commands_of(page):
+    return re.findall(r"^```bash\n(.*?)^```$", page.read_text(encoding="utf-8"), re.M | re.S)
+
+
+def test_commands_of_the_page_move_a_pattern_out_and_upgrade_it(upstream, tmp_path):
+    """All but those that set up an environment: of these it is seen that they would be run."""
+    assert commands_of(PAGES[0]) == commands_of(PAGES[1])
+    move, own, update = commands_of(PAGES[0])
+    git(tmp_path, "clone", "--quiet", upstream, "serving-patterns")
+    (tmp_path / "serving-patterns/.venv").symlink_to(ROOT / ".venv")
+    script = f"""set -eu
+make() {{ case $1 in demo | test) command make --dry-run "$@" ;; *) command make "$@" ;; esac; }}
+docker() {{ test "$1" = compose; }}
+{move}{own}
+cd ../serving-patterns
+echo '# new' >> 06_horizontal_microservice_pattern/src/models.py
+git commit --quiet --all --message Next
+cd ../flower-service
+{update}"""
+    identity = {f"GIT_{who}_{what}": "owner" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
+    done = subprocess.run(
+        ["bash", "-c", script], cwd=tmp_path / "serving-patterns", env=os.environ | identity,
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "-m scripts.devstack.demo  06" in done.stdout
+    assert (tmp_path / "flower-service/src/models.py").read_text().endswith("# new\n")
+    assert git(tmp_path / "flower-service", "log", "--format=%s") == "Eject pattern 06\n"
+
+
+def test_folders_may_have_spaces(upstream, tmp_path):
+    git(tmp_path, "clone", "--quiet", upstream, "up stream")
+    (tmp_path / "up stream/.venv").symlink_to(ROOT / ".venv")
+    make = ["make", "--silent", "-C"]
+    subprocess.run([*make, tmp_path / "up stream", "eject", "PATTERN=06", "TO=../a pattern/of mine"], check=True)
+    own = tmp_path / "a pattern/of mine"
+    git(own, "add", "--all")
+    git(own, "commit", "--quiet", "--message=First")
+    done = subprocess.run([*make, own, "upgrade", "FROM=../../up stream"], capture_output=True, text=True, check=False)
+    assert done.stdout == "Nothing to do: upstream is where it was.\n", done.stderr
+
+
+def test_upgrades_through_history_find_edits_kept_and_lost(upstream, tmp_path, capsys, monkeypatch):
+    git(tmp_path, "clone", "--quiet", upstream, "upstream")
+    for name in ("src/models.py", "README.md"):
+        path = tmp_path / "upstream" / SIX / name
+        path.write_text(f"{path.read_text()}# new in {name}\n")
+    git(tmp_path / "upstream", "commit", "--quiet", "--all", "--message=Next")
+    keep = history.resolved
+    monkeypatch.setattr(history, "resolved", lambda found: found[2] if "README" in found[2] else keep(found))
+    assert history.main(["06", "--commits", "1", "--output", "docs"], tmp_path / "upstream") == 1
+    [upgrade] = capsys.readouterr().out.splitlines()[2:]
+    assert upgrade.endswith(" Next | 2 | 2 | 0 | 1 | 0 |")
+    for page in ("eject.md", "eject.ja.md"):
+        text = (tmp_path / "upstream/docs" / page).read_text()
+        assert f"{history.HEAD}\n{upgrade}\n<!-- /prove -->" in text
 
 
 def test_a_model_of_ones_own_comes_along(upstream, tmp_path, capsys):
@@ -196,9 +272,6 @@ class Owned:
 @pytest.fixture
 def owned(upstream, tmp_path):
     return Owned(upstream, tmp_path)
-
-
-SIX = "06_horizontal_microservice_pattern"
 
 
 def test_an_upgrade_keeps_edits_and_follows_renames(owned, capfd):
