@@ -94,7 +94,7 @@ class _DirectRoute:
             raise TypeError(f"{context.endpoint} cannot be served directly: it needs a response model, used as it is")
         self._response: TypeAdapter[Any] = TypeAdapter(context.response_model)
         self._exclude_unset: bool = context.response_model_exclude_unset
-        self._status: int = context.status_code or 200
+        self.status: int = context.status_code or 200
         self._add(context.dependant)
         stricter: type[BaseModel] | None = getattr(context.endpoint, _MARK)
         self.body = stricter or self._declared_body
@@ -141,8 +141,11 @@ class _DirectRoute:
         arguments.extend((name, _REQUEST) for name in request_names if name is not None)
         self.steps.append(_Step(function, function, tuple(arguments)))
 
-    async def respond(self, request: Request, body: BaseModel | None) -> Response:
-        """Solve the dependencies, in FastAPI's order, call the endpoint, validate and serialise what it returns."""
+    async def respond(self, request: Request, body: BaseModel | None) -> Response | bytes:
+        """Solve the dependencies, in FastAPI's order, call the endpoint, validate and serialise what it returns.
+
+        JSON is returned as it is: building a Response around it takes as long as serialising a small one.
+        """
         known: dict[object, Any] = {_REQUEST: request, _BODY: body, **self.defaults}
         result: Any = None
         for step in self.steps:
@@ -153,8 +156,7 @@ class _DirectRoute:
             value = self._response.validate_python(result, from_attributes=True)
         except ValidationError as exc:
             raise ResponseValidationError(exc.errors(include_url=False), body=result) from exc
-        content = self._response.dump_json(value, by_alias=True, exclude_unset=self._exclude_unset)
-        return Response(content, self._status, media_type="application/json")
+        return self._response.dump_json(value, by_alias=True, exclude_unset=self._exclude_unset)
 
 
 class DirectMiddleware:
@@ -188,13 +190,18 @@ class DirectMiddleware:
             await self._app(scope, _received_again(content, receive), send)
             return
         except Exception as exc:  # noqa: BLE001 - raised again unless the app has a handler
-            response = await _handled(app, request, exc)
+            response: Response | bytes = await _handled(app, request, exc)
         else:
             try:
                 response = await route.respond(request, body)
             except Exception as exc:  # noqa: BLE001 - raised again unless the app has a handler
                 response = await _handled(app, request, exc)
-        await response(scope, receive, send)
+        if isinstance(response, bytes):
+            headers = [(b"content-length", b"%d" % len(response)), (b"content-type", b"application/json")]
+            await send({"type": "http.response.start", "status": route.status, "headers": headers})
+            await send({"type": "http.response.body", "body": response})
+        else:
+            await response(scope, receive, send)
 
 
 def direct_routes(app: FastAPI) -> dict[tuple[str, str], _DirectRoute]:
