@@ -68,6 +68,9 @@ test-swarm: setup  ## Deploy the patterns to a Docker Swarm and scale, roll, kil
 smoke: setup  ## Run every curl line of every README, against what runs or a stack of its own, and compare the responses
 	@$(PYTHON_IN) -m scripts.checks.smoke $(if $(AS_SHOWN),--as-shown) $(PATTERNS)
 
+# The figures in the READMEs name numbers of rows and jobs that only the long runs have.
+usual := $(if $(SAMPLE),long,short)
+
 # Programs of their own, by the first word of PROVE; PROVE="drain long" has two.
 prove_keda := scripts.chaos.autoscaling
 prove_models := scripts.checks.own_models
@@ -75,7 +78,7 @@ prove_upgrades := deploy.eject.history
 prove_drain = scripts.chaos.draining --profile $(or $(word 2,$(PROVE)),short)
 
 prove: setup  ## Chaos: kill, hang and feed garbage to the patterns under load, and write the loss report; PROVE=long for more, PROVE=keda scales workers, PROVE=drain stops services, PROVE=models adds and serves twelve, PROVE=upgrades upgrades an ejected 03
-	@$(PYTHON_IN) -m $(or $(prove_$(firstword $(PROVE))),scripts.chaos --profile $(or $(PROVE),short) $(PATTERNS)) $(if $(SAMPLE),--output $(SAMPLE))
+	@$(PYTHON_IN) -m $(or $(prove_$(firstword $(PROVE))),scripts.chaos --profile $(or $(PROVE),$(usual)) $(PATTERNS)) $(if $(SAMPLE),--output $(SAMPLE))
 	@$(if $(SAMPLE),$(PYTHON_IN) -m scripts.checks.figures --write)
 
 trace: setup  ## Follow every requirement to the test that shows it, and that test to the last `make test`
@@ -91,7 +94,7 @@ format: setup  ## Let ruff and black change what they can
 bench_growth = scripts.benchmarks.growth --profile $(or $(word 2,$(BENCH)),short)
 
 bench: setup  ## Measure the patterns beside their baselines and alternatives; tables and plots; BENCH=long for longer, BENCH=growth for how cost grows
-	@$(PYTHON_IN) -m $(or $(bench_$(firstword $(BENCH))),scripts.benchmarks --profile $(or $(BENCH),short)) $(if $(SAMPLE),--output $(SAMPLE)) $(PATTERNS)
+	@$(PYTHON_IN) -m $(or $(bench_$(firstword $(BENCH))),scripts.benchmarks --profile $(or $(BENCH),$(usual))) $(if $(SAMPLE),--output $(SAMPLE)) $(PATTERNS)
 	@$(if $(SAMPLE),$(PYTHON_IN) -m scripts.checks.figures --write)
 
 eject:  ## Write one pattern as a repository of its own: PATTERN=03 TO=../churn-service; MODEL=churn takes your own model along
