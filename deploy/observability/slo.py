@@ -26,19 +26,23 @@ SPEEDS: tuple[tuple[str, str, tuple[tuple[str, str, float], ...]], ...] = (
     ("BurnsFast", "page", (("1h", "5m", 14.4), ("6h", "30m", 6))),
     ("BurnsSlowly", "ticket", (("1d", "2h", 3), ("3d", "6h", 1))),
 )
+# Bad events that use up the whole budget, however few the good ones are: among ten requests, one failure is 10 %, and
+# wakes nobody. A window counts as many events as that takes, at least.
+FEW = 5
 WINDOWS = ("5m", "30m", "1h", "2h", "6h", "1d", "3d")
 HEADER = "# Written from slo/{name}.toml by `python -m deploy.observability.slo --write`; a test compares them.\n"
 
 
-def ratio(slo: str, indicator: dict[str, Any], window: str) -> str:
+def ratio(slo: str, indicator: dict[str, Any], window: str, budget: float) -> str:
     """The share of bad events, or of bad moments, in a window: an expression without labels, empty without events."""
     if "value" in indicator:
         return f'avg_over_time(slo:is_bad{{slo="{slo}", pattern="{indicator["pattern"]}"}}[{window}])'
-    total = f"sum(rate({indicator['total']}[{window}]))"
+    total = f"sum(increase({indicator['total']}[{window}]))"
     if "good" in indicator:
-        return f"1 - sum(rate({indicator['good']}[{window}])) / ({total} > 0)"
-    # Before the first error there is no series of errors.
-    return f"(sum(rate({indicator['bad']}[{window}])) or vector(0)) / ({total} > 0)"
+        bad = f"{total} - sum(increase({indicator['good']}[{window}]))"
+    else:  # before the first error there is no series of errors
+        bad = f"sum(increase({indicator['bad']}[{window}])) or vector(0)"
+    return f"({bad}) / clamp_min({total} > 0, {FEW / budget:.0f})"
 
 
 def group(path: Path) -> dict[str, Any]:
@@ -53,7 +57,7 @@ def group(path: Path) -> dict[str, Any]:
             is_bad = f"{indicator['value']} > bool {indicator['above']}"
             rules.append({"record": "slo:is_bad", "expr": is_bad, "labels": dict(labels)})
         for window in WINDOWS:
-            expr = ratio(slo, indicator, window)
+            expr = ratio(slo, indicator, window, budget)
             rules.append({"record": f"slo:bad_ratio:{window}", "expr": expr, "labels": dict(labels)})
     for suffix, severity, conditions in SPEEDS:
         alert = "".join(word.title() for word in slo.split("_")) + suffix
