@@ -216,6 +216,8 @@ class TfServing:
         """The reply of Predict. Raises grpc.aio.AioRpcError."""
         with tracing.span(PREDICT, CLIENT, self._attributes) as span:
             metadata = tuple(tracing.headers().items())
+            if request_id := tracing.request_id.get():
+                metadata += (("x-request-id", request_id),)
             try:
                 reply = await self._predictions.Predict(request, timeout=timeout_s, metadata=metadata)
             except grpc.aio.AioRpcError as exc:

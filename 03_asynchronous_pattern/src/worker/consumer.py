@@ -8,6 +8,7 @@ import orjson
 import structlog
 from pydantic import TypeAdapter
 
+from serving_common import tracing
 from serving_common.cards import Card
 from serving_common.queue.consumers import JOBS, retry_until_available
 from serving_common.queue.types import Job, JobId
@@ -58,6 +59,9 @@ async def _predict(worker: Worker, model: Model, card: Card, batch: Sequence[tup
     # blamed for the same death again, so the server has to answer something else first.
     if jobs[0].is_suspect and (reason := await model.why_unavailable(PROBE_WITHIN_S)):
         raise ModelUnavailable(reason)
+    # For the model server's log: a batch of several requests has no id of its own.
+    ids = {job.request_id for job in jobs}
+    tracing.request_id.set(ids.pop() if len(ids) == 1 else "")
     try:
         answers = await model.predict([row for _, rows in batch for row in rows])
     except InferenceFailed as exc:

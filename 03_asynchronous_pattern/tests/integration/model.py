@@ -28,6 +28,7 @@ class ScriptedModel:
     def __init__(self, port: int | None = None) -> None:
         self.port = port or free_port()
         self.batches: list[int] = []
+        self.request_ids: list[str | None] = []
         self.failure = grpc.StatusCode.INVALID_ARGUMENT
         self.is_unavailable = False
         self.crashes_on_bad_row = False
@@ -44,6 +45,7 @@ class ScriptedModel:
         tensor = request.inputs["input"]
         rows = tensor.tensor_shape.dim[0].size
         self.batches.append(rows)
+        self.request_ids.append(dict(context.invocation_metadata() or ()).get("x-request-id"))
         self.entered.set()
         if self.is_unavailable:
             await context.abort(grpc.StatusCode.UNAVAILABLE, "unavailable")

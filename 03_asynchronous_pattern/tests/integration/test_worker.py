@@ -12,6 +12,7 @@ import pytest
 import structlog
 from prometheus_client import REGISTRY, generate_latest
 
+from serving_common import tracing
 from serving_common.queue.types import POISON, JobStatus, Priority
 from serving_common.queue.worker import Worker
 from serving_testing.processes import Process, answers, free_port, running, wait_until
@@ -80,6 +81,19 @@ async def test_waiting_jobs_share_one_predict_call(queue, model, settings):
         "status": "completed",
         "result": {"prediction": 1, "class_name": "versicolor", "probabilities": pytest.approx([0.1, 0.7, 0.2])},
     }
+
+
+async def test_the_model_server_learns_the_request_of_a_batch_unless_there_are_several(queue, model, settings):
+    for request_id in ("order-7", "order-7"), ("order-8", "order-9"):
+        ids = []
+        for each in request_id:
+            tracing.request_id.set(each)
+            ids += await submit(queue, GOOD_ROWS)
+        async with worker(settings(num_workers=1)):
+            for job_id in ids:
+                await wait_for_end(queue, job_id)
+    assert model.batches == [2, 2]
+    assert model.request_ids == ["order-7", None]
 
 
 @needs_promtool

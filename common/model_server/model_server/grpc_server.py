@@ -151,22 +151,22 @@ def _parsed(method: tuple[str, str], serialized: bytes, respond: Callable[[CallR
         return None
 
 
-def _result(api: str, function: Callable[[], Message]) -> CallResult:
+def _result(api: str, function: Callable[[], Message], context: Context) -> CallResult:
     """How a call of `function` ends; never raises."""
     try:
         return CallResult(Code.OK, message=function().SerializeToString())
     except StatusError as error:
         return CallResult(error.code, str(error))
     except Exception:
-        log.exception("call_failed", api=api)
+        log.exception("call_failed", api=api, **tracing.log_ids(context.headers))
         return CallResult(Code.INTERNAL, "Internal error; see the server's log")
 
 
 def _control_behavior(method: tuple[str, str], function: Callable[[Any], Message]) -> Behavior:
-    def behavior(serialized: bytes, _: Context, respond: Callable[[CallResult], None]) -> None:
+    def behavior(serialized: bytes, context: Context, respond: Callable[[CallResult], None]) -> None:
         request = _parsed(method, serialized, respond)
         if request is not None:
-            respond(_result(method[1], lambda: function(request)))
+            respond(_result(method[1], lambda: function(request), context))
 
     return behavior
 
@@ -191,7 +191,7 @@ def _run_behavior(
 
         def work() -> None:
             with span:
-                result = _result(api, lambda: function(request, context))
+                result = _result(api, lambda: function(request, context), context)
                 span.set({"rpc.response.status_code": result.code.name})
                 if result.code is not Code.OK:
                     span.fail(result.details, result.code.name)

@@ -128,7 +128,8 @@ class RestApi:
         else:
             pool = self._load_pool if LOADS.fullmatch(path) else self._control_pool
             respond = partial(self._respond, method, path, request)
-            _, response = await asyncio.get_running_loop().run_in_executor(pool, _outcome, path, respond)
+            outcome = partial(_outcome, path, respond, request.headers)
+            _, response = await asyncio.get_running_loop().run_in_executor(pool, outcome)
         await self._send(send, method, response)
 
     def _health(self, path: str) -> RestResponse:
@@ -216,7 +217,7 @@ class RestApi:
 
         attributes = {"http.request.method": "POST", "http.route": prediction.route}
         with tracing.begin(prediction.headers, f"POST {prediction.route}", tracing.SERVER, attributes) as span:
-            code, response = _outcome(prediction.api, run)
+            code, response = _outcome(prediction.api, run, prediction.headers)
             span.set({"http.response.status_code": response.status})
             if response.status >= 500:
                 span.fail(code.name, str(response.status))
@@ -282,14 +283,14 @@ class RestApi:
         return json_codec.pretty(document, 1) + b"\n"
 
 
-def _outcome(what: str, respond: Callable[[], RestResponse]) -> tuple[Code, RestResponse]:
+def _outcome(what: str, respond: Callable[[], RestResponse], headers: Iterable[Header]) -> tuple[Code, RestResponse]:
     """How `respond` ends; never raises."""
     try:
         return Code.OK, respond()
     except StatusError as error:
         return error.code, failure(error)
     except Exception:
-        log.exception("request_failed", what=what)
+        log.exception("request_failed", what=what, **tracing.log_ids(headers))
         return Code.INTERNAL, failure(StatusError(Code.INTERNAL, "Internal error; see the server's log"))
 
 

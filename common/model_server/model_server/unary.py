@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import grpc
 import structlog
 
+from serving_common import tracing
+
 from .context import Context
 from .fallback import try_private
 from .pool import ElasticPool, ElasticThreads
@@ -191,7 +193,7 @@ class CompletionQueueCalls:
             try:
                 context.call.start_server_batch(operations, partial(_on_close, context))
             except ValueError as error:
-                log.info("call_not_watched", reason=str(error))
+                log.info("call_not_watched", reason=str(error), **tracing.log_ids(context.headers))
 
     def send(self, context: _CallContext, result: CallResult) -> None:
         """End the call with `result`."""
@@ -213,7 +215,7 @@ class CompletionQueueCalls:
         try:
             context.call.start_server_batch(operations, _on_end)
         except ValueError as error:
-            log.info("response_not_sent", reason=str(error))
+            log.info("response_not_sent", reason=str(error), **tracing.log_ids(context.headers))
 
 
 class _CallContext(Context):

@@ -12,7 +12,6 @@ BodyLimitMiddleware          413 and 429 for bodies; `arrived`, the loop time at
 
 import asyncio
 import os
-import re
 import time
 from functools import cache
 
@@ -38,8 +37,6 @@ METHODS = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"}
 HEALTH_ROUTES = frozenset({"/health", "/health/live", "/health/ready"})
 # Probes and scrapes come every few seconds; at info level their lines would bury the others.
 QUIET_ROUTES = HEALTH_ROUTES | {"/metrics"}
-# A caller's request id is logged and forwarded, so its length and characters are limited.
-REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 
 log = structlog.get_logger()
 
@@ -55,7 +52,7 @@ class RequestContextMiddleware:
             await self._app(scope, receive, send)
             return
         given = _header(scope, b"x-request-id")
-        request_id = given.decode() if REQUEST_ID.fullmatch(given) else os.urandom(16).hex()
+        request_id = given.decode() if tracing.REQUEST_ID.fullmatch(given) else os.urandom(16).hex()
         state = scope.setdefault("state", {})
         state["request_id"] = request_id
         state["status"] = 0

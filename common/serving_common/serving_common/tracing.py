@@ -37,6 +37,9 @@ SHUTDOWN_S = 1.0
 MAX_TRACESTATE = 512
 """Characters of a tracestate that are passed on, which W3C Trace Context asks for; a longer one is dropped."""
 
+REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
+"""A caller's X-Request-ID that is logged and forwarded: its length and characters are limited."""
+
 _TRACEPARENT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
 _TRACE_IDS = 2**64  # samplers compare the lower half of the 128 bits
 _GRPC_PORT = 4317  # OTLP's registered port for gRPC; 4318 is that for HTTP
@@ -513,6 +516,18 @@ def begin(
         return _tracing.begin(name, kind, attributes, (), force=False)
     resumed = _tracing.resume(parent)
     return resumed.child(name, kind, attributes) if resumed.is_recording else resumed
+
+
+def log_ids(headers: Iterable[tuple[str | bytes, str | bytes]]) -> dict[str, str]:
+    """`request_id` and `trace_id` for a line about a request, as far as its headers have them, also with traces off."""
+    found = {}
+    headers = [*headers]
+    for name, value in headers:
+        given = value.encode("latin-1", "replace") if isinstance(value, str) else value
+        if name in (b"x-request-id", "x-request-id") and REQUEST_ID.fullmatch(given):
+            found["request_id"] = given.decode()
+    trace_id = current().trace_id or (parent.trace_id if (parent := _received(headers)) else "")
+    return found | {"trace_id": trace_id} if trace_id else found
 
 
 def _received(headers: Iterable[tuple[str | bytes, str | bytes]]) -> TraceParent | None:
