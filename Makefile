@@ -72,12 +72,13 @@ smoke: setup  ## Run every curl line of every README, against what runs or a sta
 usual := $(if $(SAMPLE),long,short)
 
 # Programs of their own, by the first word of PROVE; PROVE="drain long" has two.
+prove_alerts = deploy.observability.alerting --profile $(or $(word 2,$(PROVE)),$(usual)) $(PATTERNS)
 prove_keda := scripts.chaos.autoscaling
 prove_models := scripts.checks.own_models
 prove_upgrades := deploy.eject.history
 prove_drain = scripts.chaos.draining --profile $(or $(word 2,$(PROVE)),short)
 
-prove: setup  ## Chaos: kill, hang and feed garbage to the patterns under load, and write the loss report; PROVE=long for more, PROVE=keda scales workers, PROVE=drain stops services, PROVE=models adds and serves twelve, PROVE=upgrades upgrades an ejected 03
+prove: setup  ## Chaos: kill, hang and feed garbage to the patterns under load, and write the loss report; PROVE=long for more, PROVE=alerts shows which alerts fire, PROVE=keda scales workers, PROVE=drain stops services, PROVE=models adds and serves twelve, PROVE=upgrades upgrades an ejected 03
 	@$(PYTHON_IN) -m $(or $(prove_$(firstword $(PROVE))),scripts.chaos --profile $(or $(PROVE),$(usual)) $(PATTERNS)) $(if $(SAMPLE),--output $(SAMPLE))
 	@$(if $(SAMPLE),$(PYTHON_IN) -m scripts.checks.figures --write)
 

@@ -70,7 +70,7 @@ class Relay:
 
     def __init__(self, port: int, target_port: int, delay_s: float = 0) -> None:
         """`delay_s`: how much later each part of a response arrives. A new `target_port` is for new connections."""
-        self.lies, self._delay_s = False, delay_s
+        self.lies, self.delay_s = False, delay_s
         self.port, self.target_port = port, target_port
         self._draw = random.Random(port)
         self._connections: set[asyncio.Task[None]] = set()
@@ -105,5 +105,5 @@ class Relay:
     async def _copy_responses(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.closing(writer), contextlib.suppress(OSError):
             while data := await reader.read(GARBAGE_BYTES):
-                await asyncio.sleep(self._delay_s)
+                await asyncio.sleep(self.delay_s)
                 writer.write(data)

@@ -2,14 +2,17 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from scripts.chaos.harness import ChaosRun
+from scripts.chaos.harness import ChaosRun, Incident
 from scripts.devstack.machine import described
 from scripts.devstack.runs import Profile
+from scripts.devstack.table import ROOT
 
+ALERTS = ROOT / "docs/prove/alerts.json"
+"""The last result of `make prove PROVE=alerts` that was committed."""
 HEADER = """\
 | pattern | faults injected | accepted | lost | done twice | stuck | failed answers | worst recovery |
 | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |"""
@@ -21,7 +24,8 @@ EXPLAINED = """\
 - **failed answers**: responses that a client should not have seen. While a process is down, responses that blame it are
   expected, and not counted here; the timelines have them in a column of their own.
 - **recovery**: from the fault (or from its end, if it lasts) until every client's responses are as before, restart of
-  the process included."""
+  the process included.
+- **alert**: what such a fault fires, by `make prove PROVE=alerts`: [the matrix](alerts.md)."""
 
 
 def _listed(targets: Counter[str]) -> str:
@@ -43,33 +47,60 @@ def _seconds(recovery_s: float | None) -> str:
     return "never" if recovery_s is None else f"{recovery_s:.1f} s"
 
 
+def alerts_by_fault(path: Path = ALERTS) -> dict[tuple[str, str, str], str]:
+    """What was fired by pattern, fault and process: "none", or the alerts of each variant of the fault."""
+    found: dict[tuple[str, str, str], list[str]] = {}
+    for case in json.loads(path.read_text(encoding="utf-8"))["cases"] if path.exists() else ():
+        fault, _, variant = case["fault"].partition(", ")
+        names = ", ".join(alert.removesuffix(f" {case['pattern']}") for alert in case["fired"]) or "none"
+        key = case["pattern"], fault, _kind(case["process"])
+        found.setdefault(key, []).append(f"{variant}: {names}" if variant else names)
+    return {key: "; ".join(variants) for key, variants in found.items()}
+
+
+def alert_of(incident: Incident, number: str, known: Mapping[tuple[str, str, str], str]) -> str:
+    """What this fault fires in the pattern of this number; the model server is 02's, garbage goes everywhere."""
+    kind = _kind(incident.target)
+    keys = ((number, incident.fault, kind), ("02", incident.fault, kind), ("all", incident.fault, "every port"))
+    return next((known[key] for key in keys if key in known), "not tried")
+
+
+def _kind(process: str) -> str:
+    """06's services are alike."""
+    return "service" if process.startswith("service_") else process
+
+
 def markdown(runs: Sequence[ChaosRun], profile: Profile) -> Iterator[str]:
     """Lines: the table, what its columns mean, and a timeline of each pattern."""
     seconds = sum(run.seconds for run in runs)
     command = f"make prove{f' PROVE={profile}' if profile is not Profile.SHORT else ''}"
     yield f"# The ledger of a fault run\n\n`{command}` on {described()}; {seconds:.0f} s in all.\n"
     yield from (*rows(runs), "", EXPLAINED)
+    known = alerts_by_fault()
     for run in runs:
         skipped = [f"Skipped: {reason}." for reason in run.skipped]
         yield f"\n## {run.title}\n"
         yield " ".join([f"A failed answer here: {run.failure}.", *run.remarks, *skipped])
-        yield f"\n| at | fault | process | recovery | good answers meanwhile | {run.expected_label} | |"
-        yield "| ---: | --- | --- | ---: | ---: | ---: | --- |"
+        yield f"\n| at | fault | process | recovery | good answers meanwhile | {run.expected_label} | alert | |"
+        yield "| ---: | --- | --- | ---: | ---: | ---: | --- | --- |"
         for incident in run.incidents:
             good, violations = run.during(incident)
             cells = [f"{incident.started - run.started:.1f} s", incident.fault, incident.target]
-            cells += [_seconds(incident.recovery_s), f"{good:,}", f"{violations:,}", incident.note]
+            cells += [_seconds(incident.recovery_s), f"{good:,}", f"{violations:,}"]
+            cells += [alert_of(incident, run.pattern.number, known), incident.note]
             yield f"| {' | '.join(cells)} |"
 
 
 def as_dict(run: ChaosRun) -> dict[str, Any]:
     """Every number of the Markdown, and the failed responses."""
+    known = alerts_by_fault()
     incidents = [
         {
             "at_s": incident.started - run.started,
             "fault": incident.fault,
             "process": incident.target,
             "recovery_s": incident.recovery_s,
+            "alert": alert_of(incident, run.pattern.number, known),
             "note": incident.note,
         }
         for incident in run.incidents

@@ -7,10 +7,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from deploy.observability import dashboards, slo
+from deploy.observability import dashboards, slo, testbed
+from deploy.observability.alerting import CaseResult, matrix
+from deploy.observability.cases import CASES
 from deploy.observability.generated import keep
 from scripts.devstack import metrics
 from scripts.devstack.patterns import PATTERNS
+from scripts.devstack.runs import Profile
 from scripts.devstack.stack import DevStack
 from scripts.devstack.table import ROOT
 from serving_testing.promtool import needs_promtool, promtool
@@ -60,6 +63,51 @@ def test_each_alert_is_tested_both_ways(alert):
     cases = [case for test in tests for case in test["alert_rule_test"] if case["alertname"] == alert]
     assert [case for case in cases if case["exp_alerts"]], "fires"
     assert [case for case in cases if not case["exp_alerts"]], "does not fire"
+
+
+def test_a_fault_fires_each_alert():
+    fired = {alert.partition(" ")[0] for case in CASES for alert in case.alerts}
+    assert sorted(fired) == sorted(ALERTS)
+    numbers = [*PATTERNS, "all"]
+    assert {case.pattern for case in CASES} | {alert.split()[1] for case in CASES for alert in case.alerts} <= {
+        *numbers
+    }
+
+
+@needs_promtool
+def test_scaled_rules_are_valid_and_differ_in_their_times_only(tmp_path):
+    for path in RULES:
+        (tmp_path / path.name).write_text(testbed.scaled(path.read_text()))
+    assert promtool("check", "rules", *map(str, tmp_path.iterdir())) == []
+    text = "".join(path.read_text() for path in sorted(tmp_path.iterdir()))
+    assert "[1d]" not in text
+    assert "slo:bad_ratio:1d" in text
+    assert "for: 1m" not in text
+    assert f"[{86_400 // testbed.FACTOR}s]" in text
+    assert f"> bool {180 // testbed.FACTOR}\n" in text
+    assert "> bool 5\n" in text
+
+
+def test_the_matrix_shows_what_fired_what_did_not_and_what_must_not():
+    outcomes = [
+        CaseResult(
+            pattern="03", fault="stop", process="redis", expected=["A 03", "B 03"], fired=["A 03", "B 03"], seconds=7
+        ),
+        CaseResult(
+            pattern="03", fault="kill -9", process="worker", expected=["A 03"], fired=["B 07"], error="TimeoutError: "
+        ),
+    ]
+    assert [outcome.is_passed for outcome in outcomes] == [True, False]
+    rows = [
+        line
+        for line in matrix(outcomes, ["all, panel: up"], Profile.LONG, ["A", "B"])
+        if line.startswith(("| 0", "- "))
+    ]
+    assert rows == [
+        "| 03 stop redis | ● 03 | ● 03 | 7 s |",
+        "| 03 kill -9 worker (TimeoutError: ) | missing 03 | wrong 07 |  |",
+        "- empty: all, panel: up",
+    ]
 
 
 @pytest.mark.parametrize("language", ["", ".ja"])

@@ -1,12 +1,14 @@
 """Which violations an incident explains, and when a run passes."""
 
 import asyncio
+import json
 from typing import Any
 
 import httpx
 import pytest
 
 from scripts.chaos.harness import ChaosRun, ClientResult, Incident, QueueClients, Violation
+from scripts.chaos.loss_report import alert_of, alerts_by_fault
 from scripts.devstack import runs
 from scripts.devstack.patterns import PATTERNS
 from scripts.devstack.runs import SkippedError, modules
@@ -104,3 +106,26 @@ def test_a_machine_without_redis_skips_what_needs_it(monkeypatch):
     monkeypatch.setattr(runs, "redis_binary", lambda: None)
     with pytest.raises(SkippedError, match="no redis-server found"):
         runs.require_redis()
+
+
+def test_a_fault_is_reported_with_the_alerts_that_it_fires(tmp_path):
+    def case(pattern, fault, process, *fired):
+        return {"pattern": pattern, "fault": fault, "process": process, "fired": fired}
+
+    cases = [
+        case("06", "kill -9", "service_setosa"),
+        case("06", "kill -9, 3 times", "service_setosa", "ProcessRestarts 06"),
+        case("02", "hang, 2 s", "model_server", "JobAgeBurnsSlowly 03"),
+        case("all", "garbage", "every port"),
+    ]
+    (tmp_path / "alerts.json").write_text(json.dumps({"cases": cases}))
+    known = alerts_by_fault(tmp_path / "alerts.json")
+
+    def alert(number, fault, target):
+        return alert_of(Incident(fault, target, is_outage=False, started=0), number, known)
+
+    assert alert("06", "kill -9", "service_virginica") == "none; 3 times: ProcessRestarts"
+    assert alert("03", "hang", "model_server") == "2 s: JobAgeBurnsSlowly 03"
+    assert alert("02", "garbage", "REST port") == "none"
+    assert alert("03", "kill -9", "redis") == "not tried"
+    assert alerts_by_fault(tmp_path / "none.json") == {}

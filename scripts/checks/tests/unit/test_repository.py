@@ -50,7 +50,7 @@ MAY_IMPORT = {
     "deploy/swarm": {"scripts.devstack", "scripts.chaos"},
     "scripts/checks": {"scripts.devstack", "serving_common", "serving_testing"},
     "deploy/eject": set(),
-    "deploy/observability": {"scripts.devstack"},
+    "deploy/observability": {"scripts.devstack", "scripts.chaos", "serving_common", "serving_testing"},
 }
 OWN_TOPS = {
     "src",
