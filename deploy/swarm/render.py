@@ -81,8 +81,8 @@ def _merged(pattern: Pattern) -> dict[str, Any]:
     folder = ROOT / pattern.folder
     text = (folder / "docker-compose.yml").read_text(encoding="utf-8")
     # Nodes have no folder of the user's own models, and no service mounts it.
-    text = re.sub(r"\$\{MODEL:\+[^}]*\}", "", text)
-    text = re.sub(r"\$\{MODEL:-([^}]*)\}", r"\1", text)
+    text = re.sub(r"\$\{(ASYNC_)?MODEL:\+[^}]*\}", "", text)
+    text = re.sub(r"\$\{(?:ASYNC_)?MODEL:-([^}]*)\}", r"\1", text)
     compose: dict[str, Any] = yaml.safe_load(text)
     for service in compose["services"].values():
         service["volumes"] = [each for each in service.get("volumes", []) if OWN_MODEL not in str(each)]

@@ -21,14 +21,17 @@ A_SECRET = re.compile(r"PASSWORD|API_KEY|TOKEN|SECRET|DATABASE_URL")
 # Neither the random password of MySQL's root nor the path of a secret is a secret.
 NO_SECRET = re.compile(r"MYSQL_RANDOM_ROOT_PASSWORD|.*_FILE")
 
-# The folder of the user's own model, which no image has. Without MODEL, the compose file stands in its place.
-OWN_MODEL = {
-    "type": "bind",
-    "source": "${MODEL:+../models/artifacts/}${MODEL:-./docker-compose.yml}",
-    "target": "/own_model",
-    "read_only": True,
-    "bind": {"create_host_path": False},
-}
+# The folders of the user's own models, which no image has. Without MODEL, the compose file stands in its place.
+OWN_MODELS = [
+    {
+        "type": "bind",
+        "source": f"${{{variable}:+../models/artifacts/}}${{{variable}:-./docker-compose.yml}}",
+        "target": target,
+        "read_only": True,
+        "bind": {"create_host_path": False},
+    }
+    for variable, target in (("MODEL", "/own_model"), ("ASYNC_MODEL", "/own_model_async"))
+]
 
 
 def services(paths):
@@ -68,7 +71,7 @@ def test_container_is_confined(service):
     assert service.get("security_opt") == ["no-new-privileges:true"]
     assert not service.keys() & {"privileged", "cap_add", "pid", "ipc", "network_mode", "devices"}
     # Named volumes only: a host path would let the container reach outside.
-    volumes = [volume for volume in service.get("volumes", []) if volume != OWN_MODEL]
+    volumes = [volume for volume in service.get("volumes", []) if volume not in OWN_MODELS]
     assert all(re.match(r"[a-z]", volume) for volume in volumes)
 
 
