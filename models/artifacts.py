@@ -186,7 +186,7 @@ def quantised(name: str) -> Artifact:
 
         return [
             Plan(
-                recipe={"version": 1, "source_sha256": source.sha256, **calibration},
+                recipe={"version": 2, "source_sha256": source.sha256, **calibration},
                 libraries=("onnxruntime", "onnx", "numpy", "pillow", "scikit-learn"),
                 weights=source.weights,
                 make=make,

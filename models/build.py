@@ -156,7 +156,11 @@ def report(name: str, entry: Entry, state: str) -> None:
     if entry.weights and not quality:
         quality = f"weights {entry.weights}"
     if "agreement" in entry.metrics:
-        quality += f", says what float32 says for {entry.metrics['agreement']:.0%} of the images"
+        first, among_5, difference = (
+            entry.metrics[name] for name in ("agreement", "agreement_among_5", "mean_absolute_difference")
+        )
+        quality += f", says what float32 says for {first:.0%} of the images"
+        quality += f" ({among_5:.0%} among the best five; scores differ by {difference:.3f} on average)"
     print(f"{name:<22} {state:<16} {entry.size_bytes / 1000:>10,.1f} kB  {quality}".rstrip(), flush=True)
 
 

@@ -52,6 +52,9 @@ def load(settings: WorkerSettings) -> int:
 
 def predict(jobs: Sequence[bytes]) -> list[ImagePrediction | None]:
     """One prediction per job, in one run of the model; None where the data is not an image."""
+    # Not decoded ahead in a thread while the model runs: with a process per core, no core is idle meanwhile, and the
+    # model runs on fewer images at a time. Measured on two busy cores, a batch of 640x480 took as long as this way, and
+    # one of 4000x3000 a tenth to a fifth longer.
     pixels = [_read(data) for data in jobs]
     readable = [each for each in pixels if each is not None]
     predictions = iter(_classifier.classify(np.stack(readable)) if readable else [])
