@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Self
 
 import grpc
 
-from client.iris import CLASSES, FEATURES, IrisPrediction, PredictionError, run
+from client.iris import CLASSES, FEATURES, IrisPrediction, PredictionError, run, trace_headers
 from tfserving_protos import channels, messages
 from tfserving_protos.services import PredictionServiceStub
 
@@ -77,7 +77,8 @@ class GrpcClient:
     def _call(self, request: messages.PredictRequest) -> messages.PredictResponse:
         try:
             # 期限は gRPC による再試行も含めた全体にかかる。呼び出し側が待つ時間は timeout_s を超えない。
-            response: messages.PredictResponse = self._stub.Predict(request, timeout=self._timeout_s)
+            metadata = tuple(trace_headers().items())
+            response: messages.PredictResponse = self._stub.Predict(request, timeout=self._timeout_s, metadata=metadata)
         except grpc.RpcError as error:
             raise PredictionError(f"{error.code().name}: {error.details()}") from None
         return response

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import os
+import re
 import sys
 from dataclasses import asdict, dataclass
 from itertools import chain
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 
 CLASSES = ("setosa", "versicolor", "virginica")
 FEATURES = 4
+TRACEPARENT = re.compile("[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 FLOAT32_MAX = 3.4028234663852886e38
 
 
@@ -46,6 +49,21 @@ class IrisClient(Protocol):
 def backoff_s(attempt: int) -> float:
     """Seconds to wait before the next attempt: 0.1, doubled each time, at most 2."""
     return min(0.1 * 2.0**attempt, 2.0)
+
+
+def trace_headers() -> dict[str, str]:
+    """W3C `traceparent`, with which the server continues the caller's trace; empty without one.
+
+    It is that of the current span in a program that uses OpenTelemetry, else TRACEPARENT of the environment.
+    """
+    headers: dict[str, str] = {}
+    # 使っていないプログラムのために読み込むことはしない。
+    if "opentelemetry.trace" in sys.modules:
+        from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+        TraceContextTextMapPropagator().inject(headers)
+    given = os.environ.get("TRACEPARENT", "")
+    return headers or ({"traceparent": given} if TRACEPARENT.fullmatch(given) else {})
 
 
 def run(

@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 import requests
 
-from client.iris import IrisPrediction, PredictionError, backoff_s, run
+from client.iris import IrisPrediction, PredictionError, backoff_s, run, trace_headers
 
 if TYPE_CHECKING:
     import argparse
@@ -65,11 +65,12 @@ class RestClient:
     def _post(self, body: dict[str, Any]) -> dict[str, Any]:
         # 期限は再試行も含めた全体にかける。呼び出し側が待つ時間は timeout_s を超えない。
         deadline = time.monotonic() + self._timeout_s
+        headers = trace_headers()
         attempt = 0
         while True:
             left_s = max(deadline - time.monotonic(), 0.001)
             try:
-                response = self._session.post(self._url, json=body, timeout=left_s)
+                response = self._session.post(self._url, json=body, headers=headers, timeout=left_s)
             except requests.ConnectionError as error:
                 failure, retryable = f"UNAVAILABLE: cannot connect to {self._url}: {_reason(error)}", True
             except requests.Timeout:

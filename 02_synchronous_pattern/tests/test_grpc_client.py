@@ -48,9 +48,11 @@ class UnreliableService:
     def __init__(self, failures: int) -> None:
         self.failures = failures
         self.calls = 0
+        self.traceparents: list[object] = []
 
     def predict(self, request: messages.PredictRequest, context: grpc.ServicerContext) -> messages.PredictResponse:
         self.calls += 1
+        self.traceparents.append(dict(context.invocation_metadata()).get("traceparent"))
         if self.calls <= self.failures:
             context.abort(grpc.StatusCode.UNAVAILABLE, "try again")
         response = messages.PredictResponse()
@@ -68,6 +70,17 @@ def unreliable():
     server.start()
     yield service, f"127.0.0.1:{port}"
     server.stop(None)
+
+
+def test_every_try_continues_the_callers_trace(
+    unreliable: tuple[UnreliableService, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service, address = unreliable
+    caller = f"00-{1:032x}-{2:016x}-01"
+    monkeypatch.setenv("TRACEPARENT", caller)
+    with GrpcClient(address) as client:
+        client.predict(IRIS_ROWS[:1])
+    assert service.traceparents == [caller] * 3
 
 
 def test_unavailable_is_retried(unreliable: tuple[UnreliableService, str]) -> None:

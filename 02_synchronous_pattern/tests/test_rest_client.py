@@ -35,6 +35,7 @@ class ScriptedServer(http.server.ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), ScriptedHandler)
         self.calls = 0
+        self.traceparent: str | None = None
         self.statuses: list[int] = []
         self.release = threading.Event()
         self.address = f"127.0.0.1:{self.server_port}"
@@ -48,6 +49,7 @@ class ScriptedHandler(http.server.BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["Content-Length"]))
+        self.server.traceparent = self.headers["traceparent"]
         self.server.calls += 1
         status = self.server.statuses.pop(0) if self.server.statuses else 200
         body = json.dumps({"predictions": [[0, 0, 1]]} if status == 200 else {"error": f"status {status}"}).encode()
@@ -96,6 +98,37 @@ def test_deadline_exceeded_is_reported(scripted: ScriptedServer) -> None:
     scripted.statuses = [0]
     with RestClient(scripted.address, timeout_s=0.2) as client, pytest.raises(PredictionError, match="DEADLINE_EXC"):
         client.predict(IRIS_ROWS[:1])
+
+
+CALLER = f"00-{1:032x}-{2:016x}-01"
+
+
+@pytest.mark.parametrize(
+    ("variable", "sent"),
+    [(CALLER, CALLER), ("", None), ("00-1-2-3", None), (f"{CALLER}\r\nx: y", None)],
+    ids=["valid", "none", "malformed", "two lines"],
+)
+def test_the_callers_trace_of_the_environment_is_continued(
+    scripted: ScriptedServer, monkeypatch: pytest.MonkeyPatch, variable: str, sent: str | None
+) -> None:
+    monkeypatch.setenv("TRACEPARENT", variable)
+    with RestClient(scripted.address) as client:
+        client.predict(IRIS_ROWS[:1])
+    assert scripted.traceparent == sent
+
+
+def test_the_span_of_a_traced_program_comes_before_the_environment(
+    scripted: ScriptedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trace = pytest.importorskip("opentelemetry.trace", reason="the program that calls is traced, not the client")
+    monkeypatch.setenv("TRACEPARENT", CALLER)
+    span = trace.NonRecordingSpan(trace.SpanContext(3, 4, is_remote=False, trace_flags=trace.TraceFlags(1)))
+    with RestClient(scripted.address) as client:
+        with trace.use_span(span):
+            client.predict(IRIS_ROWS[:1])
+        assert scripted.traceparent == f"00-{3:032x}-{4:016x}-01"
+        client.predict(IRIS_ROWS[:1])
+        assert scripted.traceparent == CALLER
 
 
 def test_command_line_prints_json(iris_server: IrisServer, capsys: pytest.CaptureFixture[str]) -> None:
