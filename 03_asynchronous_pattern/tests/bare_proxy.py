@@ -31,4 +31,5 @@ async def predict(body: EnqueueBody) -> dict[str, str]:
     return {"job_id": "a1b2c3"}
 
 
-uvicorn.run(app, port=int(os.environ["PORT"]), access_log=False, log_level="warning")
+if __name__ == "__main__":
+    uvicorn.run(app, port=int(os.environ["PORT"]), access_log=False, log_level="warning")

@@ -78,4 +78,5 @@ app = Starlette(
     routes=[Route("/predict", predict, methods=["POST"]), Route("/health", health)],
     lifespan=lifespan,
 )
-uvicorn.run(app, port=int(os.environ["PORT"]), access_log=False, log_level="warning")
+if __name__ == "__main__":
+    uvicorn.run(app, port=int(os.environ["PORT"]), access_log=False, log_level="warning")

@@ -21,6 +21,7 @@ PATTERN = PATTERNS["06"]
 SERVICE_NAMES = [f"service_{label}" for label in FLOWERS]
 DELAY_S = 0.02
 SERVICE, BARE, PROXY = "a service of ours", "bare FastAPI endpoint", "the proxy"
+CONTRACT = "FastAPI endpoint of the same contract"
 SEQUENTIAL = "the proxy, one after the other"
 BOOK, HTTPX, AIOHTTP = "client per request (book)", "shared httpx client", "shared aiohttp session"
 CLIENTS = {BOOK: "book", HTTPX: "httpx", "httpx over aiohttp": "httpx-aiohttp", AIOHTTP: "aiohttp"}
@@ -84,6 +85,7 @@ async def measure(benchmark: Benchmark) -> None:
     targets = {
         SERVICE: PATTERN.process("service_setosa"),
         BARE: bare_service("bare"),
+        CONTRACT: process("contract", "tests.fastapi_service", **PATTERN.process("service_setosa").env),
         PROXY: PATTERN.process("proxy"),
         SEQUENTIAL: proxy("sequential", SERVICE_NAMES, "tests.sequential_proxy"),
     }
@@ -91,7 +93,9 @@ async def measure(benchmark: Benchmark) -> None:
         targets[f"fan-out: {what}"] = process(f"fan_out_{number}", "tests.bare_fan_out", CLIENT=client, URLS=urls)
     fast = await take_turns(benchmark, "Requests", targets, SERVICE_NAMES[1:], (1, 16, 32))
     for what, (ours, others, count), bound in (
+        ("a service to a bare FastAPI endpoint", (SERVICE, BARE, 1), 0.8),
         ("a service to a bare FastAPI endpoint", (SERVICE, BARE, 32), 0.5),
+        ("a service to a FastAPI endpoint of the same contract", (SERVICE, CONTRACT, 32), 1.0),
         *(
             (f"the proxy to {what}", (PROXY, f"fan-out: {what}", 16), bound)
             for what, bound in ((AIOHTTP, 0.45), (HTTPX, 4.0), (BOOK, 15.0))

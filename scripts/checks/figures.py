@@ -3,9 +3,9 @@
 Figures stand between `<!-- figures:NAME -->` and `<!-- /figures -->`. The texts of the blocks are templates in
 blocks/*.en.txt and, for *.ja.md, blocks/*.ja.txt. Their placeholders are `{pattern|row|column}` of bench.json
 (`{04/SQLite|job, * rows|rate}` where a row is in two tables, `all` for the comparison of all patterns; a fourth part
-names another field than the value), `{ledger|pattern|what}` of ledger.json, and `{swarm|what}` and `{containers|what}`
-of the files of that name. An empty part repeats that of the placeholder before. With --write the blocks are rewritten;
-without it, those that differ are listed.
+names another field than the value), `{ledger|pattern|what}` of ledger.json, and `{swarm|what}`, `{containers|what}` and
+`{profile|what}` of the files of that name. An empty part repeats that of the placeholder before. With --write the
+blocks are rewritten; without it, those that differ are listed.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class Results:
         self._tables = {"all": bench["side_by_side"]["measurements"], **bench["patterns"]}
         self._losses = json.loads((root / "docs/prove/ledger.json").read_text(encoding="utf-8"))
         self._others = {
-            name: json.loads((root / f"docs/prove/{name}.json").read_text(encoding="utf-8"))
-            for name in ("swarm", "containers")
+            Path(name).stem: json.loads((root / f"docs/{name}.json").read_text(encoding="utf-8"))
+            for name in ("prove/swarm", "prove/containers", "bench/profile")
         }
 
     def render(self, template: str) -> str:

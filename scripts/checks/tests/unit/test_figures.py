@@ -72,9 +72,10 @@ def test_every_template_is_used():
 @pytest.fixture
 def repository(tmp_path):
     """A small repository with one page and the committed results."""
-    for name in ("bench/bench.json", "prove/ledger.json", "prove/swarm.json", "prove/containers.json"):
-        (tmp_path / "docs" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "docs" / name).write_text((ROOT / "docs" / name).read_text(encoding="utf-8"))
+    for name in ("bench/bench", "bench/profile", "prove/ledger", "prove/swarm", "prove/containers"):
+        copy = tmp_path / f"docs/{name}.json"
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_text((ROOT / f"docs/{name}.json").read_text(encoding="utf-8"))
     (tmp_path / "README.md").write_text("before\n<!-- figures:03 -->\nold\n<!-- /figures -->\nafter\n")
     for command in (["init", "-q"], ["add", "README.md"]):
         subprocess.run(["git", *command], cwd=tmp_path, check=True)
