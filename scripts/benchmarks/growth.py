@@ -37,6 +37,7 @@ from scripts.devstack.terminal import INTERRUPTED
 from serving_common.queue.worker import Worker
 from serving_testing.load import Load, LoadConnection
 
+REQUEST_ID = "0" * 32  # as long as the proxy's
 CPU_BOUND_S, MEMORY_BOUND_MB = 2.0, 400.0
 """What 07 promises for any image that it accepts, with its default settings."""
 
@@ -52,10 +53,10 @@ QUEUE = Plot(
     file="growth_queue",
     title="03: jobs that wait in the queue",
     size="jobs waiting",
-    why="every command of a POST or a claim takes the same time at any length (LPUSH, LMOVE, SET, HMGET), except ZADD "
-    "and ZSCORE on the list of all jobs: a logarithm. A job is its data, its status, two hashes' worth of "
-    "metadata and two entries in lists, each with the fixed overhead of a Redis key. What bends is what is not "
-    "the queue: the memory of the connections, and the caches of the processor.",
+    why="every command of a POST or a claim takes the same time at any length (LPUSH, LMOVE, SET, HSET), except ZADD "
+    "and ZSCORE on the list of all jobs: a logarithm. A job is three keys (data, status, metadata) and an entry in "
+    "each of two lists; the fixed part is what Redis allocates for its first keys, and the steps are its hash "
+    "tables, which double.",
 )
 ROWS = Plot(
     file="growth_rows",
@@ -100,6 +101,8 @@ IMAGES = Plot(
 @dataclass(kw_only=True)
 class Growth(Benchmark):
     """One pattern's curves."""
+
+    run_dir = ROOT / ".run/growth"
 
     points: dict[Plot, list[Point]] = field(default_factory=dict)
 
@@ -182,7 +185,7 @@ async def grow_queue(growth: Growth) -> None:
         for length in lengths:
             await redis.flushall()
             empty = await used_memory(redis)
-            await fill(redis, KEYS, DATA, length)
+            await fill(redis, KEYS, DATA, length, REQUEST_ID)
             memory = await used_memory(redis) - empty
             posts, claims = await alternate(worker, connection, times)
             figures = latencies(posts, "POST, ") | latencies(claims, "claim of one, ")

@@ -156,14 +156,14 @@ async def drain(
         return waiting / (time.perf_counter() - started)
 
 
-async def fill(redis: Redis, keys: JobKeys, data: bytes, jobs: int) -> list[str]:
-    """Empty Redis and queue this many jobs; their ids."""
+async def fill(redis: Redis, keys: JobKeys, data: bytes, jobs: int, context: str = "") -> list[str]:
+    """Empty Redis and queue this many jobs; their ids. `context`: what each takes along from its request."""
     await redis.flushall()
     ids = [f"{number:06x}" for number in range(jobs)]
     async with redis.pipeline(transaction=False) as pipeline:
         commands = Commands(pipeline, keys, ttl_s=86_400)
         for number, job_id in enumerate(ids, start=1):
-            await commands.run("enqueue", job_id, data, "normal", jobs + 1, "", "")
+            await commands.run("enqueue", job_id, data, "normal", jobs + 1, "", context)
             if number % FILL_AT_ONCE == 0 or number == jobs:
                 await pipeline.execute()
     return ids
