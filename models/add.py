@@ -396,6 +396,10 @@ def record(description: Description, card: Card, source: Converted, table: Table
     """The description with what the model answers to the sample, compared with the library that made the model."""
     model = TabularModel.load(card)
     answer = model.run(model.encode(card.sample_rows)).astype(float)
+    # Of a single number p for two classes `run` makes 1 - p and p.
+    if card.task is Task.CLASSIFICATION and np.allclose(answer.sum(axis=1), 1) and np.abs(answer - 0.5).max() > 0.501:
+        shown = ", ".join(f"{number:.3g}" for number in answer[:, -1])
+        raise BuildError(f"{description.output_tensor} gives no probabilities: {shown} (export the model with them)")
     notes = list(description.notes)
     if source.answers is not None and table is not None:
         count = min(len(table.rows), 1000)

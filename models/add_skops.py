@@ -28,9 +28,14 @@ from models.files import BuildError
 from models.iris import TARGET_OPSET
 from models.rows import Table
 
-# Compiled types of scikit-learn that hold numbers and no code. skops trusts only its Python types by itself.
+# Types of scikit-learn that hold numbers and models and no code. skops trusts only its public ones by itself.
 TRUSTED = {
     "numpy.dtype",
+    "sklearn.calibration._CalibratedClassifier",
+    "sklearn.calibration._SigmoidCalibration",
+    "sklearn.neural_network._stochastic_optimizers.AdamOptimizer",
+    "sklearn.neural_network._stochastic_optimizers.SGDOptimizer",
+    "sklearn.utils._bunch.Bunch",
     "sklearn.tree._tree.Tree",
     "sklearn.ensemble._hist_gradient_boosting.binning._BinMapper",
     "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor",
@@ -45,6 +50,7 @@ TRUSTED = {
     "sklearn._loss.loss.HalfMultinomialLoss",
     "sklearn._loss.loss.HalfSquaredError",
 }
+CALIBRATE = "fit it in scikit-learn's CalibratedClassifierCV, or take a classifier with predict_proba"
 TYPES = {"float32": FloatTensorType, "int64": Int64TensorType, "string": StringTensorType, "bool": BooleanTensorType}
 
 
@@ -58,6 +64,9 @@ def to_onnx(path: Path, trusted: Sequence[str], target: Path, table: Table | Non
         raise BuildError(
             f"{path} has a {type(model).__name__}, which predicts nothing (save a classifier or regressor)"
         )
+    if is_classifier(model) and not hasattr(model, "predict_proba"):
+        # Its scores would be taken for probabilities: of two classes, 0.1 for the second means 0.9 for the first.
+        raise BuildError(f"{path} has a {type(_last(model)).__name__}, which gives no probabilities ({CALIBRATE})")
     columns, dtypes = columns_of(model, table)
     is_matrix = len(set(dtypes)) == 1 and not _has_columns(model)
     if is_matrix:

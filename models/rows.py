@@ -13,6 +13,7 @@ from models.card import Column
 from models.files import BuildError
 
 MAX_BYTES = 100 * 1024 * 1024
+TRUTH = {"true": 1, "false": 0}
 MISSING = ("", "nan", "null", "none", "na", "n/a")
 # Rows from which on a column's values say what others will be.
 MANY_ROWS = 100
@@ -115,6 +116,8 @@ def _parse(cell: str, dtype: str, place: str) -> Any:
         if dtype == "float32":
             return math.nan
         raise BuildError(f"{place} is missing, which an integer cannot be (fill it, or export the model with floats)")
+    if cell.lower() in TRUTH:  # as pandas writes the booleans that a model of numbers was fitted to
+        cell = str(TRUTH[cell.lower()])
     if not _is_number(cell):
         raise BuildError(f"{place} is {cell!r}, but the model takes {dtype} (put the model's columns in its order)")
     value = _number(cell)

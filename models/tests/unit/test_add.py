@@ -11,12 +11,13 @@ import pytest
 from onnx import TensorProto, helper
 from skl2onnx import to_onnx
 from skl2onnx.common.data_types import FloatTensorType
+from sklearn.calibration import CalibratedClassifierCV
 from sklearn.compose import ColumnTransformer
 from sklearn.datasets import load_diabetes, load_wine
 from sklearn.ensemble import GradientBoostingRegressor, HistGradientBoostingClassifier, RandomForestClassifier
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.impute import SimpleImputer
-from sklearn.linear_model import LinearRegression, LogisticRegression
+from sklearn.linear_model import LinearRegression, LogisticRegression, RidgeClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, OneHotEncoder, OrdinalEncoder, StandardScaler
 from skops import io
@@ -134,7 +135,12 @@ def text() -> tuple[object, object, list[str]]:
     return model, np.array(TEXTS, object)[:, None], ["review"]
 
 
-@pytest.mark.parametrize("make", [forest, boosting, mixed, missing, text])
+def calibrated() -> tuple[object, object, list[str]]:
+    flags = np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0], [0.0, 0.0]] * 10)
+    return CalibratedClassifierCV(RidgeClassifier()).fit(flags, flags[:, 0]), flags, ["is_new", "is_paid"]
+
+
+@pytest.mark.parametrize("make", [forest, boosting, mixed, missing, text, calibrated])
 def test_skops_answers_as_scikit_learn(tmp_path, make, capsys):
     model, data, names = make()
     io.dump(model, tmp_path / "own.skops")
@@ -217,6 +223,7 @@ REFUSED = {
     ),
     "dtype": ("own.onnx", lambda: scaled("UINT8"), [], "add a Cast to the model"),
     "untrusted type": ("own.skops", lambda: skops_of(fitted(Own())), [], "--trust "),
+    "scores for probabilities": ("own.skops", lambda: skops_of(fitted(RidgeClassifier())), [], "no probabilities"),
     "not skops": ("own.skops", lambda: b"PK nothing", [], "skops.io.dump"),
     "step without ONNX": (
         "own.skops",
@@ -259,6 +266,15 @@ def test_csv_file_that_does_not_fit_is_refused(tmp_path, capsys, cells, reason):
 
     [line] = capsys.readouterr().err.splitlines()
     assert reason in line
+
+
+def test_one_score_for_two_classes_is_no_probability(tmp_path, capsys):
+    (tmp_path / "own.onnx").write_bytes(scaled("FLOAT"))
+    sample = write_csv(tmp_path / "own.csv", ["x"], [["True"], ["2.5"]])  # True: as pandas writes it, for 1
+
+    assert run(tmp_path, tmp_path / "own.onnx", "--sample", sample, "--labels", "a", "b") == 1
+
+    assert capsys.readouterr().err == "error: y gives no probabilities: 1, 2.5 (export the model with them)\n"
 
 
 def test_image_classifier_has_size_and_layout_of_its_input(tmp_path, capsys):
