@@ -17,6 +17,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import httpx
 import yaml
 
 from deploy.observability.cases import ALL, CASES, FaultCase
@@ -24,6 +25,7 @@ from deploy.observability.dashboards import queries
 from deploy.observability.live import empty_queries
 from deploy.observability.testbed import FACTOR, Testbed, patterns_under_load, table
 from scripts.devstack import metrics
+from scripts.devstack.faults import FaultNotInjected
 from scripts.devstack.machine import described
 from scripts.devstack.patterns import PATTERNS
 from scripts.devstack.runs import Profile
@@ -98,7 +100,7 @@ async def try_case(bed: Testbed, case: FaultCase) -> CaseResult:
             await asyncio.sleep(0 if case.is_brief else SETTLE_S)
         await bed.wait_well()
         await asyncio.sleep(SETTLE_S)
-    except (StackError, TimeoutError) as exc:
+    except (StackError, FaultNotInjected, TimeoutError, httpx.HTTPError) as exc:
         outcome.error = f"{type(exc).__name__}: {exc}"
     outcome.fired = sorted(await bed.fired(started))
     return outcome
