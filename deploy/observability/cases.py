@@ -170,7 +170,7 @@ async def flooded(bed: Testbed) -> AsyncIterator[None]:
     transport = httpx.AsyncHTTPTransport(local_address=STRANGER)
     url = bed.stack.urls["PORT_03_PROXY"]
     async with httpx.AsyncClient(base_url=url, transport=transport, timeout=30, trust_env=False) as client:
-        flood = PatternLoad(replace(WORKS["03"], stored=""), client, bed.stack.run_dir)
+        flood = PatternLoad(replace(WORKS["03"], job="", stored=""), client, bed.stack.run_dir)
         flood.send(FLOOD_RATE)
         try:
             yield

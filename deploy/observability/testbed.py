@@ -144,7 +144,9 @@ async def patterns_under_load(numbers: Collection[str]) -> AsyncIterator[Testbed
             work = works[number]
             client = httpx.AsyncClient(base_url=stack.urls[work.port], timeout=30, trust_env=False)
             await exits.enter_async_context(client)
-            loads[number] = PatternLoad(work, client, RUN_DIR / number)
+            # Not followed to its end: while a store is away, asking for all that waits would be most of the load.
+            handed_over = replace(work, job="", stored="", state=lambda answer: "completed")
+            loads[number] = PatternLoad(handed_over, client, RUN_DIR / number)
             exits.push_async_callback(loads[number].close)
             loads[number].send(RATES[number])
         client = await exits.enter_async_context(httpx.AsyncClient(timeout=10, trust_env=False))
