@@ -24,7 +24,7 @@ OVERRUNS = 32
 """Runs over the bound in a row after which the model leaves the loop; one of FAR times the bound is enough."""
 FAR = 20
 OFF_LOOP_S = 10.0
-"""Seconds that it stays off the loop, before one run there decides anew."""
+"""Seconds that it stays off the loop, before it is tried there again: several times, for the first run is slow."""
 
 Run = Callable[[FloatArray], FloatArray]
 """A model that computes in the calling thread alone."""
@@ -82,7 +82,7 @@ class LoopRuns:
             return
         self._overruns += 1
         if self._overruns >= OVERRUNS or took_s > FAR * self._bound_s:
-            self._overruns = OVERRUNS
+            self._overruns = 0
             self._off_until = time.monotonic() + OFF_LOOP_S
             log.warning("model_left_event_loop", run_us=round(took_s * 1e6), bound_us=round(self._bound_s * 1e6))
 
