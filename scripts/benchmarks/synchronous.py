@@ -6,7 +6,9 @@ second.
 """
 
 import os
+import shutil
 import statistics
+import subprocess
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -22,6 +24,7 @@ from serving_testing.load import Load, run_in_process
 PATH = "/v1/models/iris:predict"
 V2_PATH = "/v2/models/iris/infer"
 ENDPOINTS = [Endpoint("02 prediction (REST)", "PORT_02_REST", PATH, lambda: {"instances": [ROW]})]
+IMAGE = "synchronous-pattern-portable"
 _SERVER = PATTERNS["02"].process("model_server")
 # Each depends on the one before, so that it does not slow down the start that is measured.
 TENSORFLOW = replace(
@@ -105,6 +108,10 @@ async def measure(benchmark: Benchmark) -> None:
     benchmark.add("Process", "memory, TensorFlow", "figure", memory["tensorflow"], "MB")
     benchmark.add("Process", "start, bare", "figure", start_s["bare"], "s")
     benchmark.add("Process", "memory, bare", "figure", memory["bare"], "MB")
+    if (size := image_mb()) is None:
+        benchmark.skip(f"size of the image: Docker has no {IMAGE} (SERVING_RUNTIME=portable docker compose build)")
+    else:
+        benchmark.add("Process", "image", "figure", size, "MB", at_most=350)
 
 
 async def load(stack: DevStack, case: Case, seconds: float) -> tuple[Load, float]:
@@ -136,6 +143,21 @@ def add_case(benchmark: Benchmark, case: Case, loads: list[Load], cpu_us: float)
     ):
         target = targets.get((case.kind, name)) or targets.get(("", name)) or {}
         benchmark.add("Calls", what, name, value, unit, **target)
+
+
+def image_mb() -> float | None:
+    """Size of the newest image of the portable server, by any prefix and tag; None without one, or without Docker."""
+    if not shutil.which("docker"):
+        return None
+    references = [f"--filter=reference={prefix}{IMAGE}" for prefix in ("", "*/", "*/*/")]
+    images = _docker("image", "ls", "--quiet", *references).split()
+    size = _docker("image", "inspect", "--format={{.Size}}", images[0]) if images else ""
+    return int(size) / 1e6 if size else None
+
+
+def _docker(*arguments: str) -> str:
+    """What Docker prints; nothing if it fails."""
+    return subprocess.run(("docker", *arguments), capture_output=True, text=True, check=False).stdout
 
 
 def cpu_seconds(pid: int) -> float:
