@@ -28,7 +28,7 @@ class ScriptedModel:
     def __init__(self, port: int | None = None) -> None:
         self.port = port or free_port()
         self.batches: list[int] = []
-        self.request_ids: list[str | None] = []
+        self.request_ids: list[str | bytes | None] = []
         self.failure = grpc.StatusCode.INVALID_ARGUMENT
         self.is_unavailable = False
         self.crashes_on_bad_row = False
