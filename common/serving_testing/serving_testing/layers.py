@@ -76,9 +76,12 @@ async def measure(apps: Mapping[str, ASGIApp], body: bytes, rounds: int, connect
 
     gc.collect()
     gc.freeze()
-    for _ in range(rounds):
-        for name, each in clients.items():
-            started = time.process_time()
-            await asyncio.gather(*map(repeat, each))
-            best[name] = min(best[name], 1e6 * (time.process_time() - started) / (BATCH * connections))
+    try:
+        for _ in range(rounds):
+            for name, each in clients.items():
+                started = time.process_time()
+                await asyncio.gather(*map(repeat, each))
+                best[name] = min(best[name], 1e6 * (time.process_time() - started) / (BATCH * connections))
+    finally:
+        gc.unfreeze()
     return best
