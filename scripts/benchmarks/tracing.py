@@ -26,6 +26,7 @@ from scripts.benchmarks.harness import send_load, take_turns
 from scripts.benchmarks.horizontal_microservice import SERVICE_NAMES, process, url_of
 from scripts.benchmarks.synchronous import cpu_seconds
 from scripts.devstack import web
+from scripts.devstack.machine import described
 from scripts.devstack.patterns import PATTERNS
 from scripts.devstack.stack import DevStack, ManagedProcess, private_stack
 from scripts.devstack.steps import FLOWERS
@@ -182,12 +183,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=1.5)
     options = parser.parse_args()
+    load = f"{os.getloadavg()[0]:.0f}"  # of others: before this starts
     found = asyncio.run(measure(options.rounds, options.seconds))
     rows = table(found)
     print("\n".join(rows))
     if options.output:
-        load = f"{os.getloadavg()[2]:.0f}"
-        result = {"rows": rows, "rounds": options.rounds, "load": load, "rates": found}
+        result = {"machine": described(), "rows": rows, "rounds": options.rounds, "load": load, "rates": found}
         (options.output / "cost.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 

@@ -3,8 +3,8 @@
 Figures stand between `<!-- figures:NAME -->` and `<!-- /figures -->`. The texts of the blocks are templates in
 blocks/*.en.txt and, for *.ja.md, blocks/*.ja.txt. Their placeholders are `{pattern|row|column}` of bench.json
 (`{04/SQLite|job, * rows|rate}` where a row is in two tables, `all` for the comparison of all patterns; a fourth part
-names another field than the value), `{ledger|pattern|what}` of ledger.json, and `{swarm|what}`, `{containers|what}` and
-`{profile|what}` of the files of that name. An empty part repeats that of the placeholder before. With --write the
+names another field than the value), `{ledger|pattern|what}` of ledger.json, and `{swarm|what}`, `{containers|what}`,
+`{profile|what}` and `{cost|what}` of the files of that name. An empty part repeats that of the placeholder before. With --write the
 blocks are rewritten; without it, those that differ are listed.
 """
 
@@ -31,7 +31,7 @@ NAMED_TARGETS = 3  # a fault with more of them is listed without
 
 
 class Results:
-    """The committed results of `make bench` and `make prove`."""
+    """The committed results of `make bench`, `make prove` and the benchmarks with a command of their own."""
 
     def __init__(self, root: Path = ROOT) -> None:
         bench = json.loads((root / "docs/bench/bench.json").read_text(encoding="utf-8"))
@@ -39,7 +39,7 @@ class Results:
         self._losses = json.loads((root / "docs/prove/ledger.json").read_text(encoding="utf-8"))
         self._others = {
             Path(name).stem: json.loads((root / f"docs/{name}.json").read_text(encoding="utf-8"))
-            for name in ("prove/swarm", "prove/containers", "bench/profile")
+            for name in ("prove/swarm", "prove/containers", "bench/profile", "traces/cost")
         }
 
     def render(self, template: str) -> str:

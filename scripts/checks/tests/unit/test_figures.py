@@ -72,7 +72,7 @@ def test_every_template_is_used():
 @pytest.fixture
 def repository(tmp_path):
     """A small repository with one page and the committed results."""
-    for name in ("bench/bench", "bench/profile", "prove/ledger", "prove/swarm", "prove/containers"):
+    for name in ("bench/bench", "bench/profile", "prove/ledger", "prove/swarm", "prove/containers", "traces/cost"):
         copy = tmp_path / f"docs/{name}.json"
         copy.parent.mkdir(parents=True, exist_ok=True)
         copy.write_text((ROOT / f"docs/{name}.json").read_text(encoding="utf-8"))
