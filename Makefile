@@ -76,7 +76,7 @@ prove_alerts = deploy.observability.alerting --profile $(or $(word 2,$(PROVE)),$
 prove_keda := scripts.chaos.autoscaling
 prove_models := scripts.checks.own_models
 prove_upgrades := deploy.eject.history
-prove_drain = scripts.chaos.draining --profile $(or $(word 2,$(PROVE)),short)
+prove_drain = scripts.chaos.draining --profile $(or $(word 2,$(PROVE)),$(usual))
 
 prove: setup  ## Chaos: kill, hang and feed garbage to the patterns under load, and write the loss report; PROVE=long for more, PROVE=alerts shows which alerts fire, PROVE=keda scales workers, PROVE=drain stops services, PROVE=models adds and serves twelve, PROVE=upgrades upgrades an ejected 03
 	@$(PYTHON_IN) -m $(or $(prove_$(firstword $(PROVE))),scripts.chaos --profile $(or $(PROVE),$(usual)) $(PATTERNS)) $(if $(SAMPLE),--output $(SAMPLE))
