@@ -4,8 +4,8 @@ Figures stand between `<!-- figures:NAME -->` and `<!-- /figures -->`. The texts
 blocks/*.en.txt and, for *.ja.md, blocks/*.ja.txt. Their placeholders are `{pattern|row|column}` of bench.json
 (`{04/SQLite|job, * rows|rate}` where a row is in two tables, `all` for the comparison of all patterns; a fourth part
 names another field than the value), `{ledger|pattern|what}` of ledger.json, and `{swarm|what}`, `{containers|what}`,
-`{profile|what}` and `{cost|what}` of the files of that name. An empty part repeats that of the placeholder before. With --write the
-blocks are rewritten; without it, those that differ are listed.
+`{profile|what}` and `{cost|what}` of the files of that name. An empty part repeats that of the placeholder before. With
+--write the blocks are rewritten; without it, those that differ are listed.
 """
 
 from __future__ import annotations
