@@ -180,17 +180,16 @@ async def grow_queue(growth: Growth) -> None:
         growth.stack(pattern, environ={"MAX_QUEUE_LENGTH": "10000000"}) as stack,
         Redis(port=stack.ports["PORT_03_REDIS"]) as redis,
     ):
-        worker, connection = Worker(redis, KEYS), await connect(stack.ports["PORT_03_PROXY"])
-        await alternate(worker, connection, times)  # warm-up
+        worker, port = Worker(redis, KEYS), stack.ports["PORT_03_PROXY"]
+        await alternate(worker, port, times)  # warm-up
         for length in lengths:
             await redis.flushall()
             empty = await used_memory(redis)
             await fill(redis, KEYS, DATA, length, REQUEST_ID)
             memory = await used_memory(redis) - empty
-            posts, claims = await alternate(worker, connection, times)
+            posts, claims = await alternate(worker, port, times)
             figures = latencies(posts, "POST, ") | latencies(claims, "claim of one, ")
             growth.add_at(QUEUE, length, figures | {"memory of a job": (memory / length, "bytes")})
-        connection.close()
 
 
 async def used_memory(redis: Redis) -> int:
@@ -207,9 +206,11 @@ async def connect(port: int) -> LoadConnection:
     return (await asyncio.get_running_loop().create_connection(factory, HOST, port))[1]
 
 
-async def alternate(worker: Worker, connection: LoadConnection, times: int) -> tuple[Load, Load]:
+async def alternate(worker: Worker, port: int, times: int) -> tuple[Load, Load]:
     """A POST and a claim in turn, so that the queue keeps its length."""
     posts, claims = [], []
+    # A new one each time: filling the queue takes longer than the proxy keeps an idle connection.
+    connection = await connect(port)
     for _ in range(times):
         started = time.perf_counter()
         if not await connection.call():
@@ -219,6 +220,7 @@ async def alternate(worker: Worker, connection: LoadConnection, times: int) -> t
         [job] = await worker.claim(1)
         claims.append(time.perf_counter() - started)
         await worker.complete([(job.id, RESULT)])
+    connection.close()
     return Load(sorted(posts), 0, sum(posts)), Load(sorted(claims), 0, sum(claims))
 
 
