@@ -56,9 +56,12 @@ class LoadConnection(asyncio.Protocol):
         return status == 200
 
     def _send(self, request: bytes) -> asyncio.Future[tuple[int, bytes]]:
-        """Status and body; status 0 if the connection broke."""
+        """Status and body; status 0 if the connection broke, or the server has closed it since."""
         self._response = asyncio.get_running_loop().create_future()
-        self._transport.write(request)
+        if self._transport.is_closing():
+            self._response.set_result((0, b""))
+        else:
+            self._transport.write(request)
         return self._response
 
     def data_received(self, data: bytes) -> None:

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import pytest
 
-from serving_testing.load import run_in_process
+from serving_testing.load import LoadConnection, run_in_process
 
 
 class Jobs(http.server.BaseHTTPRequestHandler):
@@ -59,3 +59,22 @@ def test_load_is_measured_in_a_closed_and_in_an_open_loop(server):
     opened = measured("/predict", 2, 0.5, body="{}", rate=20)
     assert len(opened.latencies) == 10
     assert measured("/nothing", 1, 0.1).failed > 0
+
+
+def test_a_call_on_a_connection_that_the_server_has_closed_fails():
+    async def respond_once(reader, writer):
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+        writer.close()
+
+    async def calls():
+        request = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+        async with await asyncio.start_server(respond_once, "127.0.0.1", 0) as server, asyncio.timeout(10):
+            loop, address = asyncio.get_running_loop(), server.sockets[0].getsockname()
+            transport, connection = await loop.create_connection(lambda: LoadConnection(request, b""), *address)
+            first = await connection.call()
+            while not transport.is_closing():  # noqa: ASYNC110 - the transport tells its protocol only
+                await asyncio.sleep(0)
+            return first, await connection.call()
+
+    assert asyncio.run(calls()) == (True, False)
