@@ -117,21 +117,16 @@ async def hung_shortly(id_: str, bed: Testbed) -> AsyncIterator[None]:
 
 
 @asynccontextmanager
-async def lying(bed: Testbed) -> AsyncIterator[None]:
-    bed.relay.lies = True
+async def relayed(bed: Testbed, lies: bool = False, delay_s: float = 0) -> AsyncIterator[None]:
+    """The relay in front of a service changes its answers, or holds them back."""
+    bed.relay.lies, bed.relay.delay_s = lies, delay_s
     try:
         yield
     finally:
-        bed.relay.lies = False
+        bed.relay.lies, bed.relay.delay_s = False, 0
 
 
-@asynccontextmanager
-async def slow(bed: Testbed) -> AsyncIterator[None]:
-    bed.relay.delay_s = SLOW_S
-    try:
-        yield
-    finally:
-        bed.relay.delay_s = 0
+slow = partial(relayed, delay_s=SLOW_S)
 
 
 @asynccontextmanager
@@ -234,7 +229,7 @@ CASES = (
     _lasting("04", "stop", "database", partial(store_stopped, "04-database"), "BacklogUnobservable", *AVAILABILITY),
     _lasting("04", "stop", "job", job_stopped, "FreshnessBurnsFast", "FreshnessBurnsSlowly"),
     _lasting("06", "stop", "service_virginica", partial(stopped, "06-service_virginica"), "ProcessDown"),
-    _lasting("06", "lie", "service_virginica", lying, "ServiceFails"),
+    _lasting("06", "lie", "service_virginica", partial(relayed, lies=True), "ServiceFails"),
     _lasting("06", "slow", "service_virginica", slow, "LatencyBurnsFast", "LatencyBurnsSlowly"),
     _lasting("07", "stop", "redis", partial(store_stopped, "07-redis"), "QueueUnobservable"),
     _lasting("07", "fill", "redis", partial(full_redis, "07"), "JobsNotRegistered"),
