@@ -25,7 +25,7 @@ EXPLAINED = """\
   expected, and not counted here; the timelines have them in a column of their own.
 - **recovery**: from the fault (or from its end, if it lasts) until every client's responses are as before, restart of
   the process included.
-- **alert**: what such a fault fires, by `make prove PROVE=alerts`: [the matrix](alerts.md)."""
+- **alert**: what such a fault fires, by the last `make prove PROVE=alerts SAMPLE=docs/prove`."""
 
 
 def _listed(targets: Counter[str]) -> str:

@@ -7,8 +7,8 @@
             await send(body, headers=tracing.headers())               traceparent for whoever is called
     tracing.shutdown()
 
-Whether a trace is sampled is decided where it begins, before any span exists. One that is not costs the reading of a
-header: its spans are `NO_SPAN`, and only its id travels on, with the flag 00, so that nobody further on samples it.
+Whether a trace is sampled is decided where it begins, before any span exists. One that is not has no
+spans of the SDK: its id is drawn or read, logged, and sent on with the flag 00, so that nobody further on samples it.
 
 Names and attributes follow OpenTelemetry's semantic conventions. docs/traces.md has the spans and the variables.
 """
