@@ -95,10 +95,11 @@ class TracingMiddleware:
                 await self._app(scope, receive, send)
             finally:
                 status = scope["state"]["status"]
-                span.set({"http.response.status_code": status})
+                answered = {"http.response.status_code": status}
                 if route := getattr(scope.get("route"), "path", None):
                     span.rename(f"{name} {route}")
-                    span.set({"http.route": route})
+                    answered["http.route"] = route
+                span.set(answered)
                 if status >= 500:
                     span.fail("", str(status))
 

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import logging
 import os
-import random
 import re
 import socket
 import threading
@@ -40,8 +39,9 @@ MAX_TRACESTATE = 512
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 """A caller's X-Request-ID that is logged and forwarded: its length and characters are limited."""
 
-_TRACEPARENT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
-_TRACE_IDS = 2**64  # samplers compare the lower half of the 128 bits
+# Neither id may be 0; a later version may have more fields.
+_TRACEPARENT = re.compile(r"(?!ff)([0-9a-f]{2})-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
+_ALL = 2**64  # values of the lower half of a trace id
 _GRPC_PORT = 4317  # OTLP's registered port for gRPC; 4318 is that for HTTP
 
 log = structlog.get_logger()
@@ -92,7 +92,7 @@ class Span:
         """Replace the name."""
 
     def link(self, other: Span) -> None:
-        """Refer to a span of another trace, or further up in this one."""
+        """Refer to a span of another trace, or further up in this one, if that is recorded."""
 
     def record(self, error: BaseException) -> None:
         """Add the error as an event; the status stays."""
@@ -131,10 +131,11 @@ class TraceParent(NamedTuple):
         if match is None:
             return None
         version, trace_id, span_id, flags, more = match.groups()
-        if version == "ff" or (version == "00" and more) or not int(trace_id, 16) or not int(span_id, 16):
+        if more and version == "00":
             return None
-        is_kept = len(tracestate) <= MAX_TRACESTATE and tracestate.isascii() and tracestate.isprintable()
-        return cls(trace_id, span_id, int(flags, 16), tracestate if is_kept else "")
+        if tracestate and not (len(tracestate) <= MAX_TRACESTATE and tracestate.isascii() and tracestate.isprintable()):
+            tracestate = ""
+        return cls(trace_id, span_id, int(flags, 16), tracestate)
 
     @property
     def is_sampled(self) -> bool:
@@ -152,7 +153,7 @@ class _UnsampledSpan(Span):
     __slots__ = ("_parent", "_token")
 
     def __init__(self, parent: TraceParent) -> None:
-        self._parent = parent._replace(flags=parent.flags & ~1)
+        self._parent = parent
 
     @property
     def trace_id(self) -> str:  # type: ignore[override]
@@ -160,7 +161,7 @@ class _UnsampledSpan(Span):
 
     @property
     def headers(self) -> Mapping[str, str]:  # type: ignore[override]
-        return self._parent.headers
+        return self._parent._replace(flags=self._parent.flags & ~1).headers
 
     def __enter__(self) -> Self:
         self._token = _current.set(self)
@@ -213,8 +214,8 @@ class _SampledSpan(Span):
         self._otel.update_name(name)
 
     def link(self, other: Span) -> None:
-        if (context := self._tracing.span_context(other)) is not None:
-            self._otel.add_link(context)
+        if isinstance(other, _SampledSpan):
+            self._otel.add_link(other._otel.get_span_context())
 
     def record(self, error: BaseException) -> None:
         self._otel.record_exception(error)
@@ -246,7 +247,8 @@ class Sampler(NamedTuple):
     """OTEL_TRACES_SAMPLER: which traces are recorded."""
 
     follows_parent: bool
-    share: float
+    below: int
+    """The SDK's rule: a trace that begins here is recorded if the lower half of its id is below this."""
 
     @classmethod
     def read(cls) -> Sampler:
@@ -256,9 +258,9 @@ class Sampler(NamedTuple):
         follows_parent = name.startswith("parentbased_")
         match name.removeprefix("parentbased_"):
             case "always_on":
-                return cls(follows_parent, 1.0)
+                return cls(follows_parent, _ALL)
             case "always_off":
-                return cls(follows_parent, 0.0)
+                return cls(follows_parent, 0)
             case "traceidratio":
                 try:
                     share = float(argument)
@@ -267,15 +269,17 @@ class Sampler(NamedTuple):
                 if not 0 <= share <= 1:
                     log.warning("variable_ignored", variable="OTEL_TRACES_SAMPLER_ARG", reason="not from 0 to 1")
                     share = 1.0
-                return cls(follows_parent, share)
+                return cls(follows_parent, round(share * _ALL))
         log.warning("variable_ignored", variable="OTEL_TRACES_SAMPLER", reason=f"unknown sampler {name[:100]}")
-        return cls(True, 1.0)
+        return cls(True, _ALL)
 
-    def takes(self, trace_id: int, parent: TraceParent | None) -> bool:
-        """Whether this trace is recorded."""
-        if self.follows_parent and parent is not None:
-            return parent.is_sampled
-        return trace_id % _TRACE_IDS < round(self.share * _TRACE_IDS)
+    def takes(self, trace_id: str) -> bool:
+        """Whether a trace that begins here is recorded."""
+        return int(trace_id[16:], 16) < self.below
+
+    def follows(self, parent: TraceParent) -> bool:
+        """Whether a trace that has begun elsewhere is recorded."""
+        return parent.is_sampled if self.follows_parent else self.takes(parent.trace_id)
 
 
 class _Tracing:
@@ -327,7 +331,7 @@ class _Tracing:
         links: Iterable[Span] = (),
         start_ns: int | None = None,
     ) -> Span:
-        contexts = [self.span_context(each) for each in links]
+        contexts = [each._otel.get_span_context() for each in links if isinstance(each, _SampledSpan)]
         return _SampledSpan(
             self,
             self._tracer.start_span(
@@ -335,17 +339,10 @@ class _Tracing:
                 self.api.set_span_in_context(parent),
                 self._kinds[kind],
                 attributes,
-                [self.api.Link(context) for context in contexts if context is not None],
+                [self.api.Link(context) for context in contexts],
                 start_ns,
             ),
         )
-
-    def span_context(self, span: Span) -> Any:
-        """The SDK's own, or None for a span that belongs to no trace."""
-        if isinstance(span, _SampledSpan):
-            return span._otel.get_span_context()
-        parent = TraceParent.parse(span.headers.get("traceparent", ""))
-        return self.remote_context(parent) if parent is not None else None
 
     def remote_context(self, parent: TraceParent) -> Any:
         return self.api.SpanContext(
@@ -357,7 +354,7 @@ class _Tracing:
         )
 
     def resume(self, parent: TraceParent) -> Span:
-        if not self.sampler.takes(int(parent.trace_id, 16), parent):
+        if not self.sampler.follows(parent):
             return _UnsampledSpan(parent)
         sampled = parent._replace(flags=parent.flags | 1)
         return _SampledSpan(self, self.api.NonRecordingSpan(self.remote_context(sampled)))
@@ -365,10 +362,11 @@ class _Tracing:
     def begin(
         self, name: str, kind: SpanKind, attributes: Attributes | None, links: Sequence[Span], force: bool
     ) -> Span:
-        trace_id = random.getrandbits(128) or 1
-        if not (force or self.sampler.takes(trace_id, None)):
-            return _UnsampledSpan(TraceParent(f"{trace_id:032x}", f"{random.getrandbits(64) or 1:016x}", 0))
-        drawn = _drawn_trace_id.set(trace_id)
+        ids = os.urandom(24).hex()  # of the trace and of a span
+        trace_id = ids[:32]
+        if not (force or self.sampler.takes(trace_id)):
+            return _UnsampledSpan(TraceParent(trace_id, ids[32:], 0))
+        drawn = _drawn_trace_id.set(int(trace_id, 16))
         try:
             return self.start(self.api.INVALID_SPAN, name, kind, attributes, links)
         finally:
@@ -548,20 +546,17 @@ def resume(traceparent: str, tracestate: str = "") -> Span:
 
 def begin_job(name: str, producer: Span, attributes: Attributes) -> Span:
     """The span of a queued job's processing: its producer's child or, by OTEL_JOB_SPANS=link, in a trace of its own."""
-    if _tracing is None or not producer.is_recording:
-        return producer
-    if _tracing.links_jobs:
+    if _tracing is not None and _tracing.links_jobs and producer.is_recording:
         return _tracing.begin(name, CONSUMER, attributes, [producer], force=True)
     return producer.child(name, CONSUMER, attributes)
 
 
 def batch_span(name: str, members: Sequence[Span], attributes: Attributes) -> Span:
-    """One span for work that several share, linked to all of them; it is in the trace of the first recorded one."""
-    first = next((each for each in members if each.is_recording), None)
-    if first is None:
+    """One span for work that several share, linked to all that are recorded, and in the trace of the first of them."""
+    recorded = [each for each in members if each.is_recording]
+    if not recorded:
         return members[0] if members else NO_SPAN  # the call within carries on the trace that is not recorded
-    batch = first.child(name, INTERNAL, attributes, links=members)
-    for each in members:
-        if each is not first:
-            each.link(batch)
+    batch = recorded[0].child(name, INTERNAL, attributes, links=recorded)
+    for each in recorded[1:]:
+        each.link(batch)
     return batch

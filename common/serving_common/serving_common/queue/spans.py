@@ -4,7 +4,7 @@
     └─ send queue:predict                until Redis has the job
        ├─ wait queue:predict             until its claim; once more after each requeue
        └─ process queue:predict          until its result is stored, or it is requeued
-          └─ process batch               linked to all jobs in it; in the trace of the first one that is recorded
+          └─ process batch               linked to all recorded jobs in it, and in the trace of the first one
              ├─ …                        what the worker calls
              └─ settle queue:predict     storing the results
 
@@ -55,16 +55,19 @@ def claimed_job(queue: str, job_id: str, data: bytes, context: bytes, waited_us:
     if not trace:
         return Job(JobId(job_id), data, is_suspect, request_id)
     traceparent, _, tracestate = trace.partition(" ")
-    producer = tracing.resume(traceparent, tracestate)
-    attributes = {"messaging.message.id": job_id, **_attributes("process", "process", queue)}
-    if producer.is_recording:
-        # Redis's clock says how long: it need not agree with the clock of this machine.
-        now_ns = time.time_ns()
-        waiting = {**attributes, "messaging.operation.name": "wait", "messaging.operation.type": "receive"}
-        start_ns = now_ns - 1000 * waited_us
-        producer.child(f"wait {queue}", attributes=waiting, start_ns=start_ns).end(now_ns)
-    span = tracing.begin_job(f"process {queue}", producer, attributes)
+    span = tracing.resume(traceparent, tracestate)
+    if span.is_recording:
+        span = _processing(queue, job_id, span, waited_us)
     return Job(JobId(job_id), data, is_suspect, request_id, traceparent[3:35], span)
+
+
+def _processing(queue: str, job_id: str, producer: Span, waited_us: int) -> Span:
+    attributes = {"messaging.message.id": job_id, **_attributes("process", "process", queue)}
+    waiting = {**attributes, "messaging.operation.name": "wait", "messaging.operation.type": "receive"}
+    # Redis's clock says how long: it need not agree with the clock of this machine.
+    now_ns = time.time_ns()
+    producer.child(f"wait {queue}", attributes=waiting, start_ns=now_ns - 1000 * waited_us).end(now_ns)
+    return tracing.begin_job(f"process {queue}", producer, attributes)
 
 
 def batch(queue: str, jobs: Sequence[Job]) -> Span:

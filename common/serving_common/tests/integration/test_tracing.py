@@ -96,15 +96,15 @@ class TestSampler:
     @pytest.mark.parametrize(
         ("name", "argument", "expected"),
         [
-            ("", "", Sampler(True, 1.0)),
-            ("always_on", "", Sampler(False, 1.0)),
-            ("always_off", "", Sampler(False, 0.0)),
-            ("traceidratio", "0.25", Sampler(False, 0.25)),
-            ("parentbased_traceidratio", "0.01", Sampler(True, 0.01)),
-            ("parentbased_always_off", "", Sampler(True, 0.0)),
-            ("traceidratio", "two", Sampler(False, 1.0)),
-            ("traceidratio", "nan", Sampler(False, 1.0)),
-            ("nonsense", "0.5", Sampler(True, 1.0)),
+            ("", "", Sampler(True, 2**64)),
+            ("always_on", "", Sampler(False, 2**64)),
+            ("always_off", "", Sampler(False, 0)),
+            ("traceidratio", "0.25", Sampler(False, 2**62)),
+            ("parentbased_traceidratio", "0.01", Sampler(True, round(2**64 / 100))),
+            ("parentbased_always_off", "", Sampler(True, 0)),
+            ("traceidratio", "two", Sampler(False, 2**64)),
+            ("traceidratio", "nan", Sampler(False, 2**64)),
+            ("nonsense", "0.5", Sampler(True, 2**64)),
         ],
     )
     def test_the_variables_choose_it(self, monkeypatch, name, argument, expected):
@@ -113,16 +113,17 @@ class TestSampler:
         assert Sampler.read() == expected
 
     def test_a_share_of_the_trace_ids_is_taken_the_sdks_way(self):
-        sampler = Sampler(True, 0.25)
-        assert sampler.takes(2**62 - 1, None)
-        assert not sampler.takes(2**62, None)
-        assert sampler.takes(2**127 + 1, None)
+        sampler = Sampler(True, 2**62)
+        assert sampler.takes(f"{2**62 - 1:032x}")
+        assert not sampler.takes(f"{2**62:032x}")
+        assert sampler.takes(f"{2**127 + 1:032x}")
 
     @pytest.mark.parametrize("flag", [0, 1])
     def test_only_a_parent_based_sampler_follows_the_caller(self, flag):
         parent = TraceParent(TRACE_ID, CALLER, flag)
-        assert Sampler(True, 1 - flag).takes(1, parent) is bool(flag)
-        assert Sampler(False, 1 - flag).takes(1, parent) is not bool(flag)
+        opposite = 0 if flag else 2**64
+        assert Sampler(True, opposite).follows(parent) is bool(flag)
+        assert Sampler(False, opposite).follows(parent) is not bool(flag)
 
 
 def test_what_is_not_sampled_carries_its_id_and_nothing_else(configure):
