@@ -1,12 +1,13 @@
 """Deploys patterns to a Docker Swarm, changes them under load, and counts what is lost: `make test-swarm`.
 
-`python -m deploy.swarm 03 06` for some of them. Needs the images (`docker compose build`, 02 and 03 with
-SERVING_RUNTIME=portable) and `docker swarm init`, or the container lab, with which it makes a Swarm of three nodes by
-itself. Clients run in a task of the stack. Exit code 0 if no request failed but during kills, and no job was lost.
+`python -m deploy.swarm 03 06` for some of them. It builds the images, and the models that each node's volume is filled
+with. Needs `docker swarm init`, or the container lab, with which it makes a Swarm of three nodes by itself. Clients run
+in a task of the stack. Exit code 0 if no request failed but during kills, and no job was lost.
 """
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import os
@@ -29,6 +30,7 @@ from deploy.swarm.render import OUR_IMAGE, as_yaml, render
 from scripts.devstack.load import times_written
 from scripts.devstack.machine import described
 from scripts.devstack.patterns import PATTERNS
+from scripts.devstack.stack import StackError, build_models
 from scripts.devstack.steps import FLOWERS
 from scripts.devstack.table import ROOT, Pattern
 from scripts.devstack.terminal import parsed, parser_of_patterns
@@ -137,6 +139,8 @@ class Row:
         return bool(self.requests) and not (self.failed or self.lost or self.twice)
 
     def as_markdown(self) -> str:
+        if not self.requests:
+            return f"| {self.pattern} {self.title} | not measured: {'; '.join(self.failures)} | - | - | - | - | - |"
         zeros = ["-" if each is None else f"**{each}**" for each in (self.lost, self.twice)]
         jobs = "-" if self.accepted is None else f"{self.accepted:,}"
         cells = [f"{self.pattern} {self.title}", f"{self.requests:,}", f"**{self.failed}**"]
@@ -147,9 +151,9 @@ def say(text: str) -> None:
     print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
 
 
-def run(*words: str, stdin: str | None = None, env: Mapping[str, str] | None = None) -> str:
+def run(*words: str, stdin: str | None = None, env: Mapping[str, str] | None = None, cwd: Path | None = None) -> str:
     """The output of a command. Raises CalledProcessError, after printing what the command said."""
-    done = subprocess.run(words, input=stdin, env=env, capture_output=True, text=True)
+    done = subprocess.run(words, input=stdin, env=env, cwd=cwd, capture_output=True, text=True)
     if done.returncode:
         say(f"{' '.join(words[:6])}: {done.stderr.strip()}")
         done.check_returncode()
@@ -189,6 +193,12 @@ class Stack:
         self.name = f"test-swarm-{pattern.number}"
         self.rolled: dict[str, str] = {}
         """The next image of each service of ours that runs all the time."""
+
+    def build(self) -> None:
+        """Build the pattern's images and models, with TensorFlow Serving's portable stand-in where it has a choice."""
+        environ = {**os.environ, "SERVING_RUNTIME": "portable"}
+        run("docker", "compose", "build", "--quiet", env=environ, cwd=ROOT / self.pattern.folder)
+        asyncio.run(build_models(self.pattern.artifacts))
 
     def deploy(self) -> None:
         """Deploy with one task of the service that will be scaled, and return when all run.
@@ -354,6 +364,7 @@ def measure(pattern: Pattern, load: StackLoad) -> Row:
     """Deploy, change everything under load, remove. A row without requests says why there are none."""
     row, stack, begun = Row(pattern.number, pattern.title), Stack(pattern, load), time.monotonic()
     try:
+        stack.build()
         stack.deploy()
         wait_until(lambda: is_answering(stack), f"{stack.name} answers")
         say(f"{pattern.number} runs after {time.monotonic() - begun:.0f} s")
@@ -385,7 +396,7 @@ def measure(pattern: Pattern, load: StackLoad) -> Row:
         ]
         row.failed, row.broken_by_kills = len(unexplained), len(result["failures"]) - len(unexplained)
         row.failures = unexplained[:20]
-    except (OSError, RuntimeError, StopIteration, ValueError, subprocess.CalledProcessError) as exc:
+    except (OSError, RuntimeError, StackError, StopIteration, ValueError, subprocess.CalledProcessError) as exc:
         row = replace(row, requests=0, failures=[f"{type(exc).__name__}: {exc}"])
     finally:
         stack.remove()
@@ -431,9 +442,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def write(path: Path, rows: Sequence[Row], count: int) -> None:
-    """Print the table and write it, with every number; patterns that were not run keep what the file says of them."""
+    """Print the table and write it, with every number; patterns not measured keep what the file says of them."""
     known = json.loads(path.read_text(encoding="utf-8"))["patterns"] if path.exists() else []
-    found = {each["pattern"]: Row(**each) for each in known} | {row.pattern: row for row in rows}
+    found = {each["pattern"]: Row(**each) for each in known} | {row.pattern: row for row in rows if row.requests}
     everything = [found[number] for number in sorted(found)]
     content = {
         "machine": described(),
