@@ -1,12 +1,14 @@
 """What traces cost: `python -m scripts.benchmarks.tracing`. Off, 1 % and 100 % take turns.
 
-Each process under test runs once in each of the three ways; what it calls has traces off. The collector, beside the
-load generator on the same machine, takes the exports and discards them. Measured is the CPU time that the process takes
-for a request, exports included: its reciprocal is what one core can answer, also while others use the machine.
+In each of the three ways run several processes, because two of the same code can differ by a tenth; what they call has
+traces off. The collector, beside the load generator on the same machine, takes the exports and discards them. Measured
+is the CPU time that a process takes for a request, exports included: its reciprocal is what one core can answer, also
+while others use the machine.
 """
 
 import argparse
 import asyncio
+import itertools
 import json
 import os
 import secrets
@@ -35,9 +37,12 @@ from serving_common.queue.client import JobQueue
 from serving_common.queue.commands import Commands
 
 SHARES = {"off": None, "1 %": "0.01", "100 %": "1"}
+PROCESSES = 3
 JOBS = 4000
 RUN_DIR = ROOT / ".run/bench-traces"
 Rates = Mapping[str, list[float]]
+Key = tuple[str, int]
+"""A process: its share of sampled requests, and a number."""
 
 
 def variables(url: str) -> dict[str, dict[str, str]]:
@@ -62,20 +67,26 @@ async def requests_per_cpu_s(managed: ManagedProcess, connections: int, seconds:
     return len(load.latencies) / (cpu_seconds(managed.pid) - before)
 
 
-def slug(share: str) -> str:
-    return share.replace(" %", "")
+def slug(key: Key) -> str:
+    return f"{key[0].removesuffix(' %')}_{key[1]}"
+
+
+def by_share(rates: Mapping[Key, list[float]]) -> Rates:
+    """The rates of all processes of a share, in the same order for each."""
+    return {share: [rate for key, each in rates.items() if key[0] == share for rate in each] for share in SHARES}
 
 
 async def measure_06(url: str, rounds: int, seconds: float) -> dict[str, Rates]:
     """A service, and a proxy before three services."""
     model = f"{{root}}/models/artifacts/{PATTERNS['06'].artifacts[0]}.onnx"
     services = ",".join(f"{label}={url_of(name)}" for label, name in zip(FLOWERS, SERVICE_NAMES, strict=True))
-    targets: dict[str, dict[str, ProcessDefinition]] = {"06 service": {}, "06 proxy": {}}
-    for share, env in variables(url).items():
-        name = f"service_{slug(share)}"
+    targets: dict[str, dict[Key, ProcessDefinition]] = {"06 service": {}, "06 proxy": {}}
+    for number, (share, env) in itertools.product(range(PROCESSES), variables(url).items()):
+        key = share, number
+        name = f"service_{slug(key)}"
         service = process(name, "src.services.app", SERVICE_NAME=name, MODEL_FILEPATH=model, **env)
-        targets["06 service"][share] = service
-        targets["06 proxy"][share] = process(f"proxy_{slug(share)}", "src.proxy.app", SERVICES=services, **env)
+        targets["06 service"][key] = service
+        targets["06 proxy"][key] = process(f"proxy_{slug(key)}", "src.proxy.app", SERVICES=services, **env)
     pattern = (
         PATTERNS["06"].without("proxy").with_processes(*(each for some in targets.values() for each in some.values()))
     )
@@ -83,11 +94,11 @@ async def measure_06(url: str, rounds: int, seconds: float) -> dict[str, Rates]:
     async with stack_of(pattern) as stack:
         for (what, definitions), connections in zip(targets.items(), (32, 16), strict=True):
             cases = {
-                share: partial(requests_per_cpu_s, stack.process(f"06-{each.name}"), connections, seconds)
-                for share, each in definitions.items()
+                key: partial(requests_per_cpu_s, stack.process(f"06-{each.name}"), connections, seconds)
+                for key, each in definitions.items()
             }
             await take_turns(1, cases)  # warm-up
-            found[f"{what}, {connections} connections"] = await take_turns(rounds, cases)
+            found[f"{what}, {connections} connections"] = by_share(await take_turns(rounds, cases))
     return found
 
 
@@ -96,32 +107,32 @@ async def measure_03(url: str, rounds: int, seconds: float) -> dict[str, Rates]:
     env = dict(PATTERNS["03"].process("proxy").env)
     ways = variables(url)
     proxies = {
-        share: web_process(
-            f"proxy_{slug(share)}",
+        key: web_process(
+            f"proxy_{slug(key)}",
             "src.proxy.app",
-            f"PORT_03_PROXY_{slug(share)}",
+            f"PORT_03_PROXY_{slug(key)}",
             1,
-            env=env | more,
+            env=env | ways[key[0]],
             depends_on=("03-redis", "02-model_server"),
         )
-        for share, more in ways.items()
+        for key in ((share, number) for number in range(PROCESSES) for share in SHARES)
     }
     pattern = PATTERNS["03"].without("proxy", "worker").with_processes(*proxies.values())
-    posts: dict[str, list[float]] = {share: [] for share in SHARES}
+    posts: dict[Key, list[float]] = {key: [] for key in proxies}
     jobs: dict[str, list[float]] = {share: [] for share in SHARES}
     async with stack_of(pattern) as stack, Redis(port=stack.ports["PORT_03_REDIS"]) as redis:
         queue = JobQueue(redis, KEYS)
         for number in range(rounds + 1):
-            for share, proxy in proxies.items():
+            for key, proxy in proxies.items():
                 await redis.flushall()
                 posted = await requests_per_cpu_s(stack.process(f"03-{proxy.name}"), 32, seconds)
-                await redis.flushall()
-                await fill(redis, SHARES[share])
-                worked = await drain(stack, queue, env | ways[share])
                 if number:  # the first round warms up
-                    posts[share].append(posted)
-                    jobs[share].append(worked)
-    return {"03 POST /predict, 32 connections": posts, "03 worker, jobs": jobs}
+                    posts[key].append(posted)
+        for share in [*SHARES] * 2 * rounds:
+            await redis.flushall()
+            await fill(redis, SHARES[share])
+            jobs[share].append(await drain(stack, queue, env | ways[share]))
+    return {"03 POST /predict, 32 connections": by_share(posts), "03 worker, jobs": jobs}
 
 
 async def fill(redis: Redis, share: str | None) -> None:
@@ -181,7 +192,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--seconds", type=float, default=1.5)
+    parser.add_argument("--seconds", type=float, default=0.7)
     options = parser.parse_args()
     load = f"{os.getloadavg()[0]:.0f}"  # of others: before this starts
     found = asyncio.run(measure(options.rounds, options.seconds))
