@@ -108,7 +108,7 @@ def server_url(request: pytest.FixtureRequest) -> URL:
 
 
 def execute(url: URL, statement: str) -> None:
-    engine = create_engine(url)
+    engine = create_engine(url, connect_args={"ssl_disabled": True} if url.host else {})
     with engine.begin() as connection:
         connection.execute(text(statement))
     engine.dispose()

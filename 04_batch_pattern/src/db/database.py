@@ -18,7 +18,7 @@ from src.configurations import DatabaseSettings
 from src.db import sqlite_lock
 from src.db.failures import ReadOnlyServer, TransactionConflict, is_read_only, serving_error, with_cause
 from src.db.models import Base
-from src.db.tls import tls_arguments
+from src.db.tls import SslMode, prefer_tls, tls_arguments
 
 # Together the number of threads in which FastAPI runs plain functions.
 POOL_SIZE, POOL_OVERFLOW = 10, 30
@@ -144,6 +144,8 @@ def _create_engine(settings: DatabaseSettings, timeout_s: float, **pool: int) ->
             **tls_arguments(settings.tls),
         },
     )
+    if settings.tls.mode is SslMode.PREFERRED:
+        prefer_tls(engine)
     event.listen(engine, "connect", _learn_packet_limit)
     event.listen(engine, "handle_error", _leave_read_only_server)
     return engine
