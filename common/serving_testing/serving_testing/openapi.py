@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from serving_testing.processes import NO_COVERAGE
+
 SCHEMATHESIS = Path(sys.executable).with_name("schemathesis")
 
 
@@ -13,9 +15,7 @@ def assert_conforms(base_url: str, cwd: Path, *, examples: int, hooks: Path | No
 
     `examples` is the number of requests for each operation and kind; `hooks`, a module that changes the requests.
     """
-    env = os.environ | ({"SCHEMATHESIS_HOOKS": str(hooks)} if hooks else {})
-    # Schemathesis takes twice as long under coverage, which pytest-cov starts in every Python process.
-    env.pop("COVERAGE_PROCESS_CONFIG", None)
+    env = os.environ | NO_COVERAGE | ({"SCHEMATHESIS_HOOKS": str(hooks)} if hooks else {})
     done = subprocess.run(
         [SCHEMATHESIS, "run", f"{base_url}/openapi.json", "--checks", "all", f"--max-examples={examples}", "--seed=1"],
         cwd=cwd,

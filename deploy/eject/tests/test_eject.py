@@ -14,7 +14,7 @@ import yaml
 from deploy.eject import eject, history, upgrade
 from deploy.eject.eject import ROOT
 from serving_testing.own_model import write_model
-from serving_testing.processes import free_port
+from serving_testing.processes import NO_COVERAGE, free_port
 
 NUMBERS = sorted(path.name[:2] for path in ROOT.glob("[0-9][0-9]_*_pattern"))
 SIX = "06_horizontal_microservice_pattern"
@@ -137,7 +137,8 @@ def test_the_demo_runs_in_the_new_repository(upstream, tmp_path):
     (to / "models/artifacts").symlink_to(ROOT / "models/artifacts")
     roots = [to, *(package.parent for package in to.glob("common/*/pyproject.toml"))]
     names = re.findall(r"PORT_06_\w+", (to / "scripts/devstack/patterns/horizontal_microservice.py").read_text())
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, roots))} | {n: str(free_port()) for n in names}
+    ports = {name: str(free_port()) for name in names}
+    environment = os.environ | NO_COVERAGE | ports | {"PYTHONPATH": os.pathsep.join(map(str, roots))}
     done = subprocess.run(
         [sys.executable, "-m", "scripts.devstack.demo", "06"],
         cwd=to, env=environment, capture_output=True, text=True, check=False,

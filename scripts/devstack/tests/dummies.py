@@ -6,15 +6,17 @@ import sys
 from scripts.devstack import demo, stack, up
 from scripts.devstack.steps import send
 from scripts.devstack.table import Pattern, ProcessDefinition, by_number
+from serving_testing.processes import NO_COVERAGE
 
 
-def dummy(name, fault, number, *, with_port=True, **options):
+def dummy(name, fault, number, *, with_port=True, env=None, **options):
     port = f"PORT_{number}_{name.upper()}"
     options = {"ready": f"http://127.0.0.1:{{{port}}}/health" if with_port else None} | options
     return ProcessDefinition(
         name=name,
         argv=("python", "-m", "scripts.devstack.tests.dummy", fault, *([f"{{{port}}}"] if with_port else [])),
         ports={port: 1} if with_port else {},
+        env=NO_COVERAGE | (env or {}),
         **options,
     )
 

@@ -23,6 +23,7 @@ from scripts.devstack.stack import private_stack
 from scripts.devstack.table import ROOT
 from serving_testing.browser import browser as browser
 from serving_testing.browser import text, until, wait_for
+from serving_testing.processes import NO_COVERAGE
 
 PATIENCE_S = 60
 AXE = Path(os.environ.get("AXE_CORE", ROOT / ".tools/node_modules/axe-core/axe.min.js"))
@@ -63,7 +64,7 @@ def site(tmp_path_factory):
             private_stack(
                 ["03", "06"],
                 tmp_path_factory.mktemp("run"),
-                environ={"HEARTBEAT_S": "1"} | spans.variables(receiver),
+                environ={"HEARTBEAT_S": "1"} | NO_COVERAGE | spans.variables(receiver),
             )
         ) as stack,
         portal.wrap_async_context_manager(app.serving(stack, PATTERNS, 0, store)) as address,

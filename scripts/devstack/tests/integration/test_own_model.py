@@ -17,6 +17,7 @@ from scripts.devstack.stack import free_ports
 from scripts.devstack.table import ROOT
 from serving_common.cards import Card
 from serving_testing.own_model import CARD, write_model
+from serving_testing.processes import NO_COVERAGE
 
 
 @pytest.fixture
@@ -65,9 +66,9 @@ def test_commands_of_the_page_lead_from_a_file_to_answers(tmp_path, capsys, monk
     assert dict(word.split("=") for word in start[2:]) == variables
     numbers = variables["PATTERNS"].split()
     _, patterns, _ = chosen(variables["MODEL"], numbers, OWN_MODELS, print)
-    for name, port in free_ports(numbers, {**PATTERNS, **patterns}).items():
-        monkeypatch.setenv(name, str(port))
-    monkeypatch.setenv("JOB_WAIT_SECONDS", "0")
+    ports = {name: str(port) for name, port in free_ports(numbers, {**PATTERNS, **patterns}).items()}
+    for variable in (ports | NO_COVERAGE | {"JOB_WAIT_SECONDS": "0"}).items():
+        monkeypatch.setenv(*variable)
 
     code = demo.main(["--model", variables["MODEL"], *numbers])
 
