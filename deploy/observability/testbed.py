@@ -88,9 +88,10 @@ class Testbed:
         await self.wait_well()
         await asyncio.sleep(LOAD_S)
 
-    async def wait_idle(self) -> None:
-        """Return when no job and no row waits. Raises TimeoutError."""
-        await self._wait_below({"sum(queue_length)": 1, "max(rows_waiting)": 1})
+    async def wait_idle(self, pattern: str) -> None:
+        """Return when no job and no row of this pattern waits. Raises TimeoutError."""
+        own = f'{{pattern="{pattern}"}}'
+        await self._wait_below({f"sum(queue_length{own})": 1, f"max(rows_waiting{own})": 1})
 
     async def wait_well(self) -> None:
         """Return when every process answers, and nothing waits for long. Raises TimeoutError."""
