@@ -98,7 +98,10 @@ async def job_stopped(bed: Testbed) -> AsyncIterator[None]:
 @asynccontextmanager
 async def killed(id_: str, bed: Testbed, times: int = 1) -> AsyncIterator[None]:
     for _ in range(times):
-        await kill_and_wait(bed.stack, bed.stack.process(id_))
+        victim = bed.stack.process(id_)
+        while victim.running is None:  # noqa: ASYNC110 - 04's job, between two runs
+            await asyncio.sleep(POLL_S)
+        await kill_and_wait(bed.stack, victim)
         await bed.wait_well()  # or Prometheus would not have met what the next one kills
     yield
 
