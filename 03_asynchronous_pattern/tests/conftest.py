@@ -12,7 +12,7 @@ import pytest
 
 from serving_testing.fixtures import redis as redis
 from serving_testing.fixtures import redis_server as redis_server
-from serving_testing.processes import Process, free_port, running
+from serving_testing.processes import NO_COVERAGE, Process, free_port, running
 
 PATTERN = Path(__file__).parents[1]
 ROOT = PATTERN.parent
@@ -30,9 +30,8 @@ def iris_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if path := os.environ.get("IRIS_MODEL"):
         return Path(path)
     base = tmp_path_factory.mktemp("model") / "iris"
-    subprocess.run(
-        [sys.executable, "build_model.py", "--output", base], cwd=ROOT / "02_synchronous_pattern", check=True
-    )
+    build = [sys.executable, "build_model.py", "--output", str(base)]
+    subprocess.run(build, cwd=ROOT / "02_synchronous_pattern", env=os.environ | NO_COVERAGE, check=True)
     return base
 
 

@@ -19,7 +19,7 @@ from sqlalchemy import URL, create_engine, make_url, text
 from structlog.testing import capture_logs
 
 from serving_testing.mysql_server import MySqlServer, mysql_binary
-from serving_testing.processes import wait_until
+from serving_testing.processes import NO_COVERAGE, wait_until
 from src.api.app import create_app
 from src.configurations import ApiSettings, JobSettings
 from src.db import cruds
@@ -50,7 +50,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if not (folder / "iris_svc.onnx").is_file():
         folder = tmp_path_factory.mktemp("models")
         build = [sys.executable, "-m", "models.build", "--only", "iris_svc", "--output", str(folder)]
-        subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
+        subprocess.run(build, cwd=ROOT, env=os.environ | NO_COVERAGE, check=True, capture_output=True)
     return folder
 
 
@@ -69,7 +69,8 @@ def flowers() -> tuple[list[list[float]], list[list[float]]]:
         probabilities = classifier().fit(rows, classes).predict_proba(rows)
         print(json.dumps([rows.astype(float).round(1).tolist(), probabilities.tolist()]))
     """
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True)
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | NO_COVERAGE, check=True, capture_output=True)
     rows, probabilities = json.loads(done.stdout)
     assert len(rows) == 150
     return rows, probabilities

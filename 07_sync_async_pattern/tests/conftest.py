@@ -9,6 +9,7 @@ import pytest
 
 from serving_testing.fixtures import redis as redis
 from serving_testing.fixtures import redis_server as redis_server
+from serving_testing.processes import NO_COVERAGE
 
 PATTERN = Path(__file__).parents[1]
 ROOT = PATTERN.parent
@@ -37,6 +38,7 @@ def models() -> Path:
     subprocess.run(
         [sys.executable, "-m", "models.build", "--only", "mobilenet_v2", "--output", folder, *weights],
         cwd=ROOT,
+        env=os.environ | NO_COVERAGE,
         check=True,
     )
     return folder
@@ -46,7 +48,7 @@ def models() -> Path:
 def int8_model(models: Path) -> Path:
     """MobileNetV2 in 8-bit integers, in the same folder."""
     build = [sys.executable, "-m", "models.build", "--only", "mobilenet_v2", "--precision", "int8", "--output"]
-    subprocess.run([*build, models], cwd=ROOT, check=True)
+    subprocess.run([*build, models], cwd=ROOT, env=os.environ | NO_COVERAGE, check=True)
     return models / "mobilenet_v2_int8.onnx"
 
 
