@@ -152,11 +152,11 @@ def say(text: str) -> None:
 
 
 def run(*words: str, stdin: str | None = None, env: Mapping[str, str] | None = None, cwd: Path | None = None) -> str:
-    """The output of a command. Raises CalledProcessError, after printing what the command said."""
+    """The output of a command. Raises RuntimeError with what the command said last, after printing all of it."""
     done = subprocess.run(words, input=stdin, env=env, cwd=cwd, capture_output=True, text=True)
     if done.returncode:
         say(f"{' '.join(words[:6])}: {done.stderr.strip()}")
-        done.check_returncode()
+        raise RuntimeError(f"{' '.join(words[:3])}: {done.stderr.strip().rpartition(chr(10))[2]}")
     return done.stdout.strip()
 
 
@@ -195,7 +195,7 @@ class Stack:
         """The next image of each service of ours that runs all the time."""
 
     def build(self) -> None:
-        """Build the pattern's images and models, with TensorFlow Serving's portable stand-in where it has a choice."""
+        """Build the pattern's images, those of 02 and 03 with the portable model server, and its models."""
         environ = {**os.environ, "SERVING_RUNTIME": "portable"}
         run("docker", "compose", "build", "--quiet", env=environ, cwd=ROOT / self.pattern.folder)
         asyncio.run(build_models(self.pattern.artifacts))
