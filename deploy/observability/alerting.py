@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import httpx
 import yaml
@@ -140,9 +141,9 @@ def matrix(
     yield f"The windows of the rules and the waiting times of their alerts were {FACTOR} times shorter than in"
     yield "[deploy/observability](../../deploy/observability/README.md), as were the intervals and the objective of 04."
     yield "**●** fired, as it must; **○** fired, as it may; **missing** did not fire; **wrong** fired and must not; the"
-    yield "number is the pattern. An outage of a second has about as many bad requests as nobody is woken for, and"
-    yield "a request that waits for a store may be slow before it fails. A fault that was tried again, alone, has its"
-    yield "new line.\n"
+    yield "number is the pattern. An outage of a second fails about as many requests as the rules tolerate, and"
+    yield "requests that wait for a store are slow before they fail. A fault that was tried again alone has its new"
+    yield "line.\n"
     yield f"| fault | {' | '.join(str(number) for number, _ in enumerate(names, 1))} | after |"
     yield f"| --- | {' | '.join(':-:' for _ in names)} | ---: |"
     for outcome in outcomes:
@@ -175,9 +176,13 @@ def write(outcomes: Sequence[CaseResult], empty: Sequence[str] | None, profile: 
     """Write alerts.md and alerts.json; faults not tried this time keep what the file says of them."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "alerts.json"
-    known = json.loads(path.read_text(encoding="utf-8"))["cases"] if path.exists() else []
-    found = {each.title: each for each in (*(CaseResult(**each) for each in known), *outcomes)}
+    known: dict[str, Any] = {"cases": [], "profile": profile}
+    if path.exists():
+        known = json.loads(path.read_text(encoding="utf-8"))
+    found = {each.title: each for each in (*(CaseResult(**each) for each in known["cases"]), *outcomes)}
     quiet = [title for title, each in found.items() if each.fault == QUIET][-1:]
+    if not any(each.fault == QUIET for each in outcomes):
+        profile = Profile(known["profile"])  # the quiet time is the profile
     outcomes = [found[title] for title in (*quiet, *(case.title for case in CASES)) if title in found]
     content = {
         "machine": described(),

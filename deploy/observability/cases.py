@@ -44,8 +44,8 @@ class FaultCase:
     alerts: frozenset[str]
     """That must fire, as "ProcessDown 03": alert and pattern."""
     may: frozenset[str] = frozenset()
-    """That may: after an outage of a second, which has about as many bad requests as nobody is woken for, or while
-    requests wait for a store before they fail."""
+    """That may: an outage of a second fails about as many requests as the rules tolerate, and requests that wait for a
+    store are slow before they fail."""
     is_brief: bool = False
     """Whether it is over when it has been injected, or ends once its alerts have fired."""
     needs_history: bool = False

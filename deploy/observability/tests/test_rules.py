@@ -2,13 +2,14 @@
 
 import json
 import re
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 import yaml
 
 from deploy.observability import dashboards, slo, testbed
-from deploy.observability.alerting import CaseResult, matrix
+from deploy.observability.alerting import CaseResult, matrix, write
 from deploy.observability.cases import CASES
 from deploy.observability.generated import keep
 from scripts.devstack import metrics
@@ -110,6 +111,21 @@ def test_the_matrix_shows_what_fired_what_did_not_and_what_must_not():
         "| 03 kill -9 redis |  | ○ 03 |  |",
         "- empty: all, panel: up",
     ]
+
+
+def test_a_fault_tried_again_alone_replaces_its_line_and_no_other(tmp_path):
+    quiet = CaseResult(pattern="all", fault="none", process="10 minutes", expected=[])
+    first, second = (
+        CaseResult(pattern=case.pattern, fault=case.fault, process=case.process, expected=sorted(case.alerts))
+        for case in CASES[:2]
+    )
+    write([quiet, first, second], [], Profile.LONG, tmp_path)
+    again = replace(second, fired=second.expected)
+    write([again], None, Profile.QUICK, tmp_path)
+    found = json.loads((tmp_path / "alerts.json").read_text())
+    assert found["cases"] == [asdict(each) for each in (quiet, first, again)]
+    assert found["profile"] == "long"
+    assert 'PROVE="alerts long"' in (tmp_path / "alerts.md").read_text()
 
 
 @pytest.mark.parametrize("language", ["", ".ja"])
