@@ -1,9 +1,9 @@
 """What traces cost: `python -m scripts.benchmarks.tracing`. Off, 1 % and 100 % take turns.
 
-In each of the three ways run several processes, because two of the same code can differ by a tenth; what they call has
-traces off. The collector, beside the load generator on the same machine, takes the exports and discards them. Measured
-is the CPU time that a process takes for a request, exports included: its reciprocal is what one core can answer, also
-while others use the machine.
+Each way has several processes, because two that run the same code can differ by a tenth; what they call has traces off.
+The collector, beside the load generator on the same machine, takes the exports and discards them. Measured is the CPU
+time that a process takes for a request, exports included: its reciprocal is what one core can answer, also while others
+use the machine.
 """
 
 import argparse
@@ -128,7 +128,7 @@ async def measure_03(url: str, rounds: int, seconds: float) -> dict[str, Rates]:
                 posted = await requests_per_cpu_s(stack.process(f"03-{proxy.name}"), 32, seconds)
                 if number:  # the first round warms up
                     posts[key].append(posted)
-        for share in [*SHARES] * 2 * rounds:
+        for share in [*SHARES] * 2 * rounds:  # each time another worker
             await redis.flushall()
             await fill(redis, SHARES[share])
             jobs[share].append(await drain(stack, queue, env | ways[share]))

@@ -60,7 +60,7 @@ def test_connection_is_encrypted(cipher, mode):
 
 
 def test_a_preferred_connection_reads_no_certificates(cipher, private_server, monkeypatch):
-    """None is checked, and reading them takes 45 ms of CPU time: again for each request while the database is away."""
+    """None is checked, and loading them takes 45 ms of CPU time, for each request while the database is away."""
     with empty_database(private_url(private_server)) as url, monkeypatch.context() as patched:
         patched.delattr(ssl, "create_default_context")
         assert cipher()

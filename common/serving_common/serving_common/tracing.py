@@ -7,8 +7,8 @@
             await send(body, headers=tracing.headers())               traceparent for whoever is called
     tracing.shutdown()
 
-Whether a trace is sampled is decided where it begins, before any span exists. One that is not has no
-spans of the SDK: its id is drawn or read, logged, and sent on with the flag 00, so that nobody further on samples it.
+Whether a trace is sampled is decided where it begins, before any span exists. One that is not has no spans of the SDK:
+its id is drawn or read, logged, and sent on with the flag 00, so that nobody further on samples it.
 
 Names and attributes follow OpenTelemetry's semantic conventions. docs/traces.md has the spans and the variables.
 """
@@ -545,8 +545,10 @@ def resume(traceparent: str, tracestate: str = "") -> Span:
 
 
 def begin_job(name: str, producer: Span, attributes: Attributes) -> Span:
-    """The span of a queued job's processing: its producer's child or, by OTEL_JOB_SPANS=link, in a trace of its own."""
-    if _tracing is not None and _tracing.links_jobs and producer.is_recording:
+    """The span of a queued job's processing, whose producer is recorded: a child of it or, by OTEL_JOB_SPANS=link, in a
+    trace of its own.
+    """
+    if _tracing is not None and _tracing.links_jobs:
         return _tracing.begin(name, CONSUMER, attributes, [producer], force=True)
     return producer.child(name, CONSUMER, attributes)
 

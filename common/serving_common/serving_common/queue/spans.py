@@ -62,6 +62,7 @@ def claimed_job(queue: str, job_id: str, data: bytes, context: bytes, waited_us:
 
 
 def _processing(queue: str, job_id: str, producer: Span, waited_us: int) -> Span:
+    """The span that processes the job, after one for the time that it waited."""
     attributes = {"messaging.message.id": job_id, **_attributes("process", "process", queue)}
     waiting = {**attributes, "messaging.operation.name": "wait", "messaging.operation.type": "receive"}
     # Redis's clock says how long: it need not agree with the clock of this machine.

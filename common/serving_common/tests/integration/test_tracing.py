@@ -49,9 +49,9 @@ def collector(configure: Configure) -> Iterator[Collector]:
         yield collector
 
 
-def sampled_request(number: int = 1) -> tracing.Span:
+def traced_request(number: int = 1, *, flags: str = "01") -> tracing.Span:
     trace_id = f"{number:032x}"
-    return tracing.begin([(b"traceparent", f"00-{trace_id}-{CALLER}-01".encode())], "POST")
+    return tracing.begin([(b"traceparent", f"00-{trace_id}-{CALLER}-{flags}".encode())], "POST")
 
 
 class TestTraceParent:
@@ -141,7 +141,7 @@ def test_what_is_not_sampled_carries_its_id_and_nothing_else(configure):
 
 
 def test_an_error_is_recorded_on_its_span(collector):
-    with pytest.raises(ValueError, match="broken"), sampled_request(), tracing.span("inner"):
+    with pytest.raises(ValueError, match="broken"), traced_request(), tracing.span("inner"):
         raise ValueError("broken")
     inner, outer = collector.all_spans(2)
     assert (inner.status.code, inner.status.message) == (inner.status.STATUS_CODE_ERROR, "broken")
@@ -159,9 +159,11 @@ class TestJobs:
     def worker(self, redis: Redis) -> Worker:
         return Worker(redis, KEYS)
 
-    async def test_a_batch_is_linked_to_its_jobs_and_they_to_it(self, collector, queue, worker):
+    async def test_a_batch_is_linked_to_its_recorded_jobs_and_they_to_it(self, collector, queue, worker):
+        with traced_request(3, flags="00"):
+            await queue.enqueue(b"{}")
         for number in (1, 2):
-            with sampled_request(number):
+            with traced_request(number):
                 await queue.enqueue(b"{}")
         await queue.enqueue(b"{}")  # of no trace
         are_done = asyncio.Event()
@@ -184,10 +186,10 @@ class TestJobs:
         [second] = members.values()
         assert (first.trace_id[-1], second.trace_id[-1]) == (1, 2)
         assert [link.span_id for link in second.links] == [batch.span_id]
-        assert attributes(batch)["messaging.batch.message_count"] == 3
+        assert attributes(batch)["messaging.batch.message_count"] == 4
 
     async def test_a_requeued_job_waits_and_is_processed_again_in_the_same_trace(self, collector, queue, worker):
-        with sampled_request():
+        with traced_request():
             await queue.enqueue(b"{}")
         await worker.retry(await worker.claim(1), "Model inference failed")
         [job] = await worker.claim(1)
@@ -202,7 +204,7 @@ class TestJobs:
     async def test_otel_job_spans_link_begins_a_trace_that_is_linked_to_the_producer(self, configure, queue, worker):
         with running_collector() as collector:
             configure(**collector.environment, OTEL_JOB_SPANS="link")
-            with sampled_request():
+            with traced_request():
                 await queue.enqueue(b"{}")
             [job] = await worker.claim(1)
             await worker.complete([(job.id, b"{}")])
