@@ -7,7 +7,6 @@ settings in SCALED. What takes its time in any case, such as the start of a proc
 from __future__ import annotations
 
 import asyncio
-import base64
 import re
 import shutil
 import time
@@ -22,7 +21,7 @@ from scripts.chaos.faults import Relay
 from scripts.devstack import metrics
 from scripts.devstack.load import PatternLoad
 from scripts.devstack.patterns import PATTERNS, WORKS
-from scripts.devstack.patterns.sync_async import PHOTOGRAPH
+from scripts.devstack.patterns.sync_async import photograph_body
 from scripts.devstack.stack import DevStack, free_ports, private_stack
 from scripts.devstack.table import HOST, ROOT, Pattern, mysql_process
 
@@ -134,12 +133,11 @@ async def patterns_under_load(numbers: Collection[str]) -> AsyncIterator[Testbed
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(scaled(source.read_text(encoding="utf-8")), encoding="utf-8")
     metrics.configure(stack, RUN_DIR, rules=rules, interval=INTERVAL)
-    # 07's objective is about photographs that callers send.
-    body = {"image_data": base64.b64encode(PHOTOGRAPH.read_bytes()).decode()}
-    works = WORKS | {"07": replace(WORKS["07"], method="POST", path="/predict", body=body)}
     async with AsyncExitStack() as exits:
         relay = await exits.enter_async_context(Relay(relayed, ports["PORT_06_SERVICE_VIRGINICA"]))
         await exits.enter_async_context(stack)
+        # 07's objective is about photographs that callers send.
+        works = WORKS | {"07": replace(WORKS["07"], method="POST", path="/predict", body=photograph_body())}
         loads = {}
         for number in numbers:
             work = works[number]

@@ -8,7 +8,6 @@ in a task of the stack. Exit code 0 if no request failed but during kills, and n
 from __future__ import annotations
 
 import asyncio
-import base64
 import json
 import os
 import re
@@ -30,6 +29,7 @@ from deploy.swarm.render import OUR_IMAGE, as_yaml, render
 from scripts.devstack.load import times_written
 from scripts.devstack.machine import described
 from scripts.devstack.patterns import PATTERNS
+from scripts.devstack.patterns.sync_async import photograph_body
 from scripts.devstack.stack import StackError, build_models
 from scripts.devstack.steps import FLOWERS
 from scripts.devstack.table import ROOT, Pattern
@@ -102,9 +102,7 @@ LOADS = {
     ),
     "07": StackLoad(
         "http://proxy:8000/predict",
-        lambda: json.dumps(
-            {"image_data": base64.b64encode((ROOT / "models/artifacts/sample.jpg").read_bytes()).decode()}
-        ),
+        lambda: json.dumps(photograph_body()),
         r'"job_id": ?"\w+"',
         "worker",
         {"id": r'"job_id": ?"(\w+)"', "path": "/job/{}?wait=10", "done": r'"prediction": ?"\w'},

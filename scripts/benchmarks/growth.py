@@ -26,10 +26,11 @@ from scripts.benchmarks.curves import Figures, Plot, Point
 from scripts.benchmarks.harness import ARTIFACTS, ROW, Benchmark, fill, send_load
 from scripts.benchmarks.horizontal_microservice import DELAY_S, SERVICE_NAMES, bare_service, process, url_of
 from scripts.benchmarks.report import facts
-from scripts.benchmarks.sync_async import VARIANT, encoded
+from scripts.benchmarks.sync_async import VARIANT
 from scripts.benchmarks.synchronous import PATH, cpu_seconds
 from scripts.devstack.machine import described, resident_mb
 from scripts.devstack.patterns import PATTERNS
+from scripts.devstack.patterns.sync_async import photograph_body, request_body
 from scripts.devstack.runs import Profile, parse, require_redis, run_each
 from scripts.devstack.stack import ManagedProcess, is_answering, run
 from scripts.devstack.table import HOST, ROOT
@@ -287,7 +288,7 @@ async def grow_images(growth: Growth) -> None:
         async with growth.stack(VARIANT, environ={"MAX_QUEUE_LENGTH": "1"}) as stack:
             proxy = stack.process("07-proxy")
             load = partial(send_load, f"{proxy.url}/predict", 1)
-            await load(seconds=0.5, body=encoded((ARTIFACTS / "sample.jpg").read_bytes()))  # warm-up
+            await load(seconds=0.5, body=photograph_body())  # warm-up
             memory = resident_mb(proxy.pid) or 0
             for megapixels in sizes:  # ascending: the peak is that of the largest so far
                 body = await asyncio.to_thread(image_of, megapixels, kind)
@@ -308,7 +309,7 @@ def image_of(megapixels: float, kind: str) -> dict[str, str]:
     file = io.BytesIO()
     # Repeated pixels: interpolated ones would make PNG files that are larger than MAX_IMAGE_BYTES.
     photograph.resize(size, Image.Resampling.NEAREST).save(file, kind)
-    return encoded(file.getvalue())
+    return request_body(file.getvalue())
 
 
 GROW: Mapping[str, Callable[[Growth], Awaitable[None]]] = {

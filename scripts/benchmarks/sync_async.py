@@ -27,6 +27,7 @@ from redis.asyncio import Redis
 
 from scripts.benchmarks.harness import ARTIFACTS, Benchmark, Endpoint, drain, fill, plural, send_load, take_turns
 from scripts.devstack.patterns import PATTERNS
+from scripts.devstack.patterns.sync_async import photograph_body, request_body
 from scripts.devstack.runs import require_redis
 from scripts.devstack.stack import DevStack, ManagedProcess
 from scripts.devstack.table import ROOT, web_process
@@ -47,11 +48,6 @@ MEAN = np.array([0.485, 0.456, 0.406], np.float32)
 STD = np.array([0.229, 0.224, 0.225], np.float32)
 
 
-def encoded(photo: bytes) -> dict[str, str]:
-    """The body of POST /predict."""
-    return {"image_data": base64.b64encode(photo).decode()}
-
-
 check = require_redis
 VARIANT = PATTERNS["07"].without("worker")  # its better answers would slow down all that is measured after them
 _PROXY = VARIANT.process("proxy")
@@ -60,9 +56,7 @@ INT8_PROXY = web_process(
     env={**_PROXY.env, "MODEL_PRECISION": "int8"},
     depends_on=("07-proxy",),
 )
-ENDPOINTS = [
-    Endpoint("07 fast answer", "PORT_07_PROXY", "/predict", lambda: encoded((ARTIFACTS / "sample.jpg").read_bytes()))
-]
+ENDPOINTS = [Endpoint("07 fast answer", "PORT_07_PROXY", "/predict", photograph_body)]
 
 
 async def measure(benchmark: Benchmark) -> None:
@@ -174,7 +168,7 @@ class PhotoSystem:
         """POST /predict, as fast as this many connections can, or at a rate."""
         port = "PORT_07_INT8" if precision == "int8" else "PORT_07_PROXY"
         url = f"{self._stack.urls[port]}/predict"
-        return await send_load(url, connections, seconds, encoded(self.photo), rate=rate)
+        return await send_load(url, connections, seconds, request_body(self.photo), rate=rate)
 
     async def drain(self, jobs: int, precision: str) -> float:
         """Jobs per second of a worker with a full queue."""

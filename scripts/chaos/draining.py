@@ -6,11 +6,10 @@ SIGTERM with DRAIN_DELAY_S; no request may fail.
 
 import argparse
 import asyncio
-import base64
 import math
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import count, cycle, islice
 from pathlib import Path
@@ -24,6 +23,7 @@ from scripts.chaos.loss_report import rows
 from scripts.devstack.faults import restart
 from scripts.devstack.machine import described
 from scripts.devstack.patterns import PATTERNS
+from scripts.devstack.patterns.sync_async import photograph_body
 from scripts.devstack.runs import Profile, run_each
 from scripts.devstack.stack import DevStack, private_stack, run
 from scripts.devstack.steps import FLOWERS
@@ -46,23 +46,23 @@ class Service:
     number: str
     process: str
     path: str = "/predict"
-    body: dict[str, Any]
+    body: Callable[[], dict[str, Any]]
+    """Called when the models have been built."""
     pace_s: float = 0.1
     needs_redis: bool = False
 
 
 def services() -> list[Service]:
     """All of them; those that need Redis only where there is one."""
-    photograph = ROOT / "models/artifacts/sample.jpg"
-    image = base64.b64encode(photograph.read_bytes()).decode() if photograph.exists() else ""
-    model, rows_ = "/v1/models/iris", {"data": [FLOWER]}
+    model, instances = "/v1/models/iris", {"instances": [FLOWER]}
+    data, values = {"data": [FLOWER]}, {"values": FLOWER}
     all_of_them = [
-        Service(number="02", process="model_server", path=f"{model}:predict", body={"instances": [FLOWER]}),
-        Service(number="03", process="proxy", body=rows_, needs_redis=True),
-        Service(number="04", process="api", path="/data", body={"values": FLOWER}),
-        Service(number="06", process="service_setosa", body=rows_),
-        Service(number="06", process="proxy", body=rows_),
-        Service(number="07", process="proxy", body={"image_data": image}, pace_s=0.5, needs_redis=True),
+        Service(number="02", process="model_server", path=f"{model}:predict", body=lambda: instances),
+        Service(number="03", process="proxy", body=lambda: data, needs_redis=True),
+        Service(number="04", process="api", path="/data", body=lambda: values),
+        Service(number="06", process="service_setosa", body=lambda: data),
+        Service(number="06", process="proxy", body=lambda: data),
+        Service(number="07", process="proxy", body=photograph_body, pace_s=0.5, needs_redis=True),
     ]
     return [service for service in all_of_them if redis_binary() or not service.needs_redis]
 
@@ -112,7 +112,7 @@ class RoundRobin:
 async def stop_again_and_again(run: ChaosRun, service: Service, stack: DevStack, stops: int) -> None:
     """Stop two replicas of a service in turn, each time when the other one is known to be ready."""
     run.failure = "anything but 200"
-    definition = PATTERNS[service.number].process(service.process)
+    definition, body = PATTERNS[service.number].process(service.process), service.body()
     replicas = [await stack.start(service.number, replica_of(definition, number)) for number in (1, 2)]
     limits = httpx.Limits(keepalive_expiry=2)
     async with httpx.AsyncClient(timeout=30, trust_env=False, limits=limits) as client, asyncio.TaskGroup() as tasks:
@@ -122,7 +122,7 @@ async def stop_again_and_again(run: ChaosRun, service: Service, stack: DevStack,
         async def send(_number: int) -> tuple[str, Violation | None]:
             await asyncio.sleep(service.pace_s)
             run.accepted += 1
-            response = await run.request(client, "POST", f"{await balancer.next()}{service.path}", json=service.body)
+            response = await run.request(client, "POST", f"{await balancer.next()}{service.path}", json=body)
             if isinstance(response, Violation) or response.status_code == 200:
                 return service.path, response if isinstance(response, Violation) else None
             return service.path, Violation(f"status {response.status_code}: {response.text[:200]}")

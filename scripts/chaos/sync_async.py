@@ -5,7 +5,6 @@ down may the id be null. At the end every id that was given out must have its be
 """
 
 import asyncio
-import base64
 import time
 
 import httpx
@@ -14,8 +13,8 @@ from scripts.chaos.failover import attach_redis, promote_redis, redis_pair
 from scripts.chaos.faults import with_workers
 from scripts.chaos.harness import ChaosRun, QueueClients, Violation
 from scripts.devstack.faults import children, kill_and_wait, kill_model_process
+from scripts.devstack.patterns.sync_async import photograph_body
 from scripts.devstack.runs import require_redis
-from scripts.devstack.table import ROOT
 
 CLIENTS = 4
 PACE_S = 0.8  # of each client: one worker can keep up while the other starts again
@@ -35,9 +34,8 @@ class PhotoClients(QueueClients):
         await asyncio.sleep(PACE_S)
         if len(self.ids) >= BACKLOG:
             await self.run.request(self.client, "GET", f"/job/{self.ids[-BACKLOG]}", params={"wait": 30})
-        photo = (ROOT / "models/artifacts/sample.jpg").read_bytes()
-        body = {"image_data": base64.b64encode(photo).decode()}
-        return "POST /predict", self._accept(await self.run.request(self.client, "POST", "/predict", json=body))
+        posted = await self.run.request(self.client, "POST", "/predict", json=photograph_body())
+        return "POST /predict", self._accept(posted)
 
     def _accept(self, response: httpx.Response | Violation) -> Violation | None:
         if isinstance(response, Violation):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import base64
 import csv
 import io
 import re
@@ -26,6 +25,7 @@ import numpy as np
 
 from scripts.devstack.own_model import chosen
 from scripts.devstack.patterns import OWN_MODELS, PATTERNS
+from scripts.devstack.patterns.sync_async import request_body
 from scripts.devstack.stack import private_stack, run
 from scripts.devstack.table import ROOT
 
@@ -379,8 +379,7 @@ async def _ask_06(client: httpx.AsyncClient, urls: Mapping[str, str], made: Made
 async def _ask_07(client: httpx.AsyncClient, urls: Mapping[str, str], made: Made) -> Array:
     """The probabilities of the five best classes, the others as they should be; of the worse of the two models."""
     proxy = urls["PORT_07_PROXY"]
-    body = {"image_data": base64.b64encode(made.image).decode()}
-    job_id = (await client.post(f"{proxy}/predict", json=body)).raise_for_status().json()["job_id"]
+    job_id = (await client.post(f"{proxy}/predict", json=request_body(made.image))).raise_for_status().json()["job_id"]
     job = (await client.get(f"{proxy}/job/{job_id}", params={"wait": 30, "detail": True})).raise_for_status()
     entry = job.json()[job_id]
     both = [made.answers[0].copy(), made.answers[0].copy()]

@@ -62,11 +62,20 @@ WORK = Work(
 )
 
 
+def request_body(image: bytes) -> dict[str, str]:
+    """Of POST /predict, with this image."""
+    return {"image_data": base64.b64encode(image).decode()}
+
+
+def photograph_body() -> dict[str, str]:
+    """The same with the sample photograph, which comes with the models: not before they have been built."""
+    return request_body(PHOTOGRAPH.read_bytes())
+
+
 def _post(client: httpx.AsyncClient, proxy: str, image: Path, what: str) -> Awaitable[Step]:
     content = image.read_bytes()
-    body = {"image_data": base64.b64encode(content).decode()}
     shown = {"image_data": f"<{len(content):,} bytes of an image, {what}, in Base64>"}
-    return send(client, "POST", f"{proxy}/predict", body, want=ANSWER, shown=shown, is_highlight=True)
+    return send(client, "POST", f"{proxy}/predict", request_body(content), want=ANSWER, shown=shown, is_highlight=True)
 
 
 async def demo(client: httpx.AsyncClient, urls: Urls) -> Steps:

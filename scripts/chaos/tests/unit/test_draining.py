@@ -7,7 +7,7 @@ import httpx
 from scripts.chaos import draining
 from scripts.chaos.draining import RoundRobin
 from scripts.chaos.faults import replica_of
-from scripts.devstack.patterns import PATTERNS
+from scripts.devstack.patterns import PATTERNS, sync_async
 
 
 def test_a_replica_has_ports_of_its_own_wherever_they_are_named():
@@ -46,3 +46,12 @@ def test_requests_go_in_turn_to_the_replicas_that_were_ready_when_last_asked(mon
             assert len(balancer.known_ready()) == 2
 
     asyncio.run(scenario())
+
+
+def test_bodies_are_read_only_when_the_models_have_been_built(monkeypatch, tmp_path):
+    image = tmp_path / "sample.jpg"
+    monkeypatch.setattr(sync_async, "PHOTOGRAPH", image)
+    monkeypatch.setattr(draining, "redis_binary", lambda: "redis-server")
+    (of_07,) = (service for service in draining.services() if service.number == "07")
+    image.write_bytes(b"photograph")
+    assert of_07.body() == {"image_data": "cGhvdG9ncmFwaA=="}
