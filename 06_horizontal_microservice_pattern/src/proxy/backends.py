@@ -111,6 +111,7 @@ class Backend:
         self._headers = headers
         self._timeout_s = timeout_s
         self._breaker = breaker
+        self._failures = FAILURES.labels(name)  # here, because a rate needs the 0 before the first one
 
     async def call(self, request: BackendRequest[T], context: RequestContext) -> T | Failure:
         """The service's response; a Failure without any call while the circuit breaker is open."""
@@ -124,7 +125,7 @@ class Backend:
             self._breaker.record_success()
         elif response.refusal is None:
             self._breaker.record_failure()
-            FAILURES.labels(self._name).inc()
+            self._failures.inc()
             log.warning("service_failed", service=self._name, reason=response.reason)
         else:
             # One caller's bad requests must not take a healthy service from all others.

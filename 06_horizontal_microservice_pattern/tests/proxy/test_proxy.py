@@ -504,6 +504,14 @@ async def test_metrics_follow_the_naming_rules(services):
     assert undocumented(page, Path(__file__).parents[2] / "README.md") == []
 
 
+async def test_failures_are_counted_from_zero(services):
+    """Prometheus computes a rate from two samples: without the 0 it would not see the first failure."""
+    async with proxy({"lily": services["setosa"]}) as client:
+        page = (await client.get("/metrics")).text
+
+    assert 'service_failures_total{service="lily"} 0.0' in page
+
+
 def failures(name: str) -> float:
     return REGISTRY.get_sample_value("service_failures_total", {"service": name}) or 0
 

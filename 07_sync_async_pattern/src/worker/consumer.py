@@ -13,6 +13,8 @@ from serving_common.queue.worker import Worker
 from src.jobs import store
 from src.worker.processes import ModelProcesses, ProcessDied
 
+JOBS.labels("suspected")  # a rate needs the 0 before the first one
+
 log = structlog.get_logger()
 
 

@@ -409,7 +409,8 @@ async def test_metrics_cover_requests_stages_and_jobs(redis, client, photo):
     assert 'request_count_total{method="POST",route="/predict",status="200"}' in text
     assert 'request_count_total{method="POST",route="/predict",status="400"}' in text
     assert 'sync_stage_seconds_count{stage="model"}' in text
-    assert 'jobs_registered_total{outcome="registered"}' in text
+    for outcome in ("registered", "queue_full", "redis_away"):  # before the first one, too
+        assert f'jobs_registered_total{{outcome="{outcome}"}}' in text
 
 
 @needs_promtool

@@ -23,6 +23,8 @@ T = TypeVar("T")
 ProcessJobs = Callable[[Sequence[Job]], Awaitable[object]]
 
 JOBS = Counter("jobs_processed", "Jobs that a worker has finished or requeued.", ["outcome"])
+for _outcome in ("completed", "failed", "retried"):
+    JOBS.labels(_outcome)  # a rate needs the 0 before the first one
 
 log = structlog.get_logger()
 
