@@ -15,6 +15,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +24,8 @@ from tests.conftest import PACKAGE, ROOT, running
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from tests.conftest import ServerUnderTest
 
 HERE = Path(__file__).parent
 PAGE = PACKAGE / "PROTOCOLS.md"
@@ -92,6 +96,19 @@ def table(states: Mapping[Path, Mapping[str, str]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def outcomes(script: Path, servers: Mapping[str, ServerUnderTest]) -> dict[str, str]:
+    """How a client fares, by runtime: "ok", or what is wrong."""
+    code, reason = install(script)
+    if code:
+        return dict.fromkeys(servers, f"not installed: {reason}")
+    found = {}
+    for runtime, server in servers.items():
+        code, reason = answer(script, server.grpc_address, server.rest_url)
+        found[runtime] = f"FAILED: {reason}" if code else "ok"
+        print(f"{script.stem} on {runtime}: {found[runtime]}", file=sys.stderr, flush=True)
+    return found
+
+
 def main() -> int:
     """Runs the clients that the arguments name, or all."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -99,19 +116,14 @@ def main() -> int:
     parser.add_argument("--write", action="store_true", help=f"write the table into {PAGE.name}")
     options = parser.parse_args()
     chosen = [script for script in scripts() if script.stem in (options.clients or [script.stem])]
-    states = {script: dict.fromkeys(RUNTIMES, "") for script in chosen}
-    for script in chosen:
-        code, reason = install(script)
-        if code:
-            states[script] = dict.fromkeys(RUNTIMES, f"not installed: {reason}")
-    with tempfile.TemporaryDirectory() as folder:
-        for runtime in RUNTIMES:
-            flags = ("--model_name=iris", f"--model_base_path={IRIS}", f"--runtime={runtime}")
-            with running(Path(folder), *flags) as server:
-                for script in (script for script in chosen if not states[script][runtime]):
-                    code, reason = answer(script, server.grpc_address, server.rest_url)
-                    states[script][runtime] = f"FAILED: {reason}" if code else "ok"
-                    print(f"{script.stem} on {runtime}: {states[script][runtime]}", file=sys.stderr, flush=True)
+    flags = ("--model_name=iris", f"--model_base_path={IRIS}")
+    with ExitStack() as stack, ThreadPoolExecutor(os.cpu_count()) as pool:
+        folders = {runtime: Path(stack.enter_context(tempfile.TemporaryDirectory())) for runtime in RUNTIMES}
+        servers = {
+            runtime: stack.enter_context(running(folder, *flags, f"--runtime={runtime}"))
+            for runtime, folder in folders.items()
+        }
+        states = dict(zip(chosen, pool.map(lambda script: outcomes(script, servers), chosen), strict=True))
     print(table(states))
     if options.write:
         text = TABLE.sub(lambda found: found[1] + table(states) + found[2], PAGE.read_text(encoding="utf-8"))
