@@ -42,11 +42,16 @@ def read_metadata(card: Card) -> ModelMetadata:
     """
     version = card.version or check_file(card.model_file, card.sha256)[:12]
     entry = read_manifest_entry(card.model_file)
+    output = Tensor(
+        name=card.output.value or card.output.tensor or "probabilities",
+        dtype="float32",
+        shape=["N", len(card.labels)] if card.labels else ["N"],
+    )
     return {
         "name": card.name,
         "version": version,
         "inputs": entry.inputs if entry else [Tensor(name=i.name, dtype=i.dtype, shape=["N"]) for i in card.inputs],
-        "outputs": entry.outputs if entry else [],
+        "outputs": entry.outputs if entry else [output],
         "labels": {str(index): label for index, label in enumerate(card.labels)},
         "weights": entry.weights if entry else None,
         "accuracy": entry.metrics.get("accuracy") if entry else None,

@@ -106,8 +106,10 @@ def test_documented_example_is_accepted_and_metadata_is_that_of_the_card(api, ow
     assert [each["dtype"] for each in metadata["inputs"]] == ["int64", "string", "float32", "bool"]
     if own.model_card.output.value:
         assert (metadata["labels"], prediction) == ({}, "`value`: price in EUR, once the job has run.")
+        assert metadata["outputs"] == [{"name": "price", "dtype": "float32", "shape": ["N"]}]
     else:
         assert metadata["labels"] == {"0": "stay", "1": "churn"}
+        assert metadata["outputs"] == [{"name": "probabilities", "dtype": "float32", "shape": ["N", 2]}]
 
 
 def test_long_strings_are_stored_under_their_own_ids(database, settings, tmp_path):

@@ -28,6 +28,7 @@ def test_metadata_without_a_manifest_is_that_of_the_card(models, tmp_path):
     metadata = read_metadata(card_of(models, tmp_path / "mine.onnx"))
     assert (metadata["name"], metadata["accuracy"], metadata["weights"]) == ("mine", None, None)
     assert metadata["inputs"][0] == {"name": "sepal_length", "dtype": "float32", "shape": ["N"]}
+    assert metadata["outputs"] == [{"name": "probabilities", "dtype": "float32", "shape": ["N", 3]}]
 
 
 def test_api_and_job_report_the_same_version(models, predictor):
