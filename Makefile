@@ -7,6 +7,10 @@ comma := ,
 # A package index may lie behind a proxy; what runs on this machine does not.
 export NO_PROXY := $(addsuffix $(comma),$(or $(no_proxy),$(NO_PROXY)))localhost,127.0.0.1
 export no_proxy := $(NO_PROXY)
+# An arbitrary user, as OpenShift assigns, has no home to keep a cache in.
+ifneq ($(shell [ -w "$$HOME" ] && echo yes),yes)
+export UV_CACHE_DIR ?= $(CURDIR)/.tools/cache
+endif
 # Many containers set it. Without bytecode, every process that a test starts compiles its packages anew: 20 s for TensorFlow.
 unexport PYTHONDONTWRITEBYTECODE
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -82,7 +83,8 @@ def iris_server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
     port, rest_port = server.grpc_address.rsplit(":", 1)[1], server.rest_url.rsplit(":", 1)[1]
     base_path = request.getfixturevalue("iris_model")
     with running(
-        f"model_server --port={port} --rest_api_port={rest_port} --model_name=iris --model_base_path={base_path}",
+        f"model_server --port={port} --rest_api_port={rest_port} --model_name=iris "
+        f"--model_base_path={shlex.quote(str(base_path))}",
         cwd=PATTERN,
         env={},
         log=tmp_path_factory.mktemp("server") / "log",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -66,7 +67,7 @@ def test_environment_and_arguments_become_flags(
 
 def test_server_replaces_the_script_and_receives_its_signals(iris_model: Path, tmp_path: Path) -> None:
     port, rest_port = free_port(), free_port()
-    environment = installed(tmp_path, f'exec {sys.executable} -m model_server "$@"') | {
+    environment = installed(tmp_path, f'exec {shlex.quote(sys.executable)} -m model_server "$@"') | {
         "PORT": str(port),
         "REST_API_PORT": str(rest_port),
         "MODEL_NAME": "flowers",

@@ -1,6 +1,7 @@
 """Real dependencies: a private Redis, and the portable model server as TensorFlow Serving."""
 
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -51,10 +52,11 @@ class ModelServer:
         """Returns once the model is served."""
         monitoring = self.folder / "monitoring.config"
         monitoring.write_text('prometheus_config { enable: true, path: "/monitoring/prometheus/metrics" }')
-        flags = f"--port={self.port} --rest_api_port={self.rest_port} --model_name=iris --model_base_path={self.model}"
+        flags = [f"--port={self.port}", f"--rest_api_port={self.rest_port}", "--model_name=iris"]
+        flags += [f"--model_base_path={self.model}", f"--monitoring_config_file={monitoring}"]
         self.process = self.stack.enter_context(
             running(
-                f"model_server {flags} --monitoring_config_file={monitoring}",
+                shlex.join(["model_server", *flags]),
                 cwd=PATTERN,
                 env=self.environment,
                 log=self.folder / "log",

@@ -25,10 +25,10 @@ from pathlib import Path, PurePosixPath
 
 ROOT = Path(__file__).resolve().parents[2]
 RECORD = "upstream.json"
-# What every pattern takes along, below the repository's root.
+# What every pattern takes along, below the repository's root. Before Python 3.13, `**` alone finds only folders.
 SHARED = (
     ".gitignore", ".dockerignore", ".python-version", "LICENSE", "constraints.txt", "models/*.py", "models/*.json",
-    "models/README.md", "models/pyproject.toml", "models/Dockerfile", "deploy/kubernetes/**", "scripts/setup.sh",
+    "models/README.md", "models/pyproject.toml", "models/Dockerfile", "deploy/kubernetes/**/*", "scripts/setup.sh",
     "scripts/devstack/*.py", "scripts/devstack/README.md", "scripts/devstack/patterns/__init__.py",
     "scripts/devstack/console/*.py", "scripts/devstack/console/static/*",
 )  # fmt: skip
@@ -39,9 +39,9 @@ OF_OTHERS = {
         "02_synchronous_pattern/monitoring.config",
         "02_synchronous_pattern/build_model.py", "02_synchronous_pattern/pyproject.toml",
         "02_synchronous_pattern/kubernetes/model-server/*",
-        "scripts/devstack/patterns/synchronous.py", "common/model_server/**",
+        "scripts/devstack/patterns/synchronous.py", "common/model_server/**/*",
     ),
-    "02": ("common/model_server/**",),
+    "02": ("common/model_server/**/*",),
 }  # fmt: skip
 # For `make trace` and `make test-compose`, which stay behind.
 LEFT_BEHIND = ("SPECIFICATION.md", "tests/compose.sh")
@@ -136,7 +136,7 @@ def origins_of(upstream: Path, pattern: Path, number: str) -> dict[str, Path]:
     """Which file each file of the new repository is a copy of."""
     module = pattern.name.removeprefix(f"{number}_").removesuffix("_pattern")
     globs = [*SHARED, f"scripts/devstack/patterns/{module}.py", *OF_OTHERS.get(number, ())]
-    globs += [f"common/{name}/**" for name in packages(upstream, pattern)]
+    globs += [f"common/{name}/**/*" for name in packages(upstream, pattern)]
     shared = {path.relative_to(upstream).as_posix(): path for glob in globs for path in upstream.glob(glob)}
     shared = {target: path for target, path in shared.items() if "/tests/" not in target}
     for folder in (pattern, upstream / "deploy/eject/ejected"):

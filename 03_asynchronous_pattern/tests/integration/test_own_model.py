@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+import shlex
 from contextlib import ExitStack, asynccontextmanager
 
 import httpx
@@ -24,7 +25,7 @@ def served(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
     write_model(folder)
     port, rest_port = free_port(), free_port()
-    flags = f"--port={port} --rest_api_port={rest_port} --model_name=churn --model_base_path={folder}"
+    flags = f"--port={port} --rest_api_port={rest_port} --model_name=churn --model_base_path={shlex.quote(str(folder))}"
     ready = f"http://127.0.0.1:{rest_port}/v1/models/churn"
     with ExitStack() as stack:
         stack.enter_context(running(f"model_server {flags}", cwd=folder, env={}, log=folder / "log", ready=ready))

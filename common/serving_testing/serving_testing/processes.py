@@ -1,6 +1,7 @@
 """A service as a real process on a free port, and waits for conditions instead of durations."""
 
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -44,14 +45,14 @@ def answers(url: str) -> bool:
 
 
 class Process:
-    """A Python module that runs as a separate process; under coverage if `cwd` has its package."""
+    """A Python module, with arguments as in a shell, as a separate process; under coverage if `cwd` has its package."""
 
     def __init__(self, module: str, cwd: Path, env: Mapping[str, str], log: Path) -> None:
         self.log_file = log
         others = {} if (cwd / module.split(".")[0]).is_dir() else NO_COVERAGE
         with log.open("ab") as output:
             self.popen = subprocess.Popen(
-                [sys.executable, "-m", *module.split()],
+                [sys.executable, "-m", *shlex.split(module)],
                 cwd=cwd,
                 env={**os.environ, **others, **env},
                 stdin=subprocess.DEVNULL,

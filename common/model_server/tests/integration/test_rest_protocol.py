@@ -7,6 +7,7 @@ import gzip
 import json
 import math
 import socket
+import sys
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.every_server
 
 HALF = "/v1/models/half_plus_two"
+# Before 3.12, Python's own limit ends the parsing of 2,000 levels.
+TOO_DEEP = "list at unexpected level: 254" if sys.version_info >= (3, 12) else "the document is nested too deeply"
 
 
 def error_of(response: requests.Response) -> str:
@@ -308,7 +311,7 @@ def test_nan_and_infinity_are_accepted_and_returned(server: ServerUnderTest) -> 
             "The surrogate pair in string is invalid.",
         ),
         ("half_plus_two", '{"instances": ' + "[" * 900 + "]" * 900 + "}", "list at unexpected level: 254"),
-        ("half_plus_two", '{"inputs": ' + "[" * 2000 + "1" + "]" * 2000 + "}", "list at unexpected level: 254"),
+        ("half_plus_two", '{"inputs": ' + "[" * 2000 + "1" + "]" * 2000 + "}", TOO_DEEP),
         ("types/int8", '{"signature_name": "int8", "instances": [1000]}', "is not of expected type: int8"),
         (
             "types/int32",
