@@ -144,8 +144,7 @@ class PrimaryConnection(Connection):
         try:
             return await super().read_response(*args, **kwargs)
         except RedisError as exc:
-            # Which of the two attributes has the code depends on whether redis-py knows the error.
-            if (exc.status_code or str(exc).partition(" ")[0]) not in WRONG_SERVER:
+            if _error_code(exc) not in WRONG_SERVER:
                 raise
             if not self.is_outdated:
                 self._failovers.seen += 1
@@ -154,6 +153,14 @@ class PrimaryConnection(Connection):
     def _connection_arguments(self) -> Mapping[str, Any]:
         # One context for all connections: redis-py's own class reads all CAs again, for 20 ms, at each connection.
         return {**super()._connection_arguments(), "ssl": self._tls}
+
+
+def _error_code(error: RedisError) -> str:
+    """As "READONLY". Before Redis 7, an error of a command in a script has it only in the text of another error."""
+    if in_script := re.search(r"@user_script: \d+: -([A-Z]+) ", str(error)):
+        return in_script[1]
+    # Which of the two has the code depends on whether redis-py knows the error.
+    return error.status_code or str(error).partition(" ")[0]
 
 
 @asynccontextmanager

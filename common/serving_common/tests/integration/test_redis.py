@@ -119,18 +119,21 @@ async def test_a_failover_behind_the_same_address_loses_no_job(pair):
         async with consumers:
             submitters = [asyncio.create_task(submit()) for _ in range(8)]
             waiting = asyncio.create_task(queue.wait(await queue.enqueue(b"1"), 30))
-            async with asyncio.timeout(60):
-                while len(ids) < 100:  # noqa: ASYNC110 - the failover comes in the middle of many
-                    await asyncio.sleep(0.01)
-                await fail_over(one, other)
-                to.port = other.port
+            try:
+                async with asyncio.timeout(60):
+                    while len(ids) < 100:  # noqa: ASYNC110 - the failover comes in the middle of many
+                        await asyncio.sleep(0.01)
+                    await fail_over(one, other)
+                    to.port = other.port
 
-                last = await queue.enqueue(b"1")  # recovers at once: redis-py tries again on a new connection
-                assert (await queue.wait(last, 30)).status is JobStatus.COMPLETED
+                    last = await queue.enqueue(b"1")  # recovers at once: redis-py tries again on a new connection
+                    assert (await queue.wait(last, 30)).status is JobStatus.COMPLETED
+                    stop.set()
+                    await asyncio.gather(*submitters)
+                    assert (await waiting).status is JobStatus.COMPLETED
+                    assert {(await queue.wait(job_id, 30)).status for job_id in ids} == {JobStatus.COMPLETED}
+            finally:
                 stop.set()
-                await asyncio.gather(*submitters)
-                assert (await waiting).status is JobStatus.COMPLETED
-                assert {(await queue.wait(job_id, 30)).status for job_id in ids} == {JobStatus.COMPLETED}
         await queue.close()
     async with Redis(port=other.port) as primary:
         assert await primary.llen("queue:predict") == 0
@@ -155,7 +158,12 @@ async def test_reads_leave_the_old_primary_once_a_write_has_noticed_the_failover
             assert {state.status for state in states} == {JobStatus.PENDING}
 
 
-@pytest.mark.parametrize("code", ["READONLY", "LOADING", "MASTERDOWN", "CLUSTERDOWN", "UNBLOCKED"])
+IN_SCRIPT_OF_REDIS_6 = "ERR Error running script (call to f_1): @user_script:9: @user_script: 9: -READONLY"
+
+
+@pytest.mark.parametrize(
+    "code", ["READONLY", "LOADING", "MASTERDOWN", "CLUSTERDOWN", "UNBLOCKED", IN_SCRIPT_OF_REDIS_6]
+)
 async def test_an_answer_of_the_wrong_server_is_asked_again_on_a_new_connection(redis, redis_server, code):
     async with address(redis_server.port) as (to, settings), connect(settings) as client:
         await client.ping()
