@@ -121,11 +121,12 @@ async def _send_rest(run: ChaosRun, rest: httpx.AsyncClient) -> Violation | None
 
 
 def publish(built: Path, version: Path, graph: bytes | None = None) -> None:
-    """Add a version atomically, as build_model.py does; with other bytes as its graph, a broken one."""
+    """Add a version atomically, as build_model.py does; with other bytes as its graph, one that no runtime can load."""
     hidden = version.with_name(f".{version.name}")
     shutil.copytree(built, hidden)
     if graph is not None:
-        (hidden / "saved_model.pb").write_bytes(graph)
+        for name in ("saved_model.pb", "model.onnx"):
+            (hidden / name).write_bytes(graph)
     hidden.rename(version)
 
 
