@@ -36,7 +36,7 @@ class MySqlServer:
         self._process: subprocess.Popen[bytes] | None = None
 
     def install(self) -> None:
-        """Create its data folder unless it exists."""
+        """Create its data folder unless it exists. Raises RuntimeError with the reason."""
         data = self._folder / "data"
         if data.exists():
             return
@@ -45,7 +45,11 @@ class MySqlServer:
             install = ["mariadb-install-db", *self._options[:2], "--auth-root-authentication-method=normal"]
         else:
             install = [self._binary, *self._options[:2], "--initialize-insecure"]
-        subprocess.run([*install, *self._user], capture_output=True, check=True)
+        command = [*install, *self._user]
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+        if done.returncode:
+            shutil.rmtree(data, ignore_errors=True)  # half of one would count as installed
+            raise RuntimeError(f"{install[0]} cannot create {data}:\n{done.stdout.strip()}")
 
     @property
     def command(self) -> list[str]:
@@ -93,12 +97,15 @@ class MySqlServer:
 
 
 def main() -> None:  # pragma: no cover - exec ends the measurement
-    """Replace this process by the server. Exits with one line if there is none."""
+    """Replace this process by the server. Exits with the reason if there is none, or if it cannot be installed."""
     port, folder, *more = sys.argv[1:]
     if (binary := mysql_binary()) is None:
         sys.exit("neither mariadbd nor mysqld is installed")
     server = MySqlServer(binary, Path(folder), int(port))
-    server.install()
+    try:
+        server.install()
+    except RuntimeError as exc:
+        sys.exit(str(exc))
     first = Path(folder) / "first.sql"
     # Not into the binary log: a replica executes it as well.
     first.write_text(
