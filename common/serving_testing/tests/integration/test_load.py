@@ -2,6 +2,8 @@
 
 import asyncio
 import http.server
+import os
+import signal
 import threading
 from typing import ClassVar
 
@@ -78,3 +80,36 @@ def test_a_call_on_a_connection_that_the_server_has_closed_fails():
             return first, await connection.call()
 
     assert asyncio.run(calls()) == (True, False)
+
+
+def test_load_that_is_cancelled_leaves_no_process_and_prints_nothing(capfd):
+    """As after Ctrl-C, which a terminal sends to all processes of the caller's group."""
+    spawn, started = asyncio.create_subprocess_exec, []
+
+    async def recorded(*command, **options):
+        started.append(await spawn(*command, **options))
+        return started[0]
+
+    async def cancel():
+        asked = asyncio.Event()
+
+        async def never_answer(reader, writer):
+            await reader.readuntil(b"\r\n\r\n")
+            asked.set()
+            await reader.read()
+            writer.close()
+
+        async with asyncio.timeout(60), await asyncio.start_server(never_answer, "127.0.0.1", 0) as server:
+            url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
+            running = asyncio.create_task(run_in_process("serving_testing.load", url=url, connections=1, seconds=3600))
+            await asked.wait()
+            group = os.getpgid(started[0].pid)
+            running.cancel()
+            await asyncio.wait([running])
+            return running.cancelled(), group
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(asyncio, "create_subprocess_exec", recorded)
+        assert asyncio.run(cancel()) == (True, started[0].pid)
+    assert started[0].returncode == -signal.SIGKILL
+    assert capfd.readouterr() == ("", "")
