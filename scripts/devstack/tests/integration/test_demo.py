@@ -7,6 +7,7 @@ import subprocess
 import sys
 from xml.etree import ElementTree as ET
 
+import httpx
 import pytest
 
 from scripts.devstack.demo import ports_of_others
@@ -69,16 +70,30 @@ def test_patterns_that_others_depend_on_get_free_ports_unless_asked_otherwise(mo
 
 
 def test_correct_responses_are_printed_and_summarized(start):
-    leftover = ROOT / ".run/demo/90/leftover"
-    leftover.parent.mkdir(parents=True, exist_ok=True)
-    leftover.touch()
+    # Of an earlier demo, and of `make up`, which may be running.
+    leftover, of_up = ROOT / ".run/demo/90/leftover", ROOT / ".run/90/state"
+    for state in (leftover, of_up):
+        state.parent.mkdir(parents=True, exist_ok=True)
+        state.touch()
     demo = start("demo", "90")
     assert demo.ends() == 0
     assert f"GET  http://127.0.0.1:{demo.ports['PORT_90_GOOD']}/env" in demo.text()
     assert '"LEVEL": "info"' in demo.text()
     assert "What was sent, and what came back" in demo.text()
     assert "1 requests, 0 wrong. All stopped." in demo.text()
-    assert not leftover.exists()
+    assert (leftover.exists(), of_up.exists()) == (False, True)
+    of_up.unlink()
+
+
+def test_a_running_stack_is_left_alone(start, tmp_path):
+    up = start("up", "90")
+    up.wait_for("All ready")
+    taken = {name: str(port) for name, port in up.ports.items()}
+    demo = start("demo", "90", output=tmp_path / "demo", **taken)
+    assert demo.ends() == 1
+    assert f"make demo: Port {taken['PORT_90_GOOD']}, which 90 good wants, is taken. To use another: " in demo.text()
+    assert httpx.get(f"http://127.0.0.1:{taken['PORT_90_GOOD']}/env", trust_env=False).status_code == 200
+    assert len(up.pids("90 good")) == 1
 
 
 def test_svg_option_draws_a_self_contained_summary(start, tmp_path):
