@@ -95,6 +95,16 @@ def test_image_contains_no_secret(stage):
     assert not [line for line in stage if line.startswith(("ARG ", "ENV ")) and A_SECRET.search(line)]
 
 
+@pytest.mark.parametrize("path", COMPOSE_FILES, ids=lambda path: path.parent.name)
+def test_image_is_built_by_one_service_and_only_used_by_others(path):
+    """Builds under one tag, at the same time, leave all images but the last without a name."""
+    all_services = yaml.safe_load(path.read_text(encoding="utf-8"))["services"].values()
+    own = [service for service in all_services if is_our_own(service) and "image" in service]
+    built = [service["image"] for service in own if "build" in service]
+    assert sorted(built) == sorted({service["image"] for service in own})
+    assert all(service["pull_policy"] == "never" for service in own if "build" not in service)
+
+
 @pytest.mark.parametrize("service", services(COMPOSE_FILES))
 def test_database_is_published_on_the_loopback_address_only(service):
     if not is_our_own(service):
