@@ -107,18 +107,21 @@ def test_text_contrast_and_layout(page, scheme, width, photo, tmp_path):
     assert page.execute_script("return document.documentElement.scrollWidth <= innerWidth")
     for selector in ("h1 em", "header p", "#stage", "#label", "#note", "#async .time", "#sync li", "footer a"):
         assert contrast(page, selector) >= 4.5, (selector, scheme)
+    assert contrast(page, "#drop") >= 4.5
+    assert contrast(page, "#drop", "borderTopColor") >= 3  # what WCAG asks of the edges of controls
 
 
-def contrast(page: Chrome, selector: str) -> float:
-    """WCAG contrast ratio of an element's text and its background."""
+def contrast(page: Chrome, selector: str, what: str = "color") -> float:
+    """WCAG contrast ratio of an element's text, or of another of its colours, and its background."""
     colours = page.execute_script(
         """
         const element = document.querySelector(arguments[0]);
         let behind = element;
         while (getComputedStyle(behind).backgroundColor === "rgba(0, 0, 0, 0)") behind = behind.parentElement;
-        return [getComputedStyle(element).color, getComputedStyle(behind).backgroundColor];
+        return [getComputedStyle(element)[arguments[1]], getComputedStyle(behind).backgroundColor];
         """,
         selector,
+        what,
     )
 
     def luminance(colour: str) -> float:
