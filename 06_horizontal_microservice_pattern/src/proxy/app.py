@@ -1,5 +1,6 @@
 """The proxy: `python -m src.proxy.app`."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -8,9 +9,12 @@ from fastapi import FastAPI
 from serving_common.service import api_key_required, create_service, lazy_app, serve
 from serving_common.settings import load
 from src.configurations import ProxySettings
-from src.proxy.backends import open_backends
-from src.proxy.fan_out import FanOut, fan_out
+from src.proxy.backends import RequestContext, open_backends
+from src.proxy.fan_out import FanOut, fan_out, missing_services
 from src.proxy.routers import create_routers
+
+SERVICES_WITHIN_S = 0.7
+"""Seconds for their health checks in /health/ready, which itself has 0.8 s."""
 
 
 def create_app(settings: ProxySettings, fan_out: FanOut = fan_out) -> FastAPI:
@@ -27,11 +31,21 @@ def create_app(settings: ProxySettings, fan_out: FanOut = fan_out) -> FastAPI:
             app.state.backends = backends
             yield
 
+    async def ready() -> str | None:
+        # It can do its work as long as one service answers.
+        context = RequestContext("readiness", asyncio.get_running_loop().time())
+        missing = await missing_services(app.state.backends, context, SERVICES_WITHIN_S)
+        if len(missing) == len(settings.services):
+            return f"no service answers: {'; '.join(missing)}"
+        app.state.warnings = missing
+        return None
+
     app = create_service(
         settings,
         title="Predictions of several services",
         description=f"Calls {', '.join(settings.services)} at once and combines their responses.",
         lifespan=lifespan,
+        ready=ready,
     )
     health_router, router = create_routers(list(settings.services), settings.card, fan_out)
     app.include_router(health_router)

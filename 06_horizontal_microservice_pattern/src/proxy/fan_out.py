@@ -18,7 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 from serving_common.cards import Card, Task
 from serving_common.errors import FieldError, InvalidInput, Overloaded, Unavailable
 from src.models import ROUNDING, Health, LabelResponse, Prediction
-from src.proxy.backends import MAX_RESPONSE_BYTES, BackendRequest, Backends, Failure, RequestContext
+from src.proxy.backends import MAX_RESPONSE_BYTES, Backend, BackendRequest, Backends, Failure, RequestContext
 
 T = TypeVar("T", bound=Mapping[str, object])
 # Room for numbers of 24 characters each, indented, of a pair, or of 120 classes: see MAX_RESPONSE_BYTES.
@@ -65,6 +65,21 @@ async def check_health(backends: Backends, context: RequestContext) -> Results[H
     """The current health of each service, also of those whose circuit breaker is open."""
     calls = [backend.call_unguarded(HEALTH, context) for backend in backends.by_name.values()]
     return dict(zip(backends.by_name, await asyncio.gather(*calls), strict=True))
+
+
+async def missing_services(backends: Backends, context: RequestContext, within_s: float) -> list[str]:
+    """A sentence about each service whose health check fails, or takes longer than this."""
+
+    async def check(name: str, backend: Backend) -> str | None:
+        try:
+            async with asyncio.timeout(within_s):
+                health = await backend.call_unguarded(HEALTH, context)
+        except TimeoutError:
+            return f"{name} did not answer within {within_s:g} s"
+        return f"{name} {health.reason}" if isinstance(health, Failure) else None
+
+    found = await asyncio.gather(*(check(*each) for each in backends.by_name.items()))
+    return [sentence for sentence in found if sentence]
 
 
 async def fetch_metadata(backends: Backends, context: RequestContext) -> Results[dict[str, Any]]:

@@ -276,6 +276,27 @@ async def test_health_all_reports_failed_services_with_200(services):
     }
 
 
+async def test_proxy_is_ready_as_long_as_one_service_answers(services):
+    for name in NAMES:
+        services[name].answer = responds(200, {"health": "ok"})
+    async with proxy(services, service_timeout_s=30) as client:
+        assert (await client.get("/health/ready")).json() == {"status": "ready"}
+
+        services["setosa"].answer = hangs
+        services["virginica"].answer = responds(503, b"")
+        missing = ["setosa did not answer within 0.7 s", "virginica answered with status 503"]
+        degraded = await client.get("/health/ready")
+        assert (degraded.status_code, degraded.json()) == (200, {"status": "ready", "warnings": missing})
+
+        services["versicolor"].answer = hangs_up
+        missing.insert(1, "versicolor closed the connection without an answer")
+        unready = await client.get("/health/ready")
+        reason = f"no service answers: {'; '.join(missing)}"
+        assert (unready.status_code, unready.json()) == (503, {"status": "not ready", "reason": reason})
+        assert (await client.get("/health/live")).status_code == 200
+        assert (await client.get("/health")).status_code == 200
+
+
 async def test_each_service_may_have_its_own_timeout(services):
     services["setosa"].answer = services["virginica"].answer = hangs
     released = asyncio.Event()
