@@ -111,6 +111,14 @@ def test_database_is_published_on_the_loopback_address_only(service):
         assert all(port.startswith("127.0.0.1:") for port in service.get("ports", []))
 
 
+def test_scaled_services_are_published_on_the_loopback_address_as_the_readmes_say():
+    """On a port that Docker chooses. Without the address it would be one past the proxy and its key."""
+    texts = [path.read_text(encoding="utf-8") for path in ROOT.glob("[0-9][0-9]_*_pattern/*") if path.is_file()]
+    ports = [port for text in texts for port in re.findall(r"_PORT=(\S+) docker compose up .*--scale", text)]
+    assert len(ports) >= 3
+    assert set(ports) == {"127.0.0.1:0"}
+
+
 @pytest.mark.parametrize("service", services(COMPOSE_FILES))
 def test_secret_comes_from_outside_the_compose_file(service):
     for name, value in service.get("environment", {}).items():
