@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -139,6 +140,21 @@ def grpc_error(call: Any, request: object, timeout_s: float = 30) -> tuple[str, 
     with pytest.raises(grpc.RpcError) as caught:
         call(request, timeout=timeout_s)
     return caught.value.code().name, caught.value.details() or ""
+
+
+def slow_loops(server: ServerUnderTest) -> int:
+    """So many loops of the model `slow` take at least 0.3 s, however fast this machine is."""
+
+    def seconds(loops: int) -> float:
+        started = time.monotonic()
+        server.predictions.Predict(predict_request("slow", n=np.array(loops)), timeout=60)
+        return time.monotonic() - started
+
+    loops = 1_000
+    # Twice, because one may have been held up.
+    while min(seconds(loops), seconds(loops)) < 0.3:
+        loops *= 2
+    return loops
 
 
 @pytest.fixture(scope="session")

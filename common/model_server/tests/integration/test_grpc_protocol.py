@@ -10,7 +10,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
 from model_server.tensors import ELEMENT_TYPES, ElementType
-from tests.conftest import ServerUnderTest, grpc_error, predict_request
+from tests.conftest import ServerUnderTest, grpc_error, predict_request, slow_loops
 from tfserving_protos import messages
 
 pytestmark = pytest.mark.every_server
@@ -403,9 +403,10 @@ def test_health_and_reflection(server: ServerUnderTest) -> None:
 
 
 def test_slow_calls_do_not_block_fast_calls(server: ServerUnderTest) -> None:
-    """More loops than the server has threads at first, each of about half a second, and a fast call among them."""
+    """More loops than the server has threads at first, and a fast call among them."""
+    request = predict_request("slow", n=np.array(slow_loops(server)))
     predict: Any = server.predictions.Predict
-    slow = [predict.future(predict_request("slow", n=np.array(4_000)), timeout=60) for _ in range(4)]
+    slow = [predict.future(request, timeout=60) for _ in range(4)]
     fast = predict(predict_request("half_plus_two", x=[1.0]), timeout=30)
     assert list(fast.outputs["y"].float_val) == [2.5]
     assert not all(call.done() for call in slow)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from tests.conftest import ServerUnderTest, grpc_error, predict_request
+from tests.conftest import ServerUnderTest, grpc_error, predict_request, slow_loops
 
 if TYPE_CHECKING:
     import requests
@@ -508,9 +508,10 @@ def test_metrics_count_requests_by_model_and_status(server: ServerUnderTest) -> 
 
 
 def test_slow_requests_do_not_block_fast_requests(server: ServerUnderTest) -> None:
-    """More loops than the server has threads at first, each of about half a second, and a fast request among them."""
+    """More loops than the server has threads at first, and a fast request among them."""
+    body = {"inputs": slow_loops(server)}
     with ThreadPoolExecutor(4) as pool:
-        slow = [pool.submit(server.post, "/v1/models/slow:predict", {"inputs": 4_000}) for _ in range(4)]
+        slow = [pool.submit(server.post, "/v1/models/slow:predict", body) for _ in range(4)]
         assert server.post(HALF + ":predict", {"instances": [1.0]}).status_code == 200
         assert server.get(HALF).status_code == 200
         assert not all(future.done() for future in slow)
