@@ -33,7 +33,7 @@ $(if $(strip $(unknown)),$(error FOLDERS: no folder "$(strip $(unknown))"; write
 # 03 calls 02's model server.
 pattern_folders = $(sort $(foreach number,$(PATTERNS) $(if $(filter 03,$(PATTERNS)),02),$(wildcard $(number)_*)))
 
-.PHONY: help setup demo up test test-clients test-wheel test-compose test-kubernetes test-swarm smoke prove trace lint format models bench eject lock clean
+.PHONY: help setup demo up test test-clients test-wheel test-compose test-kubernetes test-swarm smoke prove trace lint format models bench bench-peers eject lock clean
 
 help:  ## Print what there is
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 22
@@ -101,6 +101,9 @@ bench_growth = scripts.benchmarks.growth --profile $(or $(word 2,$(BENCH)),short
 bench: setup  ## Measure the patterns beside their baselines and alternatives; tables and plots; BENCH=long for longer, BENCH=growth for how cost grows
 	@$(PYTHON_IN) -m $(or $(bench_$(firstword $(BENCH))),scripts.benchmarks --profile $(or $(BENCH),$(usual))) $(if $(SAMPLE),--output $(SAMPLE)) $(PATTERNS)
 	@$(if $(SAMPLE),$(PYTHON_IN) -m scripts.checks.figures --write)
+
+bench-peers: setup  ## 04's job beside pandas, Dask, Ray Data and PySpark, 03 beside Celery, RQ, arq, taskiq and dramatiq; BENCH=quick tries it, SAMPLE=docs/bench keeps the tables
+	@$(PYTHON_IN) -m scripts.benchmarks.peers --profile $(or $(BENCH),$(usual)) $(if $(SAMPLE),--output $(SAMPLE)) $(filter 03 04,$(PATTERNS))
 
 eject:  ## Write one pattern as a repository of its own: PATTERN=03 TO=../churn-service; MODEL=churn takes your own model along
 	@scripts/setup.sh run $(or $(wildcard $(PATTERN)_*),$(error PATTERN: which pattern? make eject PATTERN=03 TO=../churn-service))

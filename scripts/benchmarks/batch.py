@@ -137,7 +137,7 @@ class ItemStore:
     """One database of items, and the ways to fill it with predictions."""
 
     def __init__(self, benchmark: Benchmark, stack: DevStack, group: str, url: str) -> None:
-        self.group, self._benchmark, self._stack, self._url = group, benchmark, stack, url
+        self.group, self._benchmark, self.stack, self._url = group, benchmark, stack, url
         self.api = stack.urls["PORT_04_API"]
         self._mark, options = ("?", {}) if group == SQLITE else ("%s", {"local_infile": True})
         self._engine = create_engine(url, connect_args=options)
@@ -188,12 +188,12 @@ class ItemStore:
         job = self._benchmark.pattern.process("job")
         env = {**job.env, "DATABASE_URL": self._url, "LOG_FORMAT": "json"}
         job = replace(job, argv=(*job.argv, "--once", "--no-wait"), env=env, restart=False)
-        started = [await self._stack.start("04", replace(job, name=f"job_{number}")) for number in range(count)]
+        started = [await self.stack.start("04", replace(job, name=f"job_{number}")) for number in range(count)]
         peaks = await asyncio.gather(*(_peak_memory_mb(each.pid) for each in started))
         found = []
         for process, peak in zip(started, peaks, strict=True):
-            exit_code = await self._stack.wait(process)
-            await self._stack.stop(process)
+            exit_code = await self.stack.wait(process)
+            await self.stack.stop(process)
             lines = [json.loads(line) for line in process.log.read_text().splitlines()]
             if exit_code:
                 raise RuntimeError(f"the job failed: {lines[-1]}")

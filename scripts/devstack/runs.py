@@ -114,10 +114,15 @@ async def run_each(runs: Sequence[R], console: Console, execute: Callable[[R], A
 
 
 def parse(
-    description: str | None, argv: Sequence[str] | None, known: Mapping[str, str], output: Path
+    description: str | None,
+    argv: Sequence[str] | None,
+    known: Mapping[str, str],
+    output: Path,
+    add_options: Callable[[argparse.ArgumentParser], None] = lambda parser: None,
 ) -> argparse.Namespace:
-    """The options of a long command: `patterns`, `profile` and `output`."""
+    """The options of a long command: `patterns`, `profile`, `output`, and those that `add_options` adds."""
     parser = parser_of_patterns(description, known)
+    add_options(parser)
     parser.add_argument("--profile", type=Profile, choices=[*Profile], default=Profile.SHORT, help="how much to run")
     parser.add_argument("--output", type=Path, default=output, help="folder for the results")
     return parsed(parser, argv, known)

@@ -232,7 +232,7 @@ def code_of(folder: str):
     ]
 
 
-@pytest.mark.parametrize(("folder", "limit"), [("scripts", 9700), ("02_synchronous_pattern", 600)])
+@pytest.mark.parametrize(("folder", "limit"), [("scripts", 10_850), ("02_synchronous_pattern", 600)])
 def test_a_folder_stays_small(folder, limit):
     assert lines_of(code_of(folder)) < limit
 
