@@ -232,7 +232,8 @@ class RestApi:
     def _predict(self, spec: messages.ModelSpec, body: bytes, context: Context) -> bytes:
         document = json_codec.parse_body(body)
         name = json_codec.signature_name(document) or DEFAULT_SIGNATURE
-        signature = self._core.find(spec).signatures.get(name)
+        servable = self._core.find(spec)  # in a variable: it is closed once nothing refers to it
+        signature = servable.signatures.get(name)
         if signature is None:
             raise invalid(f'Serving signature name: "{name}" not found in signature def')
         inputs, is_row_format = json_codec.predict_inputs(document, signature)

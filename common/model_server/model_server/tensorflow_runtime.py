@@ -136,7 +136,9 @@ class TensorFlowModel:
             try:
                 values = timed(arrays, timeout_ms)
             except OpError as error:
-                raise StatusError(Code(error.error_code), error.message) from None
+                # The public API sometimes puts words of its own before the message.
+                message = error.message.removeprefix("Graph execution error:\n\n")
+                raise StatusError(Code(error.error_code), message) from None
             if time.monotonic() - started > QUICK_S:
                 quick_bytes = min(quick_bytes, size - 1)
             elif size > quick_bytes and not self.has_loops:

@@ -142,12 +142,12 @@ def grpc_error(call: Any, request: object, timeout_s: float = 30) -> tuple[str, 
     return caught.value.code().name, caught.value.details() or ""
 
 
-def slow_loops(server: ServerUnderTest) -> int:
-    """So many loops of the model `slow` take at least 0.3 s, however fast this machine is."""
+def slow_loops(server: ServerUnderTest, model: str = "slow") -> int:
+    """So many loops of the model `slow`, served as `model`, take at least 0.3 s, however fast this machine is."""
 
     def seconds(loops: int) -> float:
         started = time.monotonic()
-        server.predictions.Predict(predict_request("slow", n=np.array(loops)), timeout=60)
+        server.predictions.Predict(predict_request(model, n=np.array(loops)), timeout=60)
         return time.monotonic() - started
 
     loops = 1_000

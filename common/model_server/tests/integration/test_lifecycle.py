@@ -20,7 +20,7 @@ from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthStub
 
 from serving_testing.processes import wait_until
-from tests.conftest import PACKAGE, ServerUnderTest, grpc_error, predict_request, running, starting
+from tests.conftest import PACKAGE, ServerUnderTest, grpc_error, predict_request, running, slow_loops, starting
 from tfserving_protos import messages
 from tfserving_protos.services import InferenceServiceStub, PredictionServiceStub
 
@@ -85,9 +85,9 @@ def test_hot_reload_under_load_loses_no_request(models: Path, watcher: ServerUnd
                 if number % 2:
                     answers.append(predict(watcher, "reloaded"))
                 else:
-                    answers.append(
-                        watcher.post("/v1/models/reloaded:predict", {"instances": [0.0]}).json()["predictions"][0]
-                    )
+                    response = watcher.post("/v1/models/reloaded:predict", {"instances": [0.0]})
+                    assert response.status_code == 200, response.text
+                    answers.append(response.json()["predictions"][0])
             return answers
 
         with ThreadPoolExecutor(20) as pool:
@@ -99,6 +99,35 @@ def test_hot_reload_under_load_loses_no_request(models: Path, watcher: ServerUnd
             answers = [answer for worker in workers for answer in worker.result()]
     assert set(answers) == {1.0, 2.0}
     assert after == [2.0] * 10
+
+
+@pytest.mark.parametrize("protocol", ["gRPC", "REST", "V2"])
+def test_a_request_in_flight_completes_on_the_version_that_is_replaced(
+    models: Path, watcher: ServerUnderTest, tmp_path: Path, protocol: str
+) -> None:
+    name = f"replaced-{protocol}"
+    add_version(models, tmp_path / name, "slow/1", 1)
+    with serve(watcher, tmp_path / name), ThreadPoolExecutor(1) as pool:
+        loops = 8 * slow_loops(watcher, name)
+
+        def work() -> None:
+            if protocol == "gRPC":
+                watcher.predictions.Predict(predict_request(name, n=np.array(loops)), timeout=60)
+                return
+            tensor = {"name": "n", "shape": [], "datatype": "INT64", "data": [loops]}
+            path, body = {
+                "REST": (f"/v1/models/{name}:predict", {"inputs": loops}),
+                "V2": (f"/v2/models/{name}/infer", {"inputs": [tensor]}),
+            }[protocol]
+            response = watcher.post(path, body)
+            assert response.status_code == 200, response.text
+
+        working = pool.submit(work)
+        add_version(models, tmp_path / name, "slow/1", 2)
+        wait_until(lambda: watcher.states(name).get("2") == "AVAILABLE")
+        assert not working.done()
+        working.result()
+        wait_until(lambda: watcher.states(name) == {"2": "AVAILABLE", "1": "END"})
 
 
 def test_broken_version_is_reported_and_old_version_keeps_serving(
