@@ -132,7 +132,9 @@ async def promote_mariadb(old: int, new: int) -> None:
 
     def promote() -> None:
         with _administrator(old) as before, _administrator(new) as after:
-            before.execute(text("SET GLOBAL read_only = 1"))
+            # Commits that have begun would otherwise still arrive after the position.
+            for statement in ("FLUSH TABLES WITH READ LOCK", "SET GLOBAL read_only = 1", "UNLOCK TABLES"):
+                before.execute(text(statement))
             position = before.scalar(text("SELECT @@gtid_binlog_pos"))
             waited = text("SELECT MASTER_GTID_WAIT(:position, :seconds)")
             if after.scalar(waited, {"position": position, "seconds": CAUGHT_UP_WITHIN_S}) != 0:
