@@ -1,6 +1,7 @@
 """From the request to a model's input: Base64, image, pixels of the model's size, normalised numbers."""
 
 import io
+import time
 import warnings
 from enum import StrEnum
 from urllib.parse import unquote
@@ -30,6 +31,8 @@ BYTES_PER_PIXEL = 8
 """Memory for decoding and converting, for each pixel of the limit. Formats that need more are limited to fewer."""
 CPU_S = 1.8
 """Seconds for decoding and resizing an image, as estimated from its header; more with a limit above 50,000,000."""
+MAX_CPU_S = 3 * CPU_S
+"""Seconds after which a decoding that takes longer than estimated is ended: there are slower machines."""
 RESIZE_NS = 10
 CONVERT_NS = 10
 STRIP_PIXELS = 1_000_000
@@ -100,6 +103,22 @@ def _plain_base64(text: str, is_url: bool) -> str:
     return text if "=" in text else text + "=" * (-len(text) % 4)
 
 
+class _TimedFile(io.BytesIO):
+    """A file whose reads fail once its thread has computed for too long: Pillow decodes it in blocks of 64 kB.
+
+    WebP and AVIF are decoded in one call, for which only the estimate counts.
+    """
+
+    def __init__(self, data: bytes, seconds: float) -> None:
+        super().__init__(data)
+        self._seconds, self._started = seconds, time.thread_time()
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if time.thread_time() - self._started > self._seconds:
+            raise Unreadable(f"takes too long to decode: more than {self._seconds:g} s")
+        return super().read(size)
+
+
 def load_image(data: bytes, *, max_pixels: int) -> Image.Image:
     """The first frame, transparency on white.
 
@@ -110,7 +129,7 @@ def load_image(data: bytes, *, max_pixels: int) -> Image.Image:
 
     Raises:
         InvalidInput: the format is not in FORMATS; decoding would need too much memory or time, which is estimated from
-            the header before anything is decoded; or the image is damaged.
+            the header before anything is decoded; it takes more than MAX_CPU_S; or the image is damaged.
     """
     try:
         file = read_file(data)
@@ -118,6 +137,8 @@ def load_image(data: bytes, *, max_pixels: int) -> Image.Image:
         try:
             image.load()
             return _as_shown(image, file)
+        except Unreadable:
+            raise
         except Exception as exc:  # Pillow's decoders raise nearly any exception on a damaged file
             raise Damaged from exc
     except Unreadable as exc:
@@ -126,10 +147,13 @@ def load_image(data: bytes, *, max_pixels: int) -> Image.Image:
 
 def _open(file: ImageFile, max_pixels: int) -> Image.Image:
     """The image, not decoded yet. Raises Unreadable."""
+    scale = max(1, max_pixels / 50_000_000)
     try:
-        image = Image.open(io.BytesIO(file.data), formats=[file.format])
+        image = Image.open(_TimedFile(file.data, MAX_CPU_S * scale), formats=[file.format])
     except Image.DecompressionBombError as exc:
         raise Unreadable(f"has too many pixels: more than {max_pixels}") from exc
+    except Unreadable:
+        raise
     except Exception as exc:
         raise Damaged from exc
     if file.format == "AVIF":
@@ -151,7 +175,7 @@ def _open(file: ImageFile, max_pixels: int) -> Image.Image:
     if image.mode == "RGB":  # one transparent colour, for which each pixel is compared
         changes += image.has_transparency_data
     seconds = file.cpu_s(*image.size) + pixels * (RESIZE_NS + CONVERT_NS * changes) / 1e9
-    if seconds > CPU_S * max(1, max_pixels / 50_000_000):
+    if seconds > CPU_S * scale:
         scans = f" in {file.scans} scans" if file.scans > 1 else ""
         raise Unreadable(f"takes too long to decode: {image.width}x{image.height}{scans}, {len(file.data)} bytes")
     return image

@@ -3,7 +3,10 @@
 import base64
 import io
 import struct
+import time
 import zlib
+from functools import partial
+from itertools import count
 from urllib.parse import quote
 
 import numpy as np
@@ -23,6 +26,7 @@ from src.ml.preprocessing import (
     preprocess,
     resize,
 )
+from tests.corpus import noise
 from tests.images import encode, gif_header, insert_chunk, picture, png_header, webp_header
 
 MAX_PIXELS = 50_000_000
@@ -421,3 +425,13 @@ def test_invalid_base64_is_rejected(text, reason):
     with pytest.raises(InvalidInput) as raised:
         decode_base64(text)
     assert raised.value.errors == [{"field": "image_data", "reason": reason}]
+
+
+@pytest.mark.parametrize("format_", ["JPEG", "PNG", "GIF", "BMP"])
+def test_decoding_that_takes_longer_than_estimated_is_ended(monkeypatch, format_):
+    data = encode(noise(1_000, 1_000), format_)
+    load_image(data, max_pixels=MAX_PIXELS)
+    monkeypatch.setattr(time, "thread_time", partial(next, count()))  # a second for each block
+    with pytest.raises(InvalidInput) as error:
+        load_image(data, max_pixels=MAX_PIXELS)
+    assert error.value.errors == [{"field": "image_data", "reason": "takes too long to decode: more than 5.4 s"}]
