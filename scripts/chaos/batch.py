@@ -31,6 +31,7 @@ CHUNK_ROWS = 200
 PACE_S = 0.1
 ALL_DONE_WITHIN_S = 90
 ROW = {"values": FLOWERS["setosa"]}
+READ_ONLY = "The database server is read-only"
 
 
 @dataclass
@@ -52,7 +53,9 @@ class RowClients:
         if isinstance(response, Violation):
             return response
         if response.status_code != 200:
-            blame = "database" if response.status_code == 503 and "Retry-After" in response.headers else ""
+            # Before a failover, the old primary is read-only for a moment, and no answer can know for how long.
+            is_away = "Retry-After" in response.headers or READ_ONLY in response.text
+            blame = "database" if response.status_code == 503 and is_away else ""
             return Violation(f"status {response.status_code}: {response.text[:200]}", blame)
         self.ids.update(item["id"] for item in response.json())
         self.run.accepted += count
@@ -61,7 +64,7 @@ class RowClients:
 
 async def inject(run: ChaosRun) -> None:
     """First on SQLite, then on a server, if one is installed."""
-    run.unit, run.failure = "rows", "anything but 200, or 503 with Retry-After while the database is down"
+    run.unit, run.failure = "rows", "anything but 200, or 503 while the database is down or read-only"
     run.twice = 0
     pattern = run.pattern
     await inject_on(run, pattern, free_ports(["04"]), "SQLite", f"sqlite:///{run.run_dir}/04/items.db")

@@ -22,6 +22,7 @@ from serving_testing.processes import free_port
 
 LIMIT_S = 5  # from the moment at which the address leads to the new primary
 CAUGHT_UP_WITHIN_S = 60
+SETTLE_S = 0.1  # far longer than a commit
 
 
 @dataclass
@@ -132,10 +133,8 @@ async def promote_mariadb(old: int, new: int) -> None:
 
     def promote() -> None:
         with _administrator(old) as before, _administrator(new) as after:
-            # Commits that have begun would otherwise still arrive after the position.
-            for statement in ("FLUSH TABLES WITH READ LOCK", "SET GLOBAL read_only = 1", "UNLOCK TABLES"):
-                before.execute(text(statement))
-            position = before.scalar(text("SELECT @@gtid_binlog_pos"))
+            before.execute(text("SET GLOBAL read_only = 1"))
+            position = _final_position(before)
             waited = text("SELECT MASTER_GTID_WAIT(:position, :seconds)")
             if after.scalar(waited, {"position": position, "seconds": CAUGHT_UP_WITHIN_S}) != 0:
                 raise TimeoutError(f"the replica has not caught up within {CAUGHT_UP_WITHIN_S} s")
@@ -144,6 +143,14 @@ async def promote_mariadb(old: int, new: int) -> None:
             _follow(before, new)
 
     await asyncio.to_thread(promote)
+
+
+def _final_position(connection: Connection) -> object:
+    """That of a server that has become read-only: a commit that had begun still arrives, a lock only delays it."""
+    position = None
+    while position != (position := connection.scalar(text("SELECT @@gtid_binlog_pos"))):
+        time.sleep(SETTLE_S)
+    return position
 
 
 def _administrator(port: int) -> Connection:
