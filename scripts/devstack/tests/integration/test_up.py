@@ -220,7 +220,7 @@ def test_each_process_has_its_color_on_a_terminal(start):
             shown += terminal.read(4096)
         up.process.send_signal(signal.SIGTERM)
         up.process.wait()
-    # A set: one whose port was taken meanwhile has been started again.
+    # A set, for the parent's child writes its pid as well; a process with two colours would be in it twice.
     colours = set(re.findall("\x1b\\[(\\d+)m(90 \\w+) +│ \x1b\\[0mpid ", shown.decode()))
     assert sorted(label for _, label in colours) == ["90 good", "90 parent"]
     assert len({colour for colour, _ in colours}) == 2
