@@ -1,13 +1,18 @@
 """The endpoints. Those that use the database block, so they are plain functions, which FastAPI runs in threads."""
 
 import re
+import time
+from collections.abc import Callable
 from typing import Annotated, cast
 
+from anyio import from_thread
 from fastapi import APIRouter, Body, Depends, Header, HTTPException, Path, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from pydantic import BeforeValidator, Field
 
+from serving_common.callers import waits
 from serving_common.cards import Card
+from serving_common.errors import CallerGone
 from serving_common.problems import problem_responses
 from src.api.health import Probe
 from src.api.listing import json_array
@@ -18,10 +23,23 @@ from src.db.database import Database
 from src.db.schemas import Health, ModelMetadata, NewItem, item_types, to_json
 
 JSON = "application/json"
+LONG_WAIT_S = 0.1
 
 
 async def _database(request: Request) -> Database:
     return cast(Database, request.app.state.database)
+
+
+async def _caller(request: Request) -> Callable[[], None]:
+    """What a thread calls before it stores a row; it raises CallerGone if nobody waits for the response any more."""
+    still_waits, begun = waits(request), time.monotonic()
+
+    def require_caller() -> None:
+        # To ask the event loop takes time itself, and a caller rarely goes before a thread is free.
+        if time.monotonic() - begun > LONG_WAIT_S and not from_thread.run_sync(still_waits):
+            raise CallerGone("The caller has gone before there was a thread for its request")
+
+    return require_caller
 
 
 def _require_digits(text: str) -> str:
@@ -33,6 +51,7 @@ def _require_digits(text: str) -> str:
 
 Id = Annotated[int, BeforeValidator(_require_digits)]
 DatabaseDep = Annotated[Database, Depends(_database)]
+CallerDep = Annotated[Callable[[], None], Depends(_caller)]
 # Bounds come before the validator; after it they would be missing from the OpenAPI document.
 AtLeast0 = Annotated[int, Field(ge=0, le=MAX_ID), BeforeValidator(_require_digits)]
 AtLeast1 = Annotated[int, Field(ge=1), BeforeValidator(_require_digits)]
@@ -63,13 +82,17 @@ def create_router(card: Card) -> APIRouter:
     # The name keeps the operationId of the OpenAPI document.
     @router.post("/data", name="register", response_model=types.stored, responses=problem_responses(400, 413, 429, 503))
     def register_item(
-        item: Annotated[NewItem, types.new, Body()], database: DatabaseDep, idempotency_key: IdempotencyKey = None
+        item: Annotated[NewItem, types.new, Body()],
+        database: DatabaseDep,
+        require_caller: CallerDep,
+        idempotency_key: IdempotencyKey = None,
     ) -> Response:
         """Store one row; the next batch predicts it.
 
         A request with the header `Idempotency-Key` can be retried: the same key returns the same item, or 400 if the
         body is another one.
         """
+        require_caller()
         [stored] = register_rows(database, "/data", [item["values"]], idempotency_key)
         return Response(to_json(stored), media_type=JSON)
 
@@ -77,9 +100,11 @@ def create_router(card: Card) -> APIRouter:
     def register_list(
         items: Annotated[list[NewItem], types.new_list, Body()],
         database: DatabaseDep,
+        require_caller: CallerDep,
         idempotency_key: IdempotencyKey = None,
     ) -> Response:
         """Store many rows, all or none. `Idempotency-Key` is that of POST /data."""
+        require_caller()
         stored = register_rows(database, "/data/list", [item["values"] for item in items], idempotency_key)
         return Response(to_json(stored), media_type=JSON)
 

@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from sqlalchemy import create_engine, make_url, text
 
@@ -36,6 +37,7 @@ from tests.conftest import (
 )
 from tests.processes import PATTERN, BatchSystem
 
+FASTAPI_THREADS = 40
 PASSWORD = "pass wörd @/?# 日本"
 
 
@@ -228,6 +230,22 @@ def test_health_answers_while_requests_wait_for_a_locked_table(settings, root_ur
             backup.execute(text("UNLOCK TABLES"))
         assert {post.result().status_code for post in posts} == {200}
         wait_until(lambda: api.get("/health/ready").status_code == 200)
+    engine.dispose()
+
+
+def test_nothing_is_stored_for_callers_that_have_gone_while_no_thread_was_free(settings, root_url, database_name):
+    engine = create_engine(root_url.set(database=database_name))
+    with serving(settings) as api, ThreadPoolExecutor(60) as executor, engine.connect() as backup:
+        backup.execute(text("LOCK TABLES items READ"))
+        try:
+            posts = [executor.submit(api.post, "/data", json={"values": ROW}, timeout=3) for _ in range(60)]
+            assert {type(post.exception()) for post in posts} == {httpx.ReadTimeout}
+        finally:
+            backup.execute(text("UNLOCK TABLES"))
+        wait_until(lambda: "\nrequests_in_flight 0.0\n" in api.get("/metrics").text)
+        # What had a thread waited in the database already.
+        assert 0 < backup.scalar(text("SELECT COUNT(*) FROM items")) <= FASTAPI_THREADS
+        assert api.post("/data", json={"values": ROW}).status_code == 200
     engine.dispose()
 
 
