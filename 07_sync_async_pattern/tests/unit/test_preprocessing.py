@@ -234,6 +234,11 @@ def test_12_bit_jpeg_is_rejected_by_name():
     assert reason(bytes(jpeg)) == "is a 12-bit JPEG; only JPEGs of 8 bits are supported"
 
 
+def test_lossless_jpeg_is_rejected_by_name():
+    jpeg = encode(picture(), "JPEG").replace(b"\xff\xc0", b"\xff\xc3", 1)
+    assert reason(jpeg) == "is a lossless JPEG, which is not supported"
+
+
 def test_png_with_large_text_is_decoded():
     """Pillow refuses more than 1 MB of text; a viewer does not look at it."""
     text = b"Comment\0\0" + zlib.compress(bytes(2_000_000))

@@ -234,17 +234,17 @@ def read_files(flags: Flags) -> Configuration:
     return Configuration(models=_models(flags), monitoring=monitoring, batching=_batching(flags), tls=tls)
 
 
-def read_drain_delay_s() -> float:
-    """Seconds after the signal for which requests are still accepted. TensorFlow Serving has no flag for it.
+def read_seconds(variable: str, default: float) -> float:
+    """An environment variable for what TensorFlow Serving has no flag for: 0 to 3600 seconds.
 
     Raises:
-        StatusError: INVALID_ARGUMENT, if the variable DRAIN_DELAY_S is wrong.
+        StatusError: INVALID_ARGUMENT, if its value is another one.
     """
-    text = os.environ.get("DRAIN_DELAY_S") or "0"
+    text = os.environ.get(variable) or str(default)
     with contextlib.suppress(ValueError):
         if 0 <= (seconds := float(text)) <= 3600:
             return seconds
-    raise invalid(f"DRAIN_DELAY_S: expected 0 to 3600 seconds, got {text!r}")
+    raise invalid(f"{variable}: expected 0 to 3600 seconds, got {text!r}")
 
 
 def _models(flags: Flags) -> messages.ModelServerConfig:

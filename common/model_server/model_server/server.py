@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import math
 import os
 import signal
 import socket
@@ -19,7 +20,7 @@ from serving_common import tracing
 from .admission import Admission
 from .batching import Batcher
 from .core import Core
-from .flags import read_drain_delay_s, read_models
+from .flags import read_models, read_seconds
 from .grpc_server import GrpcServer
 from .inference import Inference, ModelService
 from .manager import ModelManager, Poller
@@ -53,10 +54,13 @@ async def serve(flags: Flags, configuration: Configuration) -> None:
     """Load the models, open the ports, and serve until SIGTERM or SIGINT.
 
     Raises:
-        StatusError: a model or the configuration cannot be served, or DRAIN_DELAY_S is wrong.
+        StatusError: a model cannot be served, or the configuration, DRAIN_DELAY_S or KEEP_ALIVE_S is wrong.
         RuntimeError, OSError: a port cannot be opened.
     """
-    drain_delay_s = read_drain_delay_s()
+    # For a drain: how long the ports stay open after the signal.
+    drain_delay_s = read_seconds("DRAIN_DELAY_S", 0)
+    # More than the 60 s after which load balancers usually close an idle connection: the server must not be the first.
+    keep_alive_s = read_seconds("KEEP_ALIVE_S", 75)
     tracing.configure("model_server")
     stop, stopped, stopped_again = threading.Event(), asyncio.Event(), asyncio.Event()
 
@@ -118,7 +122,7 @@ async def serve(flags: Flags, configuration: Configuration) -> None:
     # Opened here, because uvicorn exits without a reason if the port is in use.
     listeners = [_listen(flags.rest_api_port)] if flags.rest_api_port else []
     grpc_server.start(_grpc_addresses(flags), configuration.tls)
-    http = _HttpServer(rest)
+    http = _HttpServer(rest, keep_alive_s)
     http_serving = asyncio.create_task(http.serve(listeners) if listeners else stopped.wait())
     jobs = [(poll_s, manager.poll)]
     if flags.model_config_file:
@@ -146,7 +150,7 @@ async def serve(flags: Flags, configuration: Configuration) -> None:
 class _HttpServer(uvicorn.Server):
     """uvicorn on the running loop, without signal handlers: `serve` has them."""
 
-    def __init__(self, app: RestApi) -> None:
+    def __init__(self, app: RestApi, keep_alive_s: float) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
@@ -158,7 +162,7 @@ class _HttpServer(uvicorn.Server):
                 access_log=False,
                 server_header=False,
                 proxy_headers=False,
-                timeout_keep_alive=75,
+                timeout_keep_alive=math.ceil(keep_alive_s),
                 timeout_graceful_shutdown=GRACE_S,
             )
         )

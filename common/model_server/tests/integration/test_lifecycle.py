@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -349,6 +351,19 @@ def test_drain_delay_keeps_the_ports_open_but_not_ready(converted: Path, tmp_pat
         tensor = {"name": "x", "shape": [1], "datatype": "FP32", "data": [0]}
         assert server.post("/v2/models/counted/infer", {"inputs": [tensor]}).status_code == 200
         assert server.terminate() == 0
+
+
+def test_idle_connection_stays_open_for_keep_alive_s(converted: Path, tmp_path: Path) -> None:
+    flags = ("--model_name=counted", f"--model_base_path={converted}/counted")
+    with (
+        running(tmp_path, *flags, KEEP_ALIVE_S="1") as server,
+        socket.create_connection(("127.0.0.1", int(server.rest_url.rpartition(":")[2])), timeout=30) as connection,
+    ):
+        connection.sendall(b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n")
+        asked = time.monotonic()
+        received = b"".join(iter(lambda: connection.recv(65536), b""))  # until it is closed, 30 s at most
+        assert received.startswith(b"HTTP/1.1 200")
+        assert time.monotonic() - asked > 0.9
 
 
 def cpu_ticks(server: ServerUnderTest) -> int:

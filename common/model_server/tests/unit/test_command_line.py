@@ -196,7 +196,7 @@ def test_version_flag_prints_all_versions(monkeypatch: pytest.MonkeyPatch, capsy
 
 
 @pytest.mark.parametrize("value", ["soon", "-1", "nan", "4000"])
-def test_wrong_drain_delay_ends_the_start(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
-    monkeypatch.setenv("DRAIN_DELAY_S", value)
-    with pytest.raises(StatusError, match=f"DRAIN_DELAY_S: expected 0 to 3600 seconds, got '{value}'"):
-        command_line.read_drain_delay_s()
+def test_wrong_seconds_are_rejected_by_name(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("KEEP_ALIVE_S", value)
+    with pytest.raises(StatusError, match=f"KEEP_ALIVE_S: expected 0 to 3600 seconds, got '{value}'"):
+        command_line.read_seconds("KEEP_ALIVE_S", 75)
