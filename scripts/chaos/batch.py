@@ -53,18 +53,22 @@ class RowClients:
         if isinstance(response, Violation):
             return response
         if response.status_code != 200:
-            # Before a failover, the old primary is read-only for a moment, and no answer can know for how long.
-            is_away = "Retry-After" in response.headers or READ_ONLY in response.text
-            blame = "database" if response.status_code == 503 and is_away else ""
-            return Violation(f"status {response.status_code}: {response.text[:200]}", blame)
+            return Violation(f"status {response.status_code}: {response.text[:200]}", _blame(response))
         self.ids.update(item["id"] for item in response.json())
         self.run.accepted += count
         return None
 
 
+def _blame(response: httpx.Response) -> str:
+    if response.status_code == 503 and "Retry-After" in response.headers:
+        return "database"
+    # The old primary is read-only for a moment, and no answer can know for how long.
+    return "failover" if response.status_code == 503 and READ_ONLY in response.text else ""
+
+
 async def inject(run: ChaosRun) -> None:
     """First on SQLite, then on a server, if one is installed."""
-    run.unit, run.failure = "rows", "anything but 200, or 503 while the database is down or read-only"
+    run.unit, run.failure = "rows", "anything but 200, or 503 while the database is down, or read-only for a failover"
     run.twice = 0
     pattern = run.pattern
     await inject_on(run, pattern, free_ports(["04"]), "SQLite", f"sqlite:///{run.run_dir}/04/items.db")

@@ -33,7 +33,7 @@ REFUSED_PAUSE_S = 0.02  # of a client, before its next request
 
 @dataclass(frozen=True)
 class Violation:
-    """How a response was wrong, and the process that it blames; with none, it must never happen."""
+    """How a response was wrong, and the process, or the fault, that it blames; with none, it must never happen."""
 
     text: str
     blame: str = ""
@@ -74,9 +74,9 @@ class Incident:
         return self.fault_ended
 
     def explains(self, result: ClientResult, grace_s: float) -> bool:
-        """Whether the request was in flight during this outage, and its violation blames the target."""
+        """Whether the request was in flight during this outage, and its violation blames the target or the fault."""
         end = float("inf") if self.ended is None else self.ended + grace_s
-        is_blamed = result.violation is not None and result.violation.blame == self.target
+        is_blamed = result.violation is not None and result.violation.blame in (self.target, self.fault)
         return self.is_outage and is_blamed and result.started < end and result.ended > self.started
 
 

@@ -30,10 +30,12 @@ def test_every_pattern_has_a_chaos_module():
         pytest.param("service", 8, 9, False, id="after the outage"),
         pytest.param("service", 1, 1.5, False, id="before the outage"),
         pytest.param("other", 4, 5, False, id="blames another process"),
-        pytest.param("", 4, 5, False, id="blames no process"),
+        pytest.param("kill -9", 4, 5, True, id="blames the fault"),
+        pytest.param("failover", 4, 5, False, id="blames another fault"),
+        pytest.param("", 4, 5, False, id="blames nothing"),
     ],
 )
-def test_a_violation_is_expected_only_during_an_outage_of_the_process_it_blames(blame, started, ended, is_expected):
+def test_a_violation_is_expected_only_during_an_outage_that_it_blames(blame, started, ended, is_expected):
     result = ClientResult("", started, ended, Violation("", blame))
     run = ChaosRun(pattern=DUMMY, accepted=1, grace_s=1, results=[result])
     for is_outage in (True, False):
