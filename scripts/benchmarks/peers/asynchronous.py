@@ -122,15 +122,17 @@ class Queues:
         worker = PATTERNS["03"].process("worker")
         worker = replace(worker, ready=None, env={**worker.env, "NUM_WORKERS": "2", "BATCH_SIZE": batch_size})
         async with Redis(port=self._stack.ports["PORT_03_REDIS"]) as redis:
-            await self._measure(name, Ours(self._stack, redis), worker)
-            await self._measure(name, Ours(self._stack, redis), worker, REDELIVERY_S)
+            await self._measure(name, self._jobs, Ours(self._stack, redis), worker)
+            await self._measure(name, self._jobs, Ours(self._stack, redis), worker, REDELIVERY_S)
 
     async def measure_peer(self, peer: Peer) -> None:
         """A peer, each time with a Redis of its own."""
         python = await peer.install(self._run)
+        jobs = min(self._jobs, peer.at_most)
+        name = peer.name if jobs == self._jobs else f"{peer.name}, {jobs:,} jobs only"
         for redelivery_s in (None, peer.redelivery_s):
             async with self._opened(peer, python, f"{peer.script.stem}_{'kill' if redelivery_s else 'run'}") as opened:
-                await self._measure(peer.name, *opened, redelivery_s)
+                await self._measure(name, jobs, *opened, redelivery_s)
 
     @asynccontextmanager
     async def _opened(self, peer: Peer, python: str, name: str) -> AsyncIterator[tuple[Theirs, ProcessDefinition]]:
@@ -148,15 +150,20 @@ class Queues:
             await self._stack.stop(redis)
 
     async def _measure(
-        self, name: str, queue: Ours | Theirs, definition: ProcessDefinition, redelivery_s: float | None = None
+        self,
+        name: str,
+        jobs: int,
+        queue: Ours | Theirs,
+        definition: ProcessDefinition,
+        redelivery_s: float | None = None,
     ) -> None:
         """Submit, start the worker, kill it in the middle if there is a time for redelivery, and count."""
         started = time.perf_counter()
-        await queue.submit(self._jobs)
+        await queue.submit(jobs)
         submitted_s = time.perf_counter() - started
         worker = await self._stack.start("03", definition)
         try:
-            progress = await follow(queue, self._jobs, lambda: kill_tree(worker.pid), redelivery_s)
+            progress = await follow(queue, jobs, lambda: kill_tree(worker.pid), redelivery_s)
         finally:
             await self._stack.stop(worker)
         if not progress.done:
@@ -164,9 +171,9 @@ class Queues:
                 f"no job was done within {GIVE_UP_AFTER_S} s: {(list(worker.tail) or ['no output'])[-1]}"
             )
         times = list(await queue.times())
-        lost, twice = self._jobs - len(times), sum(times) - len(times)
+        lost, twice = jobs - len(times), sum(times) - len(times)
         if redelivery_s is None:
-            figures = {"submitted": (self._jobs / submitted_s, "/s"), RATE: (progress.rate, "/s")}
+            figures = {"submitted": (jobs / submitted_s, "/s"), RATE: (progress.rate, "/s")}
             figures |= {"lost without a kill": (lost, "")} if lost else {}
         else:
             figures = {"done at the kill": (progress.done_at_kill, ""), LOST: (lost, ""), TWICE: (twice, "")}

@@ -98,6 +98,8 @@ class Peer:
     """Arguments of Python that start a worker."""
     redelivery_s: float = 0
     """Seconds after a worker's death within which its jobs are done again."""
+    at_most: int = sys.maxsize
+    """Jobs that it gets where the others get more, which would take it an hour."""
 
     @classmethod
     def read(cls, script: Path) -> Peer:

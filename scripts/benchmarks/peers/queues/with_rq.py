@@ -13,6 +13,7 @@
 # docs = "https://python-rq.org/docs/exceptions/"
 # worker = ["with_rq.py"]
 # redelivery_s = 180
+# at_most = 2_000
 # ///
 """Argument: how many jobs to submit; none: two workers."""
 
