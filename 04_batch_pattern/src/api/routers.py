@@ -37,7 +37,7 @@ async def _caller(request: Request) -> Callable[[], None]:
     def require_caller() -> None:
         # To ask the event loop takes time itself, and a caller rarely goes before a thread is free.
         if time.monotonic() - begun > LONG_WAIT_S and not from_thread.run_sync(still_waits):
-            raise CallerGone("The caller has gone before there was a thread for its request")
+            raise CallerGone("The caller no longer waits for the response")
 
     return require_caller
 

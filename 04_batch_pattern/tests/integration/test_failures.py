@@ -240,6 +240,8 @@ def test_nothing_is_stored_for_callers_that_have_gone_while_no_thread_was_free(s
         try:
             posts = [executor.submit(api.post, "/data", json={"values": ROW}, timeout=3) for _ in range(60)]
             assert {type(post.exception()) for post in posts} == {httpx.ReadTimeout}
+            # Its event loop reads this after the ends of those connections.
+            assert api.get("/health/live").status_code == 200
         finally:
             backup.execute(text("UNLOCK TABLES"))
         wait_until(lambda: "\nrequests_in_flight 0.0\n" in api.get("/metrics").text)
