@@ -13,7 +13,7 @@ die() { printf 'setup: %s\n' "$*" >&2; exit 1; }
 # Python 3.13 if there is one, also where pyenv keeps versions that are not on PATH; else the newest that will do.
 find_python() {
   local candidate
-  for candidate in ${PYTHON-} python3.13 "${PYENV_ROOT:-${HOME-}/.pyenv}"/versions/3.13.*/bin/python3.13 \
+  for candidate in ${PYTHON:+"$PYTHON"} python3.13 "${PYENV_ROOT:-${HOME-}/.pyenv}"/versions/3.13.*/bin/python3.13 \
     python3.12 python3.11 python3; do
     # A pyenv shim exists for versions that it then refuses to run: only a Python that answers counts.
     if "$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; then

@@ -38,6 +38,7 @@ class FaultInjector(threading.Thread):
             self.killed += 1
             self._system.start_worker()
             if self.killed == 1:
+                self._system.model.process.popen.kill()  # here, so that no job has met two deaths yet
                 model_restart.start()
             if self.killed == KILLS // 2 + 1:
                 self._system.redis.kill()
@@ -51,31 +52,37 @@ class FaultInjector(threading.Thread):
         try:
             stalled_until = time.monotonic() + STALL_S
             while time.monotonic() < stalled_until:
-                with Redis(port=self._system.redis.port, decode_responses=True) as redis:
-                    names = redis.lrange("queue:predict:workers", 0, -1)
-                    in_flight = {int(name.split("-")[-2]): jobs_in_flight(redis, name) for name in names}
-                    # A job in flight at three deaths fails as poison, but here no job is to blame for any of them.
-                    busy = {pid for pid, jobs in in_flight.items() if jobs and max(jobs.values()) < 2}
-                for worker in self._system.workers:
-                    if worker.popen.pid in busy:
-                        worker.popen.kill()
-                        self._system.workers.remove(worker)
-                        return True
+                if any(self._kill_unless_third_death(worker) for worker in list(self._system.workers)):
+                    return True
             return False
         finally:
             model.send_signal(signal.SIGCONT)
 
+    def _kill_unless_third_death(self, worker) -> bool:
+        # Stopped first: a running one could claim a job of two deaths between the answer and the signal.
+        worker.popen.send_signal(signal.SIGSTOP)
+        try:
+            # A job in flight at three deaths fails as poison, but here no job is to blame for any of them.
+            if max(self._deaths_of_jobs_in_flight(worker.popen.pid), default=2) >= 2:
+                return False
+            worker.popen.kill()
+            self._system.workers.remove(worker)
+            return True
+        finally:
+            worker.popen.send_signal(signal.SIGCONT)
+
+    def _deaths_of_jobs_in_flight(self, pid: int) -> list[int]:
+        with Redis(port=self._system.redis.port, decode_responses=True) as redis:
+            redis.ping()  # by the next answer, Redis has carried out what the worker sent before it was stopped
+            names = redis.lrange("queue:predict:workers", 0, -1)
+            mine = [name for name in names if int(name.split("-")[-2]) == pid]
+            ids = [job_id for name in mine for job_id in redis.lrange(f"queue:predict:processing:{name}", 0, -1)]
+            return [int(redis.hget(f"queue:predict:meta:{job_id}", "deaths") or 0) for job_id in ids]
+
     def _restart_model(self) -> None:
-        self._system.model.process.popen.kill()
         self._system.model.process.popen.wait()
         time.sleep(TF_SERVING_AWAY_S)
         self._system.model.start()
-
-
-def jobs_in_flight(redis: Redis, worker: str) -> dict[str, int]:
-    """The jobs that a worker has claimed, with the deaths counted for each."""
-    ids = map(str, redis.lrange(f"queue:predict:processing:{worker}", 0, -1))
-    return {job_id: int(redis.hget(f"queue:predict:meta:{job_id}", "deaths") or 0) for job_id in ids}
 
 
 def submit(client: httpx.Client) -> str:

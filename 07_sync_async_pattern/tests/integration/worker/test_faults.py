@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -53,15 +54,12 @@ class UnreliableSystem:
         killed = Counter[str]()
         for number in range(KILLS):
             await asyncio.sleep(KILL_EVERY_S)
-            # A job in flight at three deaths fails as poison, but here no job is to blame for any of them.
-            while await has_job_with_two_deaths(redis):  # noqa: ASYNC110
-                await asyncio.sleep(0.1)
             if number % 3 == 2:
-                self.workers[0].popen.kill()
+                await self._kill_one_of(redis, lambda: [self.workers[0].popen.pid])
                 self.workers = [*self.workers[1:], self.start_worker()]
                 killed["worker"] += 1
             else:
-                await self._kill_a_process(redis)
+                await self._kill_one_of(redis, self._model_processes)
                 killed["process"] += 1
             if number == KILLS // 2:
                 self.redis.kill()
@@ -69,13 +67,17 @@ class UnreliableSystem:
                 killed["redis"] += 1
         return killed
 
-    async def _kill_a_process(self, redis: Redis) -> None:
+    def _model_processes(self) -> list[int]:
+        return [pid for worker in self.workers for pid in children(worker.popen.pid)]
+
+    async def _kill_one_of(self, redis: Redis, pids: Callable[[], list[int]]) -> None:
+        # A job in flight at three deaths fails as poison, but here no job is to blame for any of them.
         while True:
-            for pid in (pid for worker in self.workers for pid in children(worker.popen.pid)):
+            for pid in pids():
                 # A job takes milliseconds; while stopped, the process will be given one.
                 kill(pid, signal.SIGSTOP)
                 await asyncio.sleep(0.2)
-                # Asked again: a dead worker's job may have been requeued meanwhile, and be the one that was given.
+                # Asked while it is stopped: it could be given such a job between the answer and the signal.
                 if not await has_job_with_two_deaths(redis):
                     kill(pid, signal.SIGKILL)
                     return

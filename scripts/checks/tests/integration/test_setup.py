@@ -15,7 +15,7 @@ UV = f"""#!/bin/sh
 echo "$UV_CACHE_DIR|$UV_SYSTEM_CERTS|$*" >> calls
 case $1 in
   cache) echo "${{UV_CACHE_DIR:-/cache}}" ;;
-  venv) mkdir -p .venv/bin && ln -sf {sys.executable} .venv/bin/python ;;
+  venv) mkdir -p .venv/bin && ln -sf '{sys.executable}' .venv/bin/python ;;
 esac
 """
 # As one whose configuration has `user = true`, which PIP_USER=0 overrules.
@@ -28,7 +28,7 @@ case "$*" in
     [ -z "$OFFLINE" ] || {{ printf 'WARNING: Retrying\\nERROR: No matching distribution found for uv\\n' >&2; exit 1; }}
     mkdir -p .tools/bin && ln -s ../../uv .tools/bin/uv ;;
   "-m venv .tools") exit 1 ;;
-  *) exec {sys.executable} "$@" ;;
+  *) exec '{sys.executable}' "$@" ;;
 esac
 """
 
@@ -41,7 +41,7 @@ def root(tmp_path):
         (tmp_path / name / "pyproject.toml").write_text(f'[project]\nname = "{name[-4:]}"\n')
     for name in ("constraints.txt", "pyproject.toml"):
         (tmp_path / name).touch()
-    for name, text in {"uv": UV, "python": PYTHON}.items():
+    for name, text in {"uv": UV, "my python": PYTHON}.items():
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
     for folder in ("bin", "scripts"):
@@ -59,7 +59,7 @@ def setup(root):
     def run(*words, **environ):
         calls = root / "calls"
         calls.write_text("")
-        env = {"PATH": str(root / "bin"), "HOME": str(root), "PYTHON": str(root / "python"), "PIP": PIP} | environ
+        env = {"PATH": str(root / "bin"), "HOME": str(root), "PYTHON": str(root / "my python"), "PIP": PIP} | environ
         command = [shutil.which("bash") or "", str(root / "scripts/setup.sh"), *words]
         done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
         return done.returncode, done.stderr, calls.read_text().splitlines()
