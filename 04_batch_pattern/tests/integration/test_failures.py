@@ -330,7 +330,7 @@ def test_failover_loses_nothing_that_was_accepted(settings, system, root_url, da
                 relay.target = new_primary.port
                 wait_until(lambda: len(read(new)) > 100)
                 recovered = max([at for at, status in answers if status != 200], default=failed_over)
-                assert api.get("/health/ready").status_code == 200
+                wait_until(lambda: api.get("/health/ready").status_code == 200)
                 job = system.job("--no-wait")
                 assert job.wait() == 0, job.log
             finally:

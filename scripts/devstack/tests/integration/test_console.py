@@ -14,7 +14,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.support.select import Select
 
 from scripts.devstack import spans
-from scripts.devstack.console import app, requests
+from scripts.devstack.console import app, live, requests
 from scripts.devstack.console.app import TOKEN_HEADER
 from scripts.devstack.patterns import PATTERNS
 from scripts.devstack.runs import require_redis
@@ -157,7 +157,8 @@ def test_without_traces_the_metrics_have_the_durations(site, monkeypatch):
     assert all(0 < took[service] < took["06 proxy"] < took["callers"] for service in services)
 
 
-def test_killed_worker_loses_nothing(page):
+def test_killed_worker_loses_nothing(page, monkeypatch):
+    monkeypatch.setattr(live, "EVERY_S", 0.1)  # it is restarting for half a second at least
     open_view(page, "03")
     page.find_element(By.CSS_SELECTOR, '#rates [value="10"]').click()
     until(page, lambda: number(page, "accepted") >= 20)
