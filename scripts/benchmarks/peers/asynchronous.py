@@ -129,7 +129,7 @@ class Queues:
         """A peer, each time with a Redis of its own."""
         python = await peer.install(self._run)
         jobs = min(self._jobs, peer.at_most)
-        name = peer.name if jobs == self._jobs else f"{peer.name}, {jobs:,} jobs only"
+        name = peer.name if jobs == self._jobs else f"{peer.name} ({jobs:,} jobs)"
         for redelivery_s in (None, peer.redelivery_s):
             async with self._opened(peer, python, f"{peer.script.stem}_{'kill' if redelivery_s else 'run'}") as opened:
                 await self._measure(name, jobs, *opened, redelivery_s)

@@ -158,7 +158,7 @@ def test_without_traces_the_metrics_have_the_durations(site, monkeypatch):
 
 
 def test_killed_worker_loses_nothing(page, monkeypatch):
-    monkeypatch.setattr(live, "EVERY_S", 0.1)  # it is restarting for half a second at least
+    monkeypatch.setattr(live, "EVERY_S", 0.1)  # the supervisor waits half a second before the restart
     open_view(page, "03")
     page.find_element(By.CSS_SELECTOR, '#rates [value="10"]').click()
     until(page, lambda: number(page, "accepted") >= 20)
