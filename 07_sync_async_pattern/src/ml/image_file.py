@@ -58,6 +58,8 @@ class ImageFile:
     """EXIF's, from 1 to 8."""
     profile: bytes | None = None
     """The colours' ICC profile, where Pillow does not find it in `data`."""
+    gamma: float | None = None
+    """Of a PNG without a profile: value ** (1 / gamma) is light, where sRGB has a curve of its own."""
     canvas: tuple[int, int, int, int] | None = None
     """Where the first frame of a PNG is, and the size of the image; None: it fills the image."""
     ns_per_pixel: float = 0
@@ -214,6 +216,8 @@ def _png(data: bytes) -> ImageFile:
         _, _, compressed = chunks[b"iCCP"].partition(b"\0")
         with contextlib.suppress(zlib.error):  # colours without a profile are better than no image
             file.profile = zlib.decompressobj().decompress(compressed[1:], MAX_PROFILE_BYTES)
+    elif b"sRGB" not in chunks:
+        file.gamma = int.from_bytes(chunks.get(b"gAMA", b"")[:4]) / 100_000 or None
     return file
 
 

@@ -1,5 +1,6 @@
 """From the request to a model's input: Base64, image, pixels of the model's size, normalised numbers."""
 
+import contextlib
 import io
 import time
 import warnings
@@ -57,8 +58,8 @@ TRANSPOSE = {
 }
 # Bytes of a pixel in Pillow's memory; 4 in the modes that are missing here.
 MODE_BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2}
-# The mode that the colours of a profile have, by the name in the profile.
-PROFILE_MODES = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}
+# The mode that the colours of a profile have, by the name in the profile's header.
+PROFILE_MODES = {b"RGB ": "RGB", b"GRAY": "L", b"CMYK": "CMYK"}
 SRGB = ImageCms.createProfile("sRGB")
 
 
@@ -123,9 +124,10 @@ def load_image(data: bytes, *, max_pixels: int) -> Image.Image:
     """The first frame, transparency on white.
 
     What is cheaper after resizing is left to `resize` and `to_srgb`, in `info`: EXIF's `orientation`, and the
-    `icc_profile` of the colours.
+    `icc_profile` or `gamma` of the colours.
 
-    Returns: an image in mode RGB or L, or CMYK if it has a profile.
+    Returns: an image in mode RGB or L; if its colours are to be converted, also in CMYK, or with transparency in RGBA
+        or LA.
 
     Raises:
         InvalidInput: the format is not in FORMATS; decoding would need too much memory or time, which is estimated from
@@ -155,6 +157,8 @@ def _open(file: ImageFile, max_pixels: int) -> Image.Image:
     except Unreadable:
         raise
     except Exception as exc:
+        if str(exc).startswith("Unsupported BMP"):
+            raise Unreadable("is a kind of BMP that is not supported: export it as PNG") from exc
         raise Damaged from exc
     if file.format == "AVIF":
         file.orientation = exif_orientation(image.info.get("exif", b"").removeprefix(b"Exif\0\0"))
@@ -183,14 +187,28 @@ def _open(file: ImageFile, max_pixels: int) -> Image.Image:
 
 def _as_shown(image: Image.Image, file: ImageFile) -> Image.Image:
     profile = file.profile or image.info.get("icc_profile")
-    shown = image if image.mode == "CMYK" and profile else _on_white(image)
+    if profile and not _fits(profile, image.mode):
+        profile = None
+    # Colours are blended as they are shown: those to be converted meet the white afterwards.
+    is_converted = bool(profile or file.gamma)
+    if is_converted and image.mode == "P" and image.has_transparency_data:
+        image = image.convert("RGBA")
+    shown = image if is_converted and image.mode in ("CMYK", "LA", "RGBA") else _on_white(image)
     if file.canvas is not None:
         left, top, *size = file.canvas
         canvas = Image.new(shown.mode, (size[0], size[1]), "white")
         canvas.paste(shown, (left, top))
         shown = canvas
-    shown.info = {"orientation": file.orientation, "icc_profile": profile}
+    shown.info = {"orientation": file.orientation, "icc_profile": profile, "gamma": file.gamma}
     return shown
+
+
+def _fits(profile: bytes, mode: str) -> bool:
+    """Whether it is a profile of such colours. Browsers ignore others, too."""
+    colours = PROFILE_MODES.get(profile[16:20])
+    if mode == "CMYK":
+        return colours == "CMYK"
+    return colours == "RGB" or (colours == "L" and mode.startswith(("1", "I", "L")))
 
 
 def _on_white(image: Image.Image) -> Image.Image:
@@ -216,19 +234,28 @@ def _on_white(image: Image.Image) -> Image.Image:
 
 
 def to_srgb(image: Image.Image) -> Image.Image:
-    """The image in mode RGB, its colours converted from the profile in its `info`. One that is invalid is ignored."""
+    """The image in mode RGB on white, converted from the profile or gamma in its `info`. An invalid one is ignored."""
+    shown = image.convert("RGB")
     if profile := image.info.get("icc_profile"):
-        try:
+        mode = PROFILE_MODES[profile[16:20]]
+        # Not optimised: building a table for all colours takes longer than converting 224x224 pixels.
+        flags = ImageCms.Flags.NOOPTIMIZE
+        with contextlib.suppress(ImageCms.PyCMSError, ValueError, OSError):
             source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-            mode = PROFILE_MODES[source.profile.xcolor_space.strip()]
-            if (mode == "CMYK") == (image.mode == "CMYK"):
-                # Not optimised: building a table for all colours takes longer than converting 224x224 pixels.
-                flags = ImageCms.Flags.NOOPTIMIZE
-                transform = ImageCms.buildTransform(source, SRGB, mode, "RGB", flags=flags)
-                return transform.apply(image.convert(mode))
-        except (ImageCms.PyCMSError, KeyError, ValueError, OSError):
-            pass
-    return image.convert("RGB")
+            shown = ImageCms.buildTransform(source, SRGB, mode, "RGB", flags=flags).apply(image.convert(mode))
+    elif gamma := image.info.get("gamma"):
+        shown = shown.point(_srgb_values(gamma) * 3)
+    if image.mode in ("LA", "RGBA"):
+        shown.putalpha(image.getchannel("A"))
+        return _on_white(shown)
+    return shown
+
+
+def _srgb_values(gamma: float) -> list[int]:
+    """For each of 256 values whose light is value ** (1 / gamma), the value of sRGB for the same light."""
+    light = np.linspace(0, 1, 256) ** (1 / gamma)
+    values = np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)
+    return [round(float(value)) for value in 255 * values]
 
 
 def resize(image: Image.Image, form: ImageForm) -> Image.Image:

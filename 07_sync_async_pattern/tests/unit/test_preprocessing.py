@@ -282,6 +282,14 @@ def test_avif_is_decoded():
     assert np.abs(read(encode(picture(), "AVIF", quality=95)).astype(int) - np.asarray(picture())).mean() < 3
 
 
+@pytest.mark.parametrize(("at", "value"), [(14, 16), (28, 5), (30, 4), (30, 6)])
+def test_unsupported_bmp_is_rejected_by_name(at, value):
+    data = bytearray(encode(picture(), "BMP"))
+    data[at] = value
+
+    assert reason(bytes(data)) == "is a kind of BMP that is not supported: export it as PNG"
+
+
 @pytest.mark.parametrize("mode", ["RGB", "P", "L", "1", "RGBA"])
 def test_bmp_is_decoded(mode):
     assert np.array_equal(read(encode(picture(mode), "BMP")), np.asarray(picture(mode).convert("RGB")))
@@ -315,6 +323,85 @@ def test_colours_are_converted_from_embedded_profile(file_format, mode):
     expected = reference(encode(Image.new("RGB", (50, 50), (40, 200, 90)), "PNG"))
 
     assert np.abs(with_profile - expected).max() < 0.1
+
+
+def linear_profile(space: bytes) -> bytes:
+    """An ICC profile of sRGB's colours, or of grey, whose values are in proportion to the light."""
+    profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    profile[16:20] = space
+    for at in range(132, 132 + 12 * profile[131], 12):
+        if profile[at + 1 : at + 4] == b"TRC":
+            start = int.from_bytes(profile[at + 4 : at + 8])
+            profile[start : start + 12] = b"curv" + bytes(8)
+            if space == b"GRAY" and profile[at : at + 1] == b"r":
+                profile[at : at + 1] = b"k"
+    return bytes(profile)
+
+
+def shown_colour(image: Image.Image, file_format: str, **options) -> list[int]:
+    return colour_of(encode(image, file_format, **options))
+
+
+def colour_of(data: bytes) -> list[int]:
+    pixels = preprocess(data, imagenet_form(), max_pixels=MAX_PIXELS)
+    return [round(float(value)) for value in (pixels[:, 112, 112] * STD + MEAN) * 255]
+
+
+def srgb(linear: int) -> float:
+    return float(255 * (1.055 * (linear / 255) ** (1 / 2.4) - 0.055))
+
+
+@pytest.mark.parametrize(("file_format", "mode"), [("JPEG", "L"), ("PNG", "L"), ("PNG", "LA"), ("PNG", "I;16")])
+def test_grey_is_converted_from_embedded_profile(file_format, mode):
+    values: dict[str, float | tuple[float, ...]] = {"L": 128, "LA": (128, 255), "I;16": 128 * 257}
+    image = Image.new(mode, (50, 50), values[mode])
+
+    assert shown_colour(image, file_format, icc_profile=linear_profile(b"GRAY")) == [round(srgb(128))] * 3
+
+
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP"])
+def test_profile_of_grey_leaves_colours_as_they_are(file_format):
+    quality = {"lossless": True} if file_format == "WEBP" else {"quality": 100}
+    image = Image.new("RGB", (50, 50), (200, 40, 90))
+
+    assert shown_colour(image, file_format, icc_profile=linear_profile(b"GRAY"), **quality) == pytest.approx(
+        (200, 40, 90), abs=1
+    )
+
+
+@pytest.mark.parametrize(
+    ("file_format", "mode"), [("PNG", "RGBA"), ("PNG", "P"), ("PNG", "LA"), ("WEBP", "RGBA"), ("AVIF", "RGBA")]
+)
+def test_transparency_is_blended_after_the_conversion_from_a_profile(file_format, mode):
+    """As in a browser; the other way round, it would be lighter by 20 of 255."""
+    image = Image.new("LA", (50, 50), (30, 128)) if mode == "LA" else Image.new("RGBA", (50, 50), (30, 30, 30, 128))
+    quality = {"quality": 100} if file_format == "AVIF" else {"lossless": True}
+    profile = linear_profile(b"GRAY" if mode == "LA" else b"RGB ")
+    if mode == "P":
+        image = image.quantize(2)
+    expected = srgb(30) * 128 / 255 + 127
+
+    assert shown_colour(image, file_format, icc_profile=profile, **quality) == pytest.approx([expected] * 3, abs=2)
+
+
+def test_transparency_stays_with_an_invalid_profile():
+    image = Image.new("RGBA", (50, 50), (30, 30, 30, 128))
+    broken = linear_profile(b"RGB ")[:132] + bytes(100)
+
+    assert shown_colour(image, "PNG", icc_profile=broken) == shown_colour(image, "PNG")
+
+
+def test_png_is_shown_with_its_gamma():
+    """As its specification has it: unless there is a profile, or a chunk that says sRGB."""
+    plain = encode(Image.new("RGBA", (50, 50), (30, 30, 30, 128)), "PNG")
+    linear = insert_chunk(plain, b"gAMA", (100_000).to_bytes(4), before=b"IDAT")
+    named = insert_chunk(linear, b"sRGB", b"\0", before=b"IDAT")
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    with_profile = insert_chunk(linear, b"iCCP", b"sRGB\0\0" + zlib.compress(profile), before=b"IDAT")
+    without_value = insert_chunk(plain, b"gAMA", bytes(4), before=b"IDAT")
+
+    assert colour_of(linear) == pytest.approx([srgb(30) * 128 / 255 + 127] * 3, abs=1)
+    assert colour_of(named) == colour_of(with_profile) == colour_of(without_value) == colour_of(plain)
 
 
 def test_profile_of_srgb_changes_nothing():
