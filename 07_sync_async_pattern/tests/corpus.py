@@ -97,6 +97,25 @@ def gif(width: int, height: int, **options: object) -> bytes:
     return encode(Image.new("P", (width, height)), "GIF", **options)
 
 
+def png_of_frame(width: int, height: int, colour: int) -> bytes:
+    """A PNG whose default image is hidden, and whose first frame leaves out a row and a column."""
+    frame = png(width - 1, height - 1, colour)
+    at = frame.index(b"IDAT")
+    pixels = frame[at + 4 : at + 4 + int.from_bytes(frame[at - 4 : at])]
+    header = struct.pack(">IIBBBBB", width, height, 8, colour, 0, 0, 0)
+    control = struct.pack(">5I2H2B", 0, width - 1, height - 1, 1, 1, 1, 10, 0, 0)
+    chunks = [(b"IHDR", header), (b"acTL", struct.pack(">2I", 1, 0)), (b"IDAT", b""), (b"fcTL", control)]
+    chunks += [(b"fdAT", bytes(4) + pixels), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*each) for each in chunks)
+
+
+def gif_of_frame(width: int, height: int, frame_width: int, frame_height: int) -> bytes:
+    """A GIF whose image does not fill it."""
+    data = bytearray(gif(frame_width, frame_height))
+    data[6:10] = struct.pack("<2H", width, height)
+    return bytes(data)
+
+
 def gif_extensions(kind: bytes, block: bytes) -> bytes:
     """A GIF with as many of these extensions before its image as there is room for."""
     data = encode(picture(), "GIF")
@@ -147,6 +166,12 @@ def trns(data: bytes, value: bytes) -> bytes:
 # What each is, how it is made, and whether it is decoded; None: either is right.
 CASES: dict[str, tuple[Callable[[], bytes], bool | None]] = {
     "JPEG of 50 megapixels": (partial(jpeg, 10_000, 5_000, quality=90), True),
+    "PNG of 50 megapixels, RGBA, in a frame": (partial(png_of_frame, 10_000, 5_000, 6), False),
+    "PNG of 33 megapixels, RGBA, in a frame": (partial(png_of_frame, 8_000, 4_100, 6), True),
+    "PNG of 50 megapixels, RGB, in a frame": (partial(png_of_frame, 10_000, 5_000, 2), True),
+    "GIF of 50 megapixels, in a frame": (partial(gif_of_frame, 10_000, 5_000, 9_999, 5_000), False),
+    "GIF of 44 megapixels, in a frame": (partial(gif_of_frame, 8_800, 5_000, 8_799, 5_000), True),
+    "GIF of 50 megapixels with one": (partial(gif_of_frame, 10_000, 5_000, 1, 1), True),
     "JPEG of 50 megapixels, full colour": (partial(jpeg, 10_000, 5_000, subsampling=0), True),
     "JPEG of 50 megapixels, upright": (lambda: jpeg(10_000, 5_000, exif=turned()), True),
     "JPEG of 50 megapixels, progressive": (partial(jpeg, 10_000, 5_000, progressive=True), True),

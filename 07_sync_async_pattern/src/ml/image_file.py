@@ -61,7 +61,7 @@ class ImageFile:
     gamma: float | None = None
     """Of a PNG without a profile: value ** (1 / gamma) is light, where sRGB has a curve of its own."""
     canvas: tuple[int, int, int, int] | None = None
-    """Where the first frame of a PNG is, and the size of the image; None: it fills the image."""
+    """Where the first frame of a PNG or GIF is, and the size of the image; None: it fills the image."""
     ns_per_pixel: float = 0
     ns_per_byte: float = 0
     memory_per_pixel: float = 0
@@ -111,7 +111,8 @@ def _jpeg(data: bytes) -> ImageFile:
             kept.append(data[at:])  # truncated, which libjpeg finds out
             break
         start, marker = found.start(), data[found.start() + 1]
-        kept.append(data[at:start])
+        if file.scans:  # before them, bytes between segments belong to none
+            kept.append(data[at:start])
         if marker == 0xD9:
             kept.append(data[start : start + 2])
             break
@@ -200,6 +201,11 @@ def _png(data: bytes) -> ImageFile:
         file.canvas = (left, top, *struct.unpack(">2I", header[:8]))
         header = struct.pack(">2I", width, height) + header[8:]
         pixels = frame_pixels
+    if (header[8], header[9]) in ((2, 0), (4, 0)) and len(
+        chunks.get(b"tRNS", b"")
+    ) == 2:  # in 8 bits, as Pillow's pixels
+        scale, highest = {2: (85, 3), 4: (17, 15)}[header[8]]
+        chunks[b"tRNS"] = bytes([0, scale * (chunks[b"tRNS"][1] & highest)])
     kept = {b"IHDR": header}
     kept |= {name: chunks[name] for name in (b"PLTE", b"tRNS") if name in chunks}
     kept |= {b"IDAT": b"".join(pixels), b"IEND": b""}
@@ -222,7 +228,7 @@ def _png(data: bytes) -> ImageFile:
 
 
 def _gif(data: bytes) -> ImageFile:
-    """The file without the comments and other extensions before its first image."""
+    """The file without the comments and other extensions before its first image, and cropped to that."""
     at = 13 + (3 << ((data[10] & 7) + 1) if len(data) > 10 and data[10] & 0x80 else 0)
     kept = [data[:at]]
     control = b""
@@ -237,7 +243,16 @@ def _gif(data: bytes) -> ImageFile:
         at += 1
         if data[start + 1 : start + 2] == b"\xf9":  # how the next image is shown, its transparent colour among them
             control = data[start:at]
-    return ImageFile(format="GIF", data=b"".join([*kept, control, data[at:]]), ns_per_pixel=6, ns_per_byte=10)
+    file = ImageFile(format="GIF", data=b"".join([*kept, control, data[at:]]), ns_per_pixel=6, ns_per_byte=10)
+    if len(data) >= at + 10 and data[at] == 0x2C:
+        left, top, width, height = struct.unpack_from("<4H", data, at + 1)
+        canvas = struct.unpack_from("<2H", data, 6)
+        if (width, height) != canvas and left + width <= canvas[0] and top + height <= canvas[1]:
+            # Pillow would fill the rest with a colour of the palette.
+            file.canvas = (left, top, *canvas)
+            size = data[at + 5 : at + 9]
+            file.data = b"".join([data[:6], size, kept[0][10:], control, b",", bytes(4), size, data[at + 9 :]])
+    return file
 
 
 def _webp(data: bytes) -> ImageFile:

@@ -168,9 +168,12 @@ def _open(file: ImageFile, max_pixels: int) -> Image.Image:
         if max(width, height) > MAX_SIDE:
             raise Unreadable(f"is too large: {width}x{height}, and no side may be longer than {MAX_SIDE}")
     pixels = image.width * image.height
-    changes = (image.mode not in ("L", "RGB") or image.has_transparency_data) + (file.canvas is not None)
+    is_changed = image.mode not in ("L", "RGB") or image.has_transparency_data
+    changes = is_changed + (file.canvas is not None)
     decoded = MODE_BYTES.get(image.mode, 4)
-    memory = decoded + max(file.memory_per_pixel, 4 if changes else 0)
+    memory = decoded + max(file.memory_per_pixel, 4 if is_changed else 0)
+    if file.canvas is not None:
+        memory += 4 * file.canvas[2] * file.canvas[3] / max(pixels, 1)
     if pixels * memory > max_pixels * BYTES_PER_PIXEL:
         raise Unreadable(
             f"needs too much memory to decode: {image.width}x{image.height} in {memory:.0f} bytes a pixel, "

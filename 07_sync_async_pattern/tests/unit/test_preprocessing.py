@@ -27,7 +27,7 @@ from src.ml.preprocessing import (
     resize,
 )
 from tests.corpus import noise
-from tests.images import encode, gif_header, insert_chunk, picture, png_header, webp_header
+from tests.images import chunk, encode, gif_header, insert_chunk, picture, png_header, webp_header
 
 MAX_PIXELS = 50_000_000
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
@@ -276,6 +276,48 @@ def test_hidden_default_image_gives_way_to_first_frame(small):
         expected[:5] = 255
 
     assert np.array_equal(read(data), expected)
+
+
+@pytest.mark.parametrize("left", [0, 5])
+def test_what_a_gif_leaves_out_is_transparent(left):
+    data = bytearray(encode(Image.new("RGB", (10, 4), "red"), "GIF"))
+    at = data.rindex(b",")
+    data[6:10] = struct.pack("<2H", 20, 10)
+    data[at + 1 : at + 5] = struct.pack("<2H", left, 6)
+    expected = np.full((10, 20, 3), 255)
+    expected[6:, left : left + 10] = (255, 0, 0)
+
+    assert np.array_equal(read(bytes(data)), expected)
+
+
+def test_gif_whose_image_is_larger_than_itself_is_decoded():
+    data = bytearray(encode(Image.new("RGB", (10, 4), "red"), "GIF"))
+    data[6:10] = struct.pack("<2H", 8, 4)
+
+    assert (read(bytes(data)) == (255, 0, 0)).all()
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4, 8])
+def test_transparent_grey_becomes_white(depth):
+    highest = 2**depth - 1
+    values = bytes([0, highest])
+    pixels = b"".join(b"\0" + (value * (255 // highest)).to_bytes() for value in values)  # two rows, a byte each
+    header = struct.pack(">2I5B", 8 // depth, 2, depth, 0, 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"tRNS", bytes(2)), (b"IDAT", zlib.compress(pixels)), (b"IEND", b"")]
+    dark = b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*each) for each in chunks)
+    chunks[1] = (b"tRNS", bytes([0, highest]))
+    light = b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*each) for each in chunks)
+
+    assert (read(dark) == 255).all()
+    assert np.array_equal(read(light)[:, 0, 0], [0, 255])
+
+
+def test_bytes_between_segments_of_a_jpeg_are_ignored():
+    """As in a file of Photoshop's whose segment is longer than it says."""
+    data = encode(picture(), "JPEG")
+    segment = b"\xff\xed" + (4).to_bytes(2) + b"ab" + b"more than it says"
+
+    assert np.array_equal(read(data[:2] + segment + data[2:]), read(data))
 
 
 def test_avif_is_decoded():
