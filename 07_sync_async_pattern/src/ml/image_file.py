@@ -78,6 +78,13 @@ class ImageFile:
 
 def read_file(data: bytes) -> ImageFile:
     """Raises Unreadable if the format is not in FORMATS, or the file's structure is damaged."""
+    try:
+        return _read(data)
+    except (IndexError, struct.error) as exc:  # a part is shorter than its kind needs
+        raise Damaged from exc
+
+
+def _read(data: bytes) -> ImageFile:
     if data.startswith(b"\xff\xd8\xff"):
         return _jpeg(data)
     if data.startswith(b"\x89PNG\r\n\x1a\n"):
