@@ -208,11 +208,10 @@ def _png(data: bytes) -> ImageFile:
         file.canvas = (left, top, *struct.unpack(">2I", header[:8]))
         header = struct.pack(">2I", width, height) + header[8:]
         pixels = frame_pixels
-    if (header[8], header[9]) in ((2, 0), (4, 0)) and len(
-        chunks.get(b"tRNS", b"")
-    ) == 2:  # in 8 bits, as Pillow's pixels
-        scale, highest = {2: (85, 3), 4: (17, 15)}[header[8]]
-        chunks[b"tRNS"] = bytes([0, scale * (chunks[b"tRNS"][1] & highest)])
+    depth, colour = header[8:10]
+    if colour == 0 and depth in (2, 4) and len(chunks.get(b"tRNS", b"")) == 2:
+        highest = 2**depth - 1  # Pillow compares the transparent grey with pixels that it has widened to 8 bits
+        chunks[b"tRNS"] = bytes([0, (chunks[b"tRNS"][1] & highest) * 255 // highest])
     kept = {b"IHDR": header}
     kept |= {name: chunks[name] for name in (b"PLTE", b"tRNS") if name in chunks}
     kept |= {b"IDAT": b"".join(pixels), b"IEND": b""}
@@ -221,8 +220,8 @@ def _png(data: bytes) -> ImageFile:
         for name, body in kept.items()
         for part in (struct.pack(">I", len(body)), name, body, struct.pack(">I", zlib.crc32(body, zlib.crc32(name))))
     )
-    channels = {2: 3, 4: 2, 6: 4}.get(header[9], 1)
-    file.ns_per_pixel = 5 + 2.5 * channels * header[8] / 8 + (10 if header[12] else 0)
+    channels = {2: 3, 4: 2, 6: 4}.get(colour, 1)
+    file.ns_per_pixel = 5 + 2.5 * channels * depth / 8 + (10 if header[12] else 0)
     if b"eXIf" in chunks:
         file.orientation = exif_orientation(chunks[b"eXIf"])
     if b"iCCP" in chunks:
@@ -237,8 +236,7 @@ def _png(data: bytes) -> ImageFile:
 def _gif(data: bytes) -> ImageFile:
     """The file without the comments and other extensions before its first image, and cropped to that."""
     at = 13 + (3 << ((data[10] & 7) + 1) if len(data) > 10 and data[10] & 0x80 else 0)
-    kept = [data[:at]]
-    control = b""
+    head, control = data[:at], b""
     parts = 0
     while data[at : at + 1] == b"!":
         start = at
@@ -250,15 +248,14 @@ def _gif(data: bytes) -> ImageFile:
         at += 1
         if data[start + 1 : start + 2] == b"\xf9":  # how the next image is shown, its transparent colour among them
             control = data[start:at]
-    file = ImageFile(format="GIF", data=b"".join([*kept, control, data[at:]]), ns_per_pixel=6, ns_per_byte=10)
-    if len(data) >= at + 10 and data[at] == 0x2C:
+    file = ImageFile(format="GIF", data=head + control + data[at:], ns_per_pixel=6, ns_per_byte=10)
+    if len(data) >= at + 10 and data[at : at + 1] == b",":
         left, top, width, height = struct.unpack_from("<4H", data, at + 1)
         canvas = struct.unpack_from("<2H", data, 6)
         if (width, height) != canvas and left + width <= canvas[0] and top + height <= canvas[1]:
-            # Pillow would fill the rest with a colour of the palette.
-            file.canvas = (left, top, *canvas)
+            file.canvas = (left, top, *canvas)  # Pillow would fill the rest with a colour of the palette
             size = data[at + 5 : at + 9]
-            file.data = b"".join([data[:6], size, kept[0][10:], control, b",", bytes(4), size, data[at + 9 :]])
+            file.data = head[:6] + size + head[10:] + control + b"," + bytes(4) + size + data[at + 9 :]
     return file
 
 
