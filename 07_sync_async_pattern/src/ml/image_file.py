@@ -100,7 +100,8 @@ def _read(data: bytes) -> ImageFile:
     formats = ", ".join(FORMATS)
     for start, name in OTHERS.items():
         if data.startswith(start):
-            raise Unreadable(f"is a {name} file, which is not supported ({formats})")
+            article = "an" if name == "ICO" else "a"
+            raise Unreadable(f"is {article} {name} file, which is not supported ({formats})")
     raise Unreadable(f"is not an image in a known format ({formats})")
 
 

@@ -217,9 +217,9 @@ def test_unknown_formats_are_rejected(file_format):
     assert reason(encode(picture(), file_format)) == expected
 
 
-@pytest.mark.parametrize(("file_format", "name"), [("TIFF", "TIFF"), ("ICO", "ICO"), ("JPEG2000", "JPEG 2000")])
+@pytest.mark.parametrize(("file_format", "name"), [("TIFF", "a TIFF"), ("ICO", "an ICO"), ("JPEG2000", "a JPEG 2000")])
 def test_unsupported_formats_are_rejected_by_name(file_format, name):
-    assert reason(encode(picture(), file_format)).startswith(f"is a {name} file, which is not supported")
+    assert reason(encode(picture(), file_format)).startswith(f"is {name} file, which is not supported")
 
 
 @pytest.mark.parametrize("brand", [b"heic", b"heix", b"mif1"])
