@@ -147,7 +147,7 @@ def bmp_runs(width: int, height: int, compression: int, runs: bytes) -> bytes:
 
 def avif_that_lies(width: int, height: int) -> bytes:
     """An AVIF whose container claims one pixel."""
-    data = bytearray(encode(Image.new("RGB", (width, height)), "AVIF", speed=10))
+    data = bytearray(encode(Image.new("RGB", (width, height)), "AVIF", speed=10, subsampling="4:4:4"))
     at = data.index(b"ispe") + 8
     data[at : at + 8] = struct.pack(">II", 1, 1)
     return bytes(data)
@@ -235,8 +235,11 @@ CASES: dict[str, tuple[Callable[[], bytes], bool | None]] = {
     "BMP in runs of nothing": (partial(bmp_runs, 4_000, 4_000, 2, b"\0\0\1\1"), False),
     "BMP of 49 megapixels in runs": (partial(bmp_runs, 7_000, 7_000, 1, b"\xff\1"), False),
     "AVIF of 20 megapixels": (lambda: encode(Image.new("RGB", (5_000, 4_000)), "AVIF", speed=10), None),
+    "AVIF of 25 megapixels": (lambda: encode(Image.new("RGB", (5_000, 4_990)), "AVIF", speed=10), True),
+    "AVIF of 12 megapixels, RGBA": (lambda: encode(Image.new("RGBA", (4_000, 3_000)), "AVIF", speed=10), True),
     "AVIF of 12 megapixels of noise": (lambda: encode(noise(4_000, 3_000), "AVIF", speed=10, quality=50), None),
     "AVIF of 50 megapixels": (lambda: encode(Image.new("RGB", (10_000, 5_000)), "AVIF", speed=10), None),
     "AVIF of 9 megapixels, RGBA": (lambda: encode(noise(3_000, 3_000, 4), "AVIF", speed=10, quality=20), None),
     "AVIF of 50 megapixels that claims to have one": (partial(avif_that_lies, 10_000, 5_000), None),
+    "AVIF of 144 megapixels that claims to have one": (partial(avif_that_lies, 12_000, 12_000), False),
 }

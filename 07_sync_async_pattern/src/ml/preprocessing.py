@@ -9,11 +9,12 @@ from urllib.parse import unquote
 
 import numpy as np
 import pybase64
-from PIL import AvifImagePlugin, Image, ImageCms
+from PIL import Image, ImageCms
 
 from serving_common.cards import Image as ImageForm
 from serving_common.errors import InvalidInput
 from serving_common.onnx import FloatArray
+from src.ml import avif
 from src.ml.image_file import Damaged, ImageFile, Unreadable, exif_orientation, read_file
 
 MARGIN = (8, 7)
@@ -44,7 +45,6 @@ MAX_ESCAPES = 10_000
 
 # Pillow warns about odd but readable files; on stderr that would break up the JSON log.
 warnings.filterwarnings("ignore", module=r"PIL\.")
-AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # each caller is one of several threads already
 
 # EXIF's orientation, as the step that undoes it.
 TRANSPOSE = {
@@ -137,8 +137,7 @@ def load_image(data: bytes, *, max_pixels: int) -> Image.Image:
         file = read_file(data)
         image = _open(file, max_pixels)
         try:
-            image.load()
-            return _as_shown(image, file)
+            return _as_shown(_decoded(image, file, max_pixels), file)
         except Unreadable:
             raise
         except Exception as exc:  # Pillow's decoders raise nearly any exception on a damaged file
@@ -147,9 +146,14 @@ def load_image(data: bytes, *, max_pixels: int) -> Image.Image:
         raise _unreadable(str(exc)) from exc
 
 
+def _scale(max_pixels: int) -> float:
+    """By how much more CPU time an image may take than one of 50 megapixels."""
+    return max(1, max_pixels / 50_000_000)
+
+
 def _open(file: ImageFile, max_pixels: int) -> Image.Image:
     """The image, not decoded yet. Raises Unreadable."""
-    scale = max(1, max_pixels / 50_000_000)
+    scale = _scale(max_pixels)
     try:
         image = Image.open(_TimedFile(file.data, MAX_CPU_S * scale), formats=[file.format])
     except Image.DecompressionBombError as exc:
@@ -176,8 +180,8 @@ def _open(file: ImageFile, max_pixels: int) -> Image.Image:
         memory += 4 * file.canvas[2] * file.canvas[3] / max(pixels, 1)
     if pixels * memory > max_pixels * BYTES_PER_PIXEL:
         raise Unreadable(
-            f"needs too much memory to decode: {image.width}x{image.height} in {memory:.0f} bytes a pixel, "
-            f"which a {file.format} of at most {int(max_pixels * BYTES_PER_PIXEL / memory)} pixels may have"
+            f"needs too much memory to decode: {image.width}x{image.height} in {memory:.0f} bytes a pixel; "
+            f"of such images, at most {int(max_pixels * BYTES_PER_PIXEL / memory)} pixels are accepted"
         )
     if image.mode == "RGB":  # one transparent colour, for which each pixel is compared
         changes += image.has_transparency_data
@@ -186,6 +190,20 @@ def _open(file: ImageFile, max_pixels: int) -> Image.Image:
         scans = f" in {file.scans} scans" if file.scans > 1 else ""
         raise Unreadable(f"takes too long to decode: {image.width}x{image.height}{scans}, {len(file.data)} bytes")
     return image
+
+
+def _decoded(image: Image.Image, file: ImageFile, max_pixels: int) -> Image.Image:
+    """The image with its pixels. Raises nearly any exception if it is damaged."""
+    if file.format != "AVIF":
+        image.load()
+        return image
+    seconds = MAX_CPU_S * _scale(max_pixels)
+    try:
+        decoded = avif.decode(file.data, memory=max_pixels * BYTES_PER_PIXEL, seconds=seconds)
+    except TimeoutError as exc:
+        raise Unreadable(f"takes too long to decode: more than {seconds:g} s") from exc
+    decoded.info = image.info
+    return decoded
 
 
 def _as_shown(image: Image.Image, file: ImageFile) -> Image.Image:

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms, ImageOps
 
 from serving_common.errors import InvalidInput
+from src.ml import avif, preprocessing
 from src.ml.image_cards import imagenet_form
 from src.ml.image_file import Unreadable, read_file
 from src.ml.preprocessing import (
@@ -580,3 +581,30 @@ def test_decoding_that_takes_longer_than_estimated_is_ended(monkeypatch, format_
     with pytest.raises(InvalidInput) as error:
         load_image(data, max_pixels=MAX_PIXELS)
     assert error.value.errors == [{"field": "image_data", "reason": "takes too long to decode: more than 5.4 s"}]
+
+
+def test_avif_that_takes_too_long_is_ended(monkeypatch, tmp_path):
+    program = tmp_path / "endless.py"
+    program.write_text(f"""
+import runpy
+from PIL.AvifImagePlugin import AvifImageFile
+
+def endless(image):
+    while True:
+        pass
+
+AvifImageFile.load = endless
+runpy.run_path({avif.PROGRAM!r}, run_name="__main__")
+""")
+    monkeypatch.setattr(avif, "PROGRAM", str(program))
+    monkeypatch.setattr(preprocessing, "MAX_CPU_S", 0.5)
+
+    assert reason(encode(picture(), "AVIF")) == "takes too long to decode: more than 0.5 s"
+
+
+def test_avif_that_needs_too_much_memory_is_ended():
+    data = encode(Image.new("RGB", (2_000, 2_000)), "AVIF", speed=10)
+    assert avif.decode(data, memory=100_000_000, seconds=60).size == (2_000, 2_000)
+
+    with pytest.raises(OSError, match="decoding ended with code 1"):
+        avif.decode(data, memory=10_000_000, seconds=60)
