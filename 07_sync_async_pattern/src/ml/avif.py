@@ -25,15 +25,16 @@ def decode(data: bytes, *, memory: int, seconds: float) -> Image.Image:
     `memory`: bytes that decoding may take, where there is /proc. `seconds`: of CPU time, rounded up.
 
     Raises:
-        TimeoutError: the file needs more time.
-        OSError: it is damaged, or needs more memory.
+        ValueError: the file is damaged, or needs more memory.
+        TimeoutError: it needs more time.
+        OSError: no process can be started.
     """
     command = [sys.executable, "-I", PROGRAM, str(memory), str(math.ceil(seconds))]
     done = subprocess.run(command, input=data, capture_output=True, env={}, check=False)  # noqa: S603 - this file
     if done.returncode == -signal.SIGXCPU:
         raise TimeoutError
     if done.returncode:
-        raise OSError(f"decoding ended with code {done.returncode}: {done.stderr.decode(errors='replace')[-200:]}")
+        raise ValueError(f"decoding ended with code {done.returncode}: {done.stderr.decode(errors='replace')[-200:]}")
     mode, width, height = done.stdout[:HEADER_BYTES].decode().split()
     return Image.frombytes(mode, (int(width), int(height)), memoryview(done.stdout)[HEADER_BYTES:])
 

@@ -12,7 +12,7 @@ import pybase64
 from PIL import Image, ImageCms
 
 from serving_common.cards import Image as ImageForm
-from serving_common.errors import InvalidInput
+from serving_common.errors import InvalidInput, Unavailable
 from serving_common.onnx import FloatArray
 from src.ml import avif
 from src.ml.image_file import Damaged, ImageFile, Unreadable, exif_orientation, read_file
@@ -132,13 +132,14 @@ def load_image(data: bytes, *, max_pixels: int) -> Image.Image:
     Raises:
         InvalidInput: the format is not in FORMATS; decoding would need too much memory or time, which is estimated from
             the header before anything is decoded; it takes more than MAX_CPU_S; or the image is damaged.
+        Unavailable: it is an AVIF, and the system starts no process.
     """
     try:
         file = read_file(data)
         image = _open(file, max_pixels)
         try:
             return _as_shown(_decoded(image, file, max_pixels), file)
-        except Unreadable:
+        except (Unreadable, Unavailable):
             raise
         except Exception as exc:  # Pillow's decoders raise nearly any exception on a damaged file
             raise Damaged from exc
@@ -193,7 +194,7 @@ def _open(file: ImageFile, max_pixels: int) -> Image.Image:
 
 
 def _decoded(image: Image.Image, file: ImageFile, max_pixels: int) -> Image.Image:
-    """The image with its pixels. Raises nearly any exception if it is damaged."""
+    """The image with its pixels. Raises Unavailable, and nearly any exception if the image is damaged."""
     if file.format != "AVIF":
         image.load()
         return image
@@ -202,6 +203,8 @@ def _decoded(image: Image.Image, file: ImageFile, max_pixels: int) -> Image.Imag
         decoded = avif.decode(file.data, memory=max_pixels * BYTES_PER_PIXEL, seconds=seconds)
     except TimeoutError as exc:
         raise Unreadable(f"takes too long to decode: more than {seconds:g} s") from exc
+    except OSError as exc:
+        raise Unavailable("AVIF cannot be decoded now: no process can be started") from exc
     decoded.info = image.info
     return decoded
 
@@ -335,6 +338,7 @@ def preprocess(data: bytes, form: ImageForm, *, max_pixels: int) -> FloatArray:
 
     Raises:
         InvalidInput: the image cannot be decoded; the error says why.
+        Unavailable: not now; see `load_image`.
     """
     return normalise(to_srgb(resize(load_image(data, max_pixels=max_pixels), form)), form)
 

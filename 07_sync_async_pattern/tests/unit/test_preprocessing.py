@@ -3,6 +3,7 @@
 import base64
 import io
 import struct
+import sys
 import time
 import zlib
 from contextlib import suppress
@@ -16,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms, ImageOps
 
-from serving_common.errors import InvalidInput
+from serving_common.errors import InvalidInput, Unavailable
 from src.ml import avif, preprocessing
 from src.ml.image_cards import imagenet_form
 from src.ml.image_file import Unreadable, read_file
@@ -606,5 +607,12 @@ def test_avif_that_needs_too_much_memory_is_ended():
     data = encode(Image.new("RGB", (2_000, 2_000)), "AVIF", speed=10)
     assert avif.decode(data, memory=100_000_000, seconds=60).size == (2_000, 2_000)
 
-    with pytest.raises(OSError, match="decoding ended with code 1"):
+    with pytest.raises(ValueError, match="decoding ended with code 1"):
         avif.decode(data, memory=10_000_000, seconds=60)
+
+
+def test_avif_is_not_called_damaged_where_no_process_starts(monkeypatch):
+    monkeypatch.setattr(sys, "executable", "/no/such/program")
+
+    with pytest.raises(Unavailable, match="AVIF cannot be decoded now"):
+        load_image(encode(picture(), "AVIF"), max_pixels=MAX_PIXELS)
