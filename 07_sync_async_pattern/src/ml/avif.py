@@ -16,6 +16,11 @@ from PIL import AvifImagePlugin, Image
 
 PROGRAM = __file__
 HEADER_BYTES = 30
+DAMAGED = 3
+"""The exit code that says that it is the file."""
+CRASHES = (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT)
+# Enough to start, and no secrets: what is decoded there is a stranger's.
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name in ("LD_LIBRARY_PATH", "PATH")}
 VIRTUAL_MEMORY = Path("/proc/self/statm")
 
 
@@ -27,14 +32,17 @@ def decode(data: bytes, *, memory: int, seconds: float) -> Image.Image:
     Raises:
         ValueError: the file is damaged, or needs more memory.
         TimeoutError: it needs more time.
-        OSError: no process can be started.
+        OSError: the process could not start, or was killed.
     """
     command = [sys.executable, "-I", PROGRAM, str(memory), str(math.ceil(seconds))]
-    done = subprocess.run(command, input=data, capture_output=True, env={}, check=False)  # noqa: S603 - this file
+    done = subprocess.run(command, input=data, capture_output=True, env=ENVIRONMENT, check=False)  # noqa: S603
+    reason = done.stderr.decode(errors="replace").strip()[-200:]
     if done.returncode == -signal.SIGXCPU:
         raise TimeoutError
+    if done.returncode == DAMAGED or -done.returncode in CRASHES:
+        raise ValueError(reason)
     if done.returncode:
-        raise ValueError(f"decoding ended with code {done.returncode}: {done.stderr.decode(errors='replace')[-200:]}")
+        raise OSError(f"code {done.returncode}: {reason}")
     mode, width, height = done.stdout[:HEADER_BYTES].decode().split()
     return Image.frombytes(mode, (int(width), int(height)), memoryview(done.stdout)[HEADER_BYTES:])
 
@@ -43,15 +51,20 @@ def main() -> None:
     """In the process: the file from stdin to stdout, as a header of mode, width and height, and the pixels."""
     memory, seconds = map(int, sys.argv[1:])
     AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # its caller is one of several threads already
-    image = Image.open(sys.stdin.buffer, formats=["AVIF"])
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))  # SIGXCPU, then SIGKILL
     if VIRTUAL_MEMORY.exists():
         most = int(VIRTUAL_MEMORY.read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE") + memory
         resource.setrlimit(resource.RLIMIT_AS, (most, most))
-    image.load()
-    sys.stdout.buffer.write(f"{image.mode} {image.width} {image.height}".ljust(HEADER_BYTES).encode())
-    sys.stdout.buffer.write(image.tobytes())
+    try:
+        image = Image.open(sys.stdin.buffer, formats=["AVIF"])
+        header = f"{image.mode} {image.width} {image.height}".ljust(HEADER_BYTES).encode()
+        pixels = image.tobytes()
+    except Exception as exc:  # noqa: BLE001 - Pillow's decoders raise nearly any on a damaged file
+        sys.stderr.write(repr(exc))
+        sys.exit(DAMAGED)
+    sys.stdout.buffer.write(header)
+    sys.stdout.buffer.write(pixels)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from urllib.parse import unquote
 
 import numpy as np
 import pybase64
+import structlog
 from PIL import Image, ImageCms
 
 from serving_common.cards import Image as ImageForm
@@ -16,6 +17,8 @@ from serving_common.errors import InvalidInput, Unavailable
 from serving_common.onnx import FloatArray
 from src.ml import avif
 from src.ml.image_file import Damaged, ImageFile, Unreadable, exif_orientation, read_file
+
+log = structlog.get_logger()
 
 MARGIN = (8, 7)
 """With the resize mode crop an image is scaled to this much more than the model's size: 256 to 224, as in training."""
@@ -132,7 +135,7 @@ def load_image(data: bytes, *, max_pixels: int) -> Image.Image:
     Raises:
         InvalidInput: the format is not in FORMATS; decoding would need too much memory or time, which is estimated from
             the header before anything is decoded; it takes more than MAX_CPU_S; or the image is damaged.
-        Unavailable: it is an AVIF, and the system starts no process.
+        Unavailable: it is an AVIF, and its process could not start, or was killed.
     """
     try:
         file = read_file(data)
@@ -204,7 +207,8 @@ def _decoded(image: Image.Image, file: ImageFile, max_pixels: int) -> Image.Imag
     except TimeoutError as exc:
         raise Unreadable(f"takes too long to decode: more than {seconds:g} s") from exc
     except OSError as exc:
-        raise Unavailable("AVIF cannot be decoded now: no process can be started") from exc
+        log.error("avif_process_failed", reason=str(exc))
+        raise Unavailable("AVIF cannot be decoded now: its process could not start, or was killed") from exc
     decoded.info = image.info
     return decoded
 
