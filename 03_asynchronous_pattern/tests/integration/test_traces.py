@@ -5,13 +5,14 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import httpx
 import pytest
 
 from serving_testing.collector import Collector, attributes, running_collector
-from serving_testing.processes import Process, free_port, running
+from serving_testing.processes import Process, free_port, running, wait_until
 from serving_testing.redis_server import RedisServer
 from tests.conftest import PATTERN, SAMPLE, ModelServer
 
@@ -40,7 +41,7 @@ class Traced:
     def run_job(self, **headers: str) -> str:
         """Submits a job and returns its id once it has completed."""
         job_id: str = self.client.post("/predict", json=SAMPLE, headers=headers).json()["job_id"]
-        assert self.client.get(f"/job/{job_id}?wait=20").json()["status"] == "completed"
+        assert self.client.get(f"/job/{job_id}?wait=20").json()["status"] == "completed", self.worker.log
         return job_id
 
 
@@ -99,14 +100,19 @@ def test_a_job_is_one_trace_from_the_caller_to_the_model(traced):
     assert called.items() >= {("rpc.system.name", "grpc"), ("rpc.response.status_code", "OK")}
 
 
+def lines_of_order_7(process: Process, action: str) -> list[dict[str, str]]:
+    lines = [json.loads(line) for line in process.log.splitlines(keepends=True) if line.endswith("\n")]
+    return [line for line in lines if line["action"] == action and line.get("request_id") == "order-7"]
+
+
 def test_the_lines_about_a_job_have_the_ids_of_its_request(traced):
     trace_id = "1" * 32
     job_id = traced.run_job(traceparent=f"00-{trace_id}-{CALLER}-00", **{"X-Request-ID": "order-7"})
 
     ids = {"request_id": "order-7", "trace_id": trace_id, "job_id": job_id}
     for process, action in ((traced.proxy, "request_completed"), (traced.worker, "prediction_completed")):
-        lines = [json.loads(line) for line in process.log.splitlines()]
-        [line] = [line for line in lines if line["action"] == action and line.get("request_id") == "order-7"]
+        wait_until(partial(lines_of_order_7, process, action))  # written once the result is stored
+        [line] = lines_of_order_7(process, action)
         assert line.items() >= ids.items()
 
 
