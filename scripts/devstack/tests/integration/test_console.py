@@ -1,10 +1,12 @@
 """The console of a stack with 03 and 06: its page in headless Chromium, and what it refuses."""
 
+import asyncio
 import contextlib
 import json
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 
 import httpx
 import pytest
@@ -13,7 +15,7 @@ from selenium.webdriver import Keys
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.select import Select
 
-from scripts.devstack import spans
+from scripts.devstack import faults, spans
 from scripts.devstack.console import app, live, requests
 from scripts.devstack.console.app import TOKEN_HEADER
 from scripts.devstack.patterns import PATTERNS
@@ -171,13 +173,23 @@ def test_killed_worker_loses_nothing(page, monkeypatch):
 
 
 def test_hanging_service_is_gone_until_it_goes_on(site, monkeypatch):
-    monkeypatch.setattr(app, "HANG_S", 2)
+    may_go_on = Event()
+
+    @contextlib.asynccontextmanager
+    async def hanging(victim):
+        async with faults.hanging(victim):
+            yield
+            await asyncio.to_thread(may_go_on.wait, PATIENCE_S)  # the console needs up to two seconds to see it
+
+    monkeypatch.setattr(app, "hanging", hanging)
+    monkeypatch.setattr(app, "HANG_S", 0)
     with ThreadPoolExecutor(1) as pool, contextlib.closing(site.states("06-service_setosa")) as seen:
         hang = pool.submit(site.post, "/faults/06-service_setosa", {"fault": "hang"})
         assert next(state for state in seen if state["state"] == "gone") == {"state": "gone", "why": "does not answer"}
         assert site.post("/faults/06-service_setosa", {"fault": "kill"}).status_code == 409
+        may_go_on.set()
         assert next(state for state in seen if state["state"] == "ready")
-        assert hang.result().json() == {"done": "06 service_setosa was stopped for 2 s, and goes on."}
+        assert hang.result().json() == {"done": "06 service_setosa was stopped for 0 s, and goes on."}
 
 
 def test_restarted_redis_keeps_what_was_accepted(site):
