@@ -33,6 +33,7 @@ from urllib.parse import urlsplit
 
 from scripts.devstack.patterns import PATTERNS
 from scripts.devstack.table import HOST, ROOT, Pattern, ProcessDefinition
+from serving_testing.processes import free_port
 
 STOP_GRACE_S = 8.0
 LAST_CALL_S = 0.5  # for a dependency, when the processes that depend on it took the whole grace to stop
@@ -179,7 +180,7 @@ class DevStack:
 
     async def start(self, number: str, definition: ProcessDefinition) -> ManagedProcess:
         """Start one more process of a pattern, supervised like the others. Draws free ports where it names new ones."""
-        self.ports |= _free_ports(name for name in definition.ports if name not in self.ports)
+        self.ports |= {name: free_port() for name in definition.ports if name not in self.ports}
         managed = self._prepare(self._table[number], definition)
         self.processes.append(managed)
         await self._start(managed)
@@ -449,15 +450,7 @@ def private_stack(
 
 def free_ports(numbers: Iterable[str], table: Mapping[str, Pattern] = PATTERNS) -> dict[str, int]:
     """A free port for every port of these patterns and of their dependencies, by port name."""
-    return _free_ports(name for _, definition in _with_dependencies(numbers, table) for name in definition.ports)
-
-
-def _free_ports(names: Iterable[str]) -> dict[str, int]:
-    with contextlib.ExitStack() as bound:  # all at once, or the same port could be drawn twice
-        sockets = {name: bound.enter_context(socket.socket()) for name in names}
-        for each in sockets.values():
-            each.bind((HOST, 0))
-        return {name: each.getsockname()[1] for name, each in sockets.items()}
+    return {name: free_port() for _, definition in _with_dependencies(numbers, table) for name in definition.ports}
 
 
 def run(program: Coroutine[Any, Any, int]) -> int:

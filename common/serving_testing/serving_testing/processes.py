@@ -1,5 +1,6 @@
 """A service as a real process on a free port, and waits for conditions instead of durations."""
 
+import errno
 import os
 import shlex
 import signal
@@ -12,19 +13,40 @@ import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from random import SystemRandom
 
+HOST = "127.0.0.1"
+PORTS = range(20_000, 30_000)
+"""Below those that systems give to outgoing connections, and to whoever asks for any port."""
+TRIES = 100
 NO_COVERAGE = {"COVERAGE_PROCESS_CONFIG": ""}
 """For the environment of a program that is not under test: coverage would almost double the time of its start."""
 START_WITHIN_S = 60
 STOP_WITHIN_S = 15
 
+_claims: list[socket.socket] = []
+
 
 def free_port() -> int:
-    """A port of 127.0.0.1 on which nothing listens at the moment."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
+    """A port of 127.0.0.1 on which nothing listens; no other call returns it as long as this process lives.
+
+    Between the call and the start of a server, and where none is started, nobody else shall be found there. So the UDP
+    port of the same number, which nobody here uses, is kept: it tells all processes of the machine.
+    """
+    for port in SystemRandom().sample(PORTS, TRIES):
+        claim = socket.socket(type=socket.SOCK_DGRAM)
+        try:
+            claim.bind((HOST, port))  # first: trying the port of somebody's would keep his server from it
+            with socket.socket() as listener:
+                listener.bind((HOST, port))
+        except OSError as exc:
+            claim.close()
+            if exc.errno != errno.EADDRINUSE:
+                raise
+        else:
+            _claims.append(claim)
+            return port
+    raise OSError(errno.EADDRINUSE, f"no free port: {TRIES} of {PORTS} are taken")
 
 
 def wait_until(condition: Callable[[], object], within_s: float = START_WITHIN_S) -> None:

@@ -1,6 +1,24 @@
+import socket
+import sys
+from subprocess import run
+
 import pytest
 
+from serving_testing import processes
 from serving_testing.processes import Process, answers, free_port, running, wait_until
+
+
+def test_free_port_is_nobody_elses(monkeypatch):
+    claimed = free_port()
+    program = f"from serving_testing import processes as p; p.PORTS, p.TRIES = [{claimed}], 1; p.free_port()"
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        monkeypatch.setattr(processes, "TRIES", 1)
+        for taken in (claimed, listener.getsockname()[1]):
+            monkeypatch.setattr(processes, "PORTS", [taken])
+            with pytest.raises(OSError, match="no free port"):
+                free_port()
+        other = run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert "no free port" in other.stderr
 
 
 def test_running_serves_until_the_end_of_the_block(tmp_path):
