@@ -1,4 +1,4 @@
-"""AVIF, decoded in a process of its own, which may have so much memory and CPU time and no more.
+"""AVIF, decoded in a process of its own, whose memory and CPU time are limited.
 
 The headers of other formats say what an image costs. AVIF's container can claim one pixel and hold hundreds of
 megapixels, and only the compressed pixels say in how many bits; libavif decodes them first and compares afterwards.
@@ -16,8 +16,8 @@ from PIL import AvifImagePlugin, Image
 
 PROGRAM = __file__
 HEADER_BYTES = 30
-DAMAGED = 3
-"""The exit code that says that it is the file."""
+DAMAGED, TOO_LARGE = 3, 4
+"""Exit codes with which the process says that it is the file."""
 CRASHES = (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT)
 # Enough to start, and no secrets: what is decoded there is a stranger's.
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name in ("LD_LIBRARY_PATH", "PATH")}
@@ -30,7 +30,8 @@ def decode(data: bytes, *, memory: int, seconds: float) -> Image.Image:
     `memory`: bytes that decoding may take, where there is /proc. `seconds`: of CPU time, rounded up.
 
     Raises:
-        ValueError: the file is damaged, or needs more memory.
+        ValueError: the file is damaged, or needs more memory where libavif does not say so.
+        MemoryError: it needs more memory.
         TimeoutError: it needs more time.
         OSError: the process could not start, or was killed.
     """
@@ -41,6 +42,8 @@ def decode(data: bytes, *, memory: int, seconds: float) -> Image.Image:
         raise TimeoutError
     if done.returncode == DAMAGED or -done.returncode in CRASHES:
         raise ValueError(reason)
+    if done.returncode == TOO_LARGE:
+        raise MemoryError(reason)
     if done.returncode:
         raise OSError(f"code {done.returncode}: {reason}")
     mode, width, height = done.stdout[:HEADER_BYTES].decode().split()
@@ -62,7 +65,7 @@ def main() -> None:
         pixels = image.tobytes()
     except Exception as exc:  # noqa: BLE001 - Pillow's decoders raise nearly any on a damaged file
         sys.stderr.write(repr(exc))
-        sys.exit(DAMAGED)
+        sys.exit(TOO_LARGE if isinstance(exc, MemoryError) or "Out of memory" in str(exc) else DAMAGED)
     sys.stdout.buffer.write(header)
     sys.stdout.buffer.write(pixels)
 

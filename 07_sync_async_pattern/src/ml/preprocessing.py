@@ -206,6 +206,10 @@ def _decoded(image: Image.Image, file: ImageFile, max_pixels: int) -> Image.Imag
         decoded = avif.decode(file.data, memory=max_pixels * BYTES_PER_PIXEL, seconds=seconds)
     except TimeoutError as exc:
         raise Unreadable(f"takes too long to decode: more than {seconds:g} s") from exc
+    except MemoryError as exc:
+        raise Unreadable("needs too much memory to decode") from exc
+    except ValueError as exc:
+        raise Unreadable("is a damaged or truncated image, or needs too much memory to decode") from exc
     except OSError as exc:
         log.error("avif_process_failed", reason=str(exc))
         raise Unavailable("AVIF cannot be decoded now: its process could not start, or was killed") from exc
