@@ -15,7 +15,7 @@ from PIL import Image, ImageCms
 from serving_common.cards import Image as ImageForm
 from serving_common.errors import InvalidInput, Unavailable
 from serving_common.onnx import FloatArray
-from src.ml import avif
+from src.ml import decoder
 from src.ml.image_file import Damaged, ImageFile, Unreadable, exif_orientation, read_file
 
 log = structlog.get_logger()
@@ -38,6 +38,8 @@ CPU_S = 1.8
 """Seconds for decoding and resizing an image, as estimated from its header; more with a limit above 50,000,000."""
 MAX_CPU_S = 3 * CPU_S
 """Seconds after which a decoding that takes longer than estimated is ended: there are slower machines."""
+WEBP_PROCESS_S = 0.25
+"""A WebP that is estimated to take longer is decoded in a process of its own, which costs 0.1 s and can be ended."""
 RESIZE_NS = 10
 CONVERT_NS = 10
 STRIP_PIXELS = 1_000_000
@@ -110,7 +112,7 @@ def _plain_base64(text: str, is_url: bool) -> str:
 class _TimedFile(io.BytesIO):
     """A file whose reads fail once its thread has computed for too long: Pillow decodes it in blocks of 64 kB.
 
-    WebP and AVIF are decoded in one call, for which only the estimate counts.
+    A WebP is decoded in one call, which only a process of its own could end: see WEBP_PROCESS_S.
     """
 
     def __init__(self, data: bytes, seconds: float) -> None:
@@ -135,7 +137,7 @@ def load_image(data: bytes, *, max_pixels: int) -> Image.Image:
     Raises:
         InvalidInput: the format is not in FORMATS; decoding would need too much memory or time, which is estimated from
             the header before anything is decoded; it takes more than MAX_CPU_S; or the image is damaged.
-        Unavailable: it is an AVIF, and its process could not start, or was killed.
+        Unavailable: it is an AVIF or a large WebP, and its process could not start, or was killed.
     """
     try:
         file = read_file(data)
@@ -198,21 +200,24 @@ def _open(file: ImageFile, max_pixels: int) -> Image.Image:
 
 def _decoded(image: Image.Image, file: ImageFile, max_pixels: int) -> Image.Image:
     """The image with its pixels. Raises Unavailable, and nearly any exception if the image is damaged."""
-    if file.format != "AVIF":
+    if file.format != "AVIF" and (file.format != "WEBP" or file.cpu_s(*image.size) < WEBP_PROCESS_S):
         image.load()
         return image
     seconds = MAX_CPU_S * _scale(max_pixels)
     try:
-        decoded = avif.decode(file.data, memory=max_pixels * BYTES_PER_PIXEL, seconds=seconds)
+        decoded = decoder.decode(file.data, file.format, memory=max_pixels * BYTES_PER_PIXEL, seconds=seconds)
     except TimeoutError as exc:
         raise Unreadable(f"takes too long to decode: more than {seconds:g} s") from exc
     except MemoryError as exc:
         raise Unreadable("needs too much memory to decode") from exc
     except ValueError as exc:
+        if file.format == "WEBP":  # whose header has said how much memory it needs
+            raise Damaged from exc
         raise Unreadable("is a damaged or truncated image, or needs too much memory to decode") from exc
     except OSError as exc:
-        log.error("avif_process_failed", reason=str(exc))
-        raise Unavailable("AVIF cannot be decoded now: its process could not start, or was killed") from exc
+        log.error("decoder_failed", format=file.format, reason=str(exc))
+        reason = f"This {file.format} cannot be decoded now: its process could not start, or was killed"
+        raise Unavailable(reason) from exc
     decoded.info = image.info
     return decoded
 

@@ -52,7 +52,7 @@ def measure(path: Path, answer) -> None:
     except InvalidInput as exc:
         outcome = exc.errors[0]["reason"]
     seconds, peak_mb = time.process_time() - started, memory_mb("VmHWM")
-    # AVIF is decoded in a process of its own, before the pixels are here. With its interpreter, to be on the safe side.
+    # AVIF and large WebP have been decoded in a process. With its interpreter, to be on the safe side.
     other = resource.getrusage(resource.RUSAGE_CHILDREN)
     seconds += other.ru_utime + other.ru_stime
     peak_mb = max(peak_mb, other.ru_maxrss * 1024 / 1e6 + before_mb)

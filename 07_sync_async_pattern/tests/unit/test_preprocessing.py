@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms, ImageOps
 
 from serving_common.errors import InvalidInput, Unavailable
-from src.ml import avif, preprocessing
+from src.ml import decoder, preprocessing
 from src.ml.image_cards import imagenet_form
 from src.ml.image_file import Unreadable, read_file
 from src.ml.preprocessing import (
@@ -584,23 +584,28 @@ def test_decoding_that_takes_longer_than_estimated_is_ended(monkeypatch, format_
     assert error.value.errors == [{"field": "image_data", "reason": "takes too long to decode: more than 5.4 s"}]
 
 
-def test_avif_that_takes_too_long_is_ended(monkeypatch, tmp_path):
+LARGE = {"AVIF": picture, "WEBP": lambda: Image.new("RGB", (2_500, 2_500), "red")}
+"""Images that are decoded in a process, by format."""
+
+
+@pytest.mark.parametrize("file_format", LARGE)
+def test_process_that_takes_too_long_is_ended(monkeypatch, tmp_path, file_format):
     program = tmp_path / "endless.py"
     program.write_text(f"""
 import runpy
-from PIL.AvifImagePlugin import AvifImageFile
+from PIL.ImageFile import ImageFile
 
 def endless(image):
     while True:
         pass
 
-AvifImageFile.load = endless
-runpy.run_path({avif.PROGRAM!r}, run_name="__main__")
+ImageFile.load = endless
+runpy.run_path({decoder.PROGRAM!r}, run_name="__main__")
 """)
-    monkeypatch.setattr(avif, "PROGRAM", str(program))
+    monkeypatch.setattr(decoder, "PROGRAM", str(program))
     monkeypatch.setattr(preprocessing, "MAX_CPU_S", 0.5)
 
-    assert reason(encode(picture(), "AVIF")) == "takes too long to decode: more than 0.5 s"
+    assert reason(encode(LARGE[file_format](), file_format)) == "takes too long to decode: more than 0.5 s"
 
 
 @pytest.mark.parametrize(
@@ -608,14 +613,14 @@ runpy.run_path({avif.PROGRAM!r}, run_name="__main__")
     [
         (5_000_000, "is a damaged or truncated image, or needs too much memory to decode"),  # libavif does not say
         (17_000_000, "needs too much memory to decode"),
-        (40_000_000, "needs too much memory to decode"),
+        (28_000_000, "needs too much memory to decode"),
         (100_000_000, None),
     ],
 )
 def test_avif_gets_no_more_memory_than_there_is(monkeypatch, memory, expected):
     data = encode(Image.new("RGB", (2_000, 2_000)), "AVIF", speed=10)
-    decode = avif.decode
-    monkeypatch.setattr(avif, "decode", lambda data, **limits: decode(data, **{**limits, "memory": memory}))
+    decode = decoder.decode
+    monkeypatch.setattr(decoder, "decode", lambda *file, seconds, **_: decode(*file, memory=memory, seconds=seconds))
 
     if expected is None:
         assert load_image(data, max_pixels=MAX_PIXELS).size == (2_000, 2_000)
@@ -623,9 +628,30 @@ def test_avif_gets_no_more_memory_than_there_is(monkeypatch, memory, expected):
         assert reason(data) == expected
 
 
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+@pytest.mark.parametrize("is_animated", [False, True])
+def test_webp_is_the_same_from_a_process(monkeypatch, mode, is_animated):
+    wide = picture().resize((1_200, 900)).convert(mode)  # more than one strip
+    wide.putpixel((3, 4), (1, 2, 3, 4)[: len(mode)])
+    animation = {"save_all": True, "append_images": [wide.rotate(180)]} if is_animated else {}
+    data = encode(wide, "WEBP", lossless=True, **animation)
+    here = load_image(data, max_pixels=MAX_PIXELS)
+    monkeypatch.setattr(preprocessing, "WEBP_PROCESS_S", 0)
+    there = load_image(data, max_pixels=MAX_PIXELS)
+
+    assert (there.mode, there.info) == (here.mode, here.info)
+    assert there.tobytes() == here.tobytes()
+
+
+def test_large_truncated_webp_is_rejected():
+    data = encode(LARGE["WEBP"](), "WEBP")
+    assert reason(data[: len(data) // 2]) == "is a damaged or truncated image"
+
+
+@pytest.mark.parametrize("file_format", LARGE)
 @pytest.mark.parametrize("program", ["/no/such/program", "/bin/false"])
-def test_avif_is_not_called_damaged_where_no_process_starts(monkeypatch, program):
+def test_image_is_not_called_damaged_where_no_process_starts(monkeypatch, program, file_format):
     monkeypatch.setattr(sys, "executable", program)
 
-    with pytest.raises(Unavailable, match="AVIF cannot be decoded now"):
-        load_image(encode(picture(), "AVIF"), max_pixels=MAX_PIXELS)
+    with pytest.raises(Unavailable, match=f"This {file_format} cannot be decoded now"):
+        load_image(encode(LARGE[file_format](), file_format), max_pixels=MAX_PIXELS)
