@@ -112,6 +112,9 @@ async def attach_redis(primary: int, replica: int) -> None:
 async def promote_redis(old: int, new: int) -> None:
     """Exchange the two without losing a write: the old primary waits until its replica has everything."""
     async with Redis(port=old) as redis:
+        # Refused before the replica's first acknowledgement, which comes after its link is up.
+        while (await redis.info("replication")).get("slave0", {}).get("state") != "online":
+            await asyncio.sleep(POLL_S)
         await redis.execute_command("FAILOVER", "TO", HOST, new)  # type: ignore[no-untyped-call]
         while (await redis.info("replication"))["role"] != "slave":
             await asyncio.sleep(POLL_S)
