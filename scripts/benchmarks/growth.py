@@ -27,7 +27,7 @@ from scripts.benchmarks.harness import ARTIFACTS, ROW, Benchmark, fill, send_loa
 from scripts.benchmarks.horizontal_microservice import DELAY_S, SERVICE_NAMES, bare_service, process, url_of
 from scripts.benchmarks.report import facts
 from scripts.benchmarks.sync_async import VARIANT
-from scripts.benchmarks.synchronous import PATH, cpu_seconds
+from scripts.benchmarks.synchronous import PATH
 from scripts.devstack.machine import described, resident_mb
 from scripts.devstack.patterns import PATTERNS
 from scripts.devstack.patterns.sync_async import photograph_body, request_body
@@ -37,6 +37,7 @@ from scripts.devstack.table import HOST, ROOT
 from scripts.devstack.terminal import INTERRUPTED
 from serving_common.queue.worker import Worker
 from serving_testing.load import Load, LoadConnection
+from serving_testing.processes import cpu_seconds
 
 REQUEST_ID = "0" * 32  # as long as the proxy's
 CPU_BOUND_S, MEMORY_BOUND_MB = 2.0, 400.0

@@ -5,13 +5,11 @@ turns in every round: on a shared machine the ratio to another case, and the CPU
 second.
 """
 
-import os
 import shutil
 import statistics
 import subprocess
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 
 from scripts.benchmarks.harness import ROW, Benchmark, Endpoint, latency_ms, plural, rate_of, send_load, take_turns
@@ -20,6 +18,7 @@ from scripts.devstack.patterns import PATTERNS
 from scripts.devstack.stack import DevStack
 from scripts.devstack.table import HOST, ProcessDefinition
 from serving_testing.load import Load, run_in_process
+from serving_testing.processes import cpu_seconds
 
 PATH = "/v1/models/iris:predict"
 V2_PATH = "/v2/models/iris/infer"
@@ -159,9 +158,3 @@ def image_mb() -> float | None:
 def _docker(*arguments: str) -> str:
     """What Docker prints; nothing if it fails."""
     return subprocess.run(("docker", *arguments), capture_output=True, text=True, check=False).stdout
-
-
-def cpu_seconds(pid: int) -> float:
-    """User and system time that a process has used (Linux)."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

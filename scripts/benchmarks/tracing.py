@@ -26,7 +26,6 @@ from redis.asyncio import Redis
 from scripts.benchmarks.asynchronous import BODY, DATA, KEYS, MODEL_WORKER
 from scripts.benchmarks.harness import send_load, take_turns
 from scripts.benchmarks.horizontal_microservice import SERVICE_NAMES, process, url_of
-from scripts.benchmarks.synchronous import cpu_seconds
 from scripts.devstack import web
 from scripts.devstack.machine import described
 from scripts.devstack.patterns import PATTERNS
@@ -35,6 +34,7 @@ from scripts.devstack.steps import FLOWERS
 from scripts.devstack.table import HOST, ROOT, Pattern, ProcessDefinition, web_process
 from serving_common.queue.client import JobQueue
 from serving_common.queue.commands import Commands
+from serving_testing.processes import cpu_seconds
 
 SHARES = {"off": None, "1 %": "0.01", "100 %": "1"}
 PROCESSES = 3

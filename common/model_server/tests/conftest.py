@@ -19,7 +19,7 @@ import requests
 
 from model_server.fallback import VARIABLE
 from model_server.tensors import encode
-from serving_testing.processes import free_port, wait_until
+from serving_testing.processes import cpu_seconds, free_port, wait_until
 from tfserving_protos import messages
 from tfserving_protos.services import ModelServiceStub, PredictionServiceStub
 
@@ -80,8 +80,7 @@ class ServerUnderTest:
 
     def cpu_s(self) -> float:
         """CPU time that the server has used."""
-        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rsplit(")", 1)[1].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        return cpu_seconds(self.process.pid)
 
     def peak_memory(self) -> int:
         """The most memory that the server has used so far, in bytes."""

@@ -24,19 +24,17 @@ NO_COVERAGE = {"COVERAGE_PROCESS_CONFIG": ""}
 START_WITHIN_S = 60
 STOP_WITHIN_S = 15
 
-_claims: list[socket.socket] = []
-
 
 def free_port() -> int:
     """A port of 127.0.0.1 on which nothing listens; no other call returns it as long as this process lives.
 
-    Between the call and the start of a server, and where none is started, nobody else shall be found there. So the UDP
-    port of the same number, which nobody here uses, is kept: it tells all processes of the machine.
+    Until its server starts, or if none does, no other process may get it either. Therefore the UDP port of the same
+    number stays bound, which every process on the machine can see, and for which nobody here has another use.
     """
     for port in SystemRandom().sample(PORTS, TRIES):
         claim = socket.socket(type=socket.SOCK_DGRAM)
         try:
-            claim.bind((HOST, port))  # first: trying the port of somebody's would keep his server from it
+            claim.bind((HOST, port))  # first: even a short bind of a port that is promised could fail its server's
             with socket.socket() as listener:
                 listener.bind((HOST, port))
         except OSError as exc:
@@ -44,7 +42,7 @@ def free_port() -> int:
             if exc.errno != errno.EADDRINUSE:
                 raise
         else:
-            _claims.append(claim)
+            claim.detach()  # stays bound as long as this process lives
             return port
     raise OSError(errno.EADDRINUSE, f"no free port: {TRIES} of {PORTS} are taken")
 
@@ -64,6 +62,12 @@ def answers(url: str) -> bool:
             return bool(response.status == 200)
     except (urllib.error.URLError, OSError):
         return False
+
+
+def cpu_seconds(pid: int) -> float:
+    """User and system time that a process has used, without its children (Linux)."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 class Process:
