@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from redis.asyncio import Redis
 from sqlalchemy import Connection, NullPool, create_engine, text
@@ -105,19 +106,25 @@ async def attach_redis(primary: int, replica: int) -> None:
     """Make the second a replica of the first, with all its data."""
     async with Redis(port=replica) as redis:
         await redis.replicaof(HOST, str(primary))
-        while (await redis.info("replication"))["master_link_status"] != "up":
-            await asyncio.sleep(POLL_S)
+        await _replication(redis, lambda state: state["master_link_status"] == "up")
 
 
 async def promote_redis(old: int, new: int) -> None:
     """Exchange the two without losing a write: the old primary waits until its replica has everything."""
     async with Redis(port=old) as redis:
         # Refused before the replica's first acknowledgement, which comes after its link is up.
-        while (await redis.info("replication")).get("slave0", {}).get("state") != "online":
-            await asyncio.sleep(POLL_S)
+        await _replication(redis, lambda state: state.get("slave0", {}).get("state") == "online")
         await redis.execute_command("FAILOVER", "TO", HOST, new)  # type: ignore[no-untyped-call]
-        while (await redis.info("replication"))["role"] != "slave":
-            await asyncio.sleep(POLL_S)
+        await _replication(redis, lambda state: state["role"] == "slave")
+
+
+async def _replication(redis: Redis, is_reached: Callable[[dict[str, Any]], bool]) -> None:
+    """Return once INFO's section on replication is as wanted. Raises TimeoutError, with what it is."""
+    deadline = time.monotonic() + CAUGHT_UP_WITHIN_S
+    while not is_reached(state := await redis.info("replication")):
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"Redis is not where it should be after {CAUGHT_UP_WITHIN_S} s: {state}")
+        await asyncio.sleep(POLL_S)
 
 
 async def attach_mariadb(primary: int, replica: int) -> None:
