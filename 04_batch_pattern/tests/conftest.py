@@ -227,7 +227,9 @@ def serving(settings: ApiSettings) -> Iterator[httpx.Client]:
     try:
         wait_until(lambda: server.started or not thread.is_alive())
         port = server.servers[0].sockets[0].getsockname()[1]
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=60) as client:
+        # Tests share it between threads: beyond 20 connections httpx would close one that a thread is about to use.
+        limits = httpx.Limits(max_keepalive_connections=None)
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=60, limits=limits) as client:
             yield client
     finally:
         server.should_exit = True
