@@ -8,7 +8,7 @@ import numpy as np
 from serving_common.cards import ADD, Card, check_file
 from serving_common.cards import Image as ImageForm
 from serving_common.errors import InvalidInput, StartupError
-from serving_common.onnx import FloatArray, OnnxModel
+from serving_common.onnx import FloatArray, OnnxModel, RunOptions
 from src.ml.image_cards import labels_of
 from src.ml.preprocessing import MAX_IMAGE_PIXELS, preprocess
 
@@ -67,9 +67,9 @@ class Classifier:
         classifier._try_sample(card)
         return classifier
 
-    def classify(self, images: FloatArray) -> list[ImagePrediction]:
+    def classify(self, images: FloatArray, options: RunOptions | None = None) -> list[ImagePrediction]:
         """One prediction for each preprocessed image, float32 (N, …) as `form` says. Raises NonFiniteScores."""
-        outputs = self.model.run(images)
+        outputs = self.model.run(images, options)
         if not np.isfinite(outputs).all():
             raise NonFiniteScores("The model's answer is not a finite number")
         return [self._describe(row) for row in probabilities(outputs)]

@@ -12,6 +12,8 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
 from PIL import AvifImagePlugin, Image
@@ -25,12 +27,18 @@ CRASHES = (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT)
 # Enough to start, and no secrets: what is decoded there is a stranger's.
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name in ("LD_LIBRARY_PATH", "PATH")}
 VIRTUAL_MEMORY = Path("/proc/self/statm")
+CHECK_S = 0.02
 
 
-def decode(data: bytes, file_format: str, *, memory: int, seconds: float) -> Image.Image:
+def decode(data: bytes, file_format: str, *, memory: int, seconds: float, waits: Callable[[], bool]) -> Image.Image:
     """The first frame, in mode RGB or RGBA, without its metadata. Blocks.
 
-    `memory`: bytes that decoding may take, where there is /proc. `seconds`: of CPU time, rounded up.
+    Args:
+        data: the file.
+        file_format: Pillow's name of its format.
+        memory: bytes that decoding may take, where there is /proc.
+        seconds: of CPU time, rounded up.
+        waits: asked every CHECK_S meanwhile, from another thread; once it is false, the process is killed.
 
     Raises:
         ValueError: the file is damaged, or needs more memory and the decoder does not say so.
@@ -39,18 +47,39 @@ def decode(data: bytes, file_format: str, *, memory: int, seconds: float) -> Ima
         OSError: the process could not start, or was killed.
     """
     command = [sys.executable, "-I", PROGRAM, file_format, str(memory), str(math.ceil(seconds))]
-    done = subprocess.run(command, input=data, capture_output=True, env=ENVIRONMENT, check=False)  # noqa: S603
-    reason = done.stderr.decode(errors="replace").strip()[-200:]
-    if done.returncode == -signal.SIGXCPU:
+    code, output, errors = _run(command, data, waits)
+    reason = errors.decode(errors="replace").strip()[-200:]
+    if code == -signal.SIGXCPU:
         raise TimeoutError
-    if done.returncode == DAMAGED or -done.returncode in CRASHES:
+    if code == DAMAGED or -code in CRASHES:
         raise ValueError(reason)
-    if done.returncode == TOO_LARGE:
+    if code == TOO_LARGE:
         raise MemoryError(reason)
-    if done.returncode:
-        raise OSError(f"code {done.returncode}: {reason}")
-    mode, width, height = done.stdout[:HEADER_BYTES].decode().split()
-    return Image.frombytes(mode, (int(width), int(height)), memoryview(done.stdout)[HEADER_BYTES:])
+    if code:
+        raise OSError(f"code {code}: {reason}")
+    mode, width, height = output[:HEADER_BYTES].decode().split()
+    return Image.frombytes(mode, (int(width), int(height)), memoryview(output)[HEADER_BYTES:])
+
+
+def _run(command: list[str], data: bytes, waits: Callable[[], bool]) -> tuple[int, bytes, bytes]:
+    """The exit code, stdout and stderr of a process that reads `data`."""
+    pipe, has_ended = subprocess.PIPE, threading.Event()
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, env=ENVIRONMENT) as process:  # noqa: S603
+
+        def watch() -> None:
+            while not has_ended.wait(CHECK_S):
+                if not waits():
+                    process.kill()
+
+        # Not `communicate` with a timeout: each time, that would copy all that has been read.
+        watching = threading.Thread(target=watch)
+        watching.start()
+        try:
+            output, errors = process.communicate(data)
+        finally:
+            has_ended.set()
+            watching.join()
+        return process.returncode, output, errors
 
 
 def main() -> None:

@@ -4,6 +4,7 @@ import contextlib
 import io
 import time
 import warnings
+from collections.abc import Callable, Iterator
 from enum import StrEnum
 from urllib.parse import unquote
 
@@ -11,9 +12,10 @@ import numpy as np
 import pybase64
 import structlog
 from PIL import Image, ImageCms
+from PIL.ImageFile import ImageFile as PillowFile
 
 from serving_common.cards import Image as ImageForm
-from serving_common.errors import InvalidInput, Unavailable
+from serving_common.errors import CallerGone, InvalidInput, Unavailable
 from serving_common.onnx import FloatArray
 from src.ml import decoder
 from src.ml.image_file import Damaged, ImageFile, Unreadable, exif_orientation, read_file
@@ -26,7 +28,7 @@ FILTER = Image.Resampling.BICUBIC
 """Pillow's default. It antialiases, so every source pixel contributes."""
 
 MAX_SIDE = 65_535
-"""JPEG's own limit. Pillow resizes the width first, so a tall image passes through one of 224 x its height."""
+"""JPEG's own limit. It also bounds the image between the steps of resizing, which has one side of the model's size."""
 MAX_RATIO = 255
 MAX_SCALED_PIXELS = MAX_RATIO * 256 * 256
 """Images with a larger aspect ratio are cropped first: scaled to a short side of 256 they could take gigabytes."""
@@ -42,8 +44,12 @@ WEBP_PROCESS_S = 0.25
 """A WebP that is estimated to take longer is decoded in a process of its own, which costs 0.1 s and can be ended."""
 RESIZE_NS = 10
 CONVERT_NS = 10
-STRIP_PIXELS = 1_000_000
-"""Pixels that are converted at a time, so that an intermediate mode does not need memory for the whole image."""
+STRIP_PIXELS = decoder.STRIP_PIXELS
+"""Pixels that are decoded, converted or resized at a time: some milliseconds, after which the caller may have gone."""
+MIN_BLOCK, MAX_BLOCK = 4_096, 65_536
+"""Bytes of a file in COMPRESSIBLE that are decoded at a time: fewer where they are many pixels. Pillow's are 65,536."""
+COMPRESSIBLE = ("GIF", "PNG")
+"""Formats in which a thousand pixels may be one byte. (Besides, an arithmetic-coded JPEG cannot be read in parts.)"""
 
 MAX_ESCAPES = 10_000
 """Most percent escapes in a data URL, besides those of `+`, `/`, `=` and whitespace."""
@@ -65,7 +71,17 @@ TRANSPOSE = {
 MODE_BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2}
 # The mode that the colours of a profile have, by the name in the profile's header.
 PROFILE_MODES = {b"RGB ": "RGB", b"GRAY": "L", b"CMYK": "CMYK"}
+# The mode in which Pillow resizes an image with transparency, so that invisible pixels have no colour.
+PREMULTIPLIED = {"LA": "La", "RGBA": "RGBa"}
 SRGB = ImageCms.createProfile("sRGB")
+
+Waits = Callable[[], bool]
+"""Tells whether somebody still waits for the result. It is asked again and again, and from any thread."""
+
+
+def always() -> bool:
+    """For work that nobody can abandon."""
+    return True
 
 
 class ResizeMode(StrEnum):
@@ -110,22 +126,37 @@ def _plain_base64(text: str, is_url: bool) -> str:
 
 
 class _TimedFile(io.BytesIO):
-    """A file whose reads fail once its thread has computed for too long: Pillow decodes it in blocks of 64 kB.
+    """A file whose reads fail once its thread has computed for too long, or nobody waits: Pillow decodes it in blocks.
 
     A WebP is decoded in one call, which only a process of its own could end: see WEBP_PROCESS_S.
     """
 
-    def __init__(self, data: bytes, seconds: float) -> None:
+    def __init__(self, data: bytes, seconds: float, waits: Waits) -> None:
         super().__init__(data)
         self._seconds, self._started = seconds, time.thread_time()
+        self._waits = waits
 
     def read(self, size: int | None = -1, /) -> bytes:
         if time.thread_time() - self._started > self._seconds:
             raise Unreadable(f"takes too long to decode: more than {self._seconds:g} s")
+        _require_waiting(self._waits)
         return super().read(size)
 
 
-def load_image(data: bytes, *, max_pixels: int) -> Image.Image:
+def _require_waiting(waits: Waits) -> None:
+    if not waits():
+        raise CallerGone("The caller has disconnected")
+
+
+def _strips(length: int, across: int, waits: Waits) -> Iterator[tuple[int, int]]:
+    """Start and end of each part of an image's rows or columns, of STRIP_PIXELS in all. Raises CallerGone."""
+    step = max(1, STRIP_PIXELS // across)
+    for start in range(0, length, step):
+        _require_waiting(waits)
+        yield start, min(start + step, length)
+
+
+def load_image(data: bytes, *, max_pixels: int, waits: Waits = always) -> Image.Image:
     """The first frame, transparency on white.
 
     What is cheaper after resizing is left to `resize` and `to_srgb`, in `info`: EXIF's `orientation`, and the
@@ -138,13 +169,14 @@ def load_image(data: bytes, *, max_pixels: int) -> Image.Image:
         InvalidInput: the format is not in FORMATS; decoding would need too much memory or time, which is estimated from
             the header before anything is decoded; it takes more than MAX_CPU_S; or the image is damaged.
         Unavailable: it is an AVIF or a large WebP, and its process could not start, or was killed.
+        CallerGone: nobody waits any more.
     """
     try:
         file = read_file(data)
-        image = _open(file, max_pixels)
+        image = _open(file, max_pixels, waits)
         try:
-            return _as_shown(_decoded(image, file, max_pixels), file)
-        except (Unreadable, Unavailable):
+            return _as_shown(_decoded(image, file, max_pixels, waits), file, waits)
+        except (Unreadable, Unavailable, CallerGone):
             raise
         except Exception as exc:  # Pillow's decoders raise nearly any exception on a damaged file
             raise Damaged from exc
@@ -157,14 +189,14 @@ def _scale(max_pixels: int) -> float:
     return max(1, max_pixels / 50_000_000)
 
 
-def _open(file: ImageFile, max_pixels: int) -> Image.Image:
-    """The image, not decoded yet. Raises Unreadable."""
+def _open(file: ImageFile, max_pixels: int, waits: Waits) -> PillowFile:
+    """The image, not decoded yet. Raises Unreadable, CallerGone."""
     scale = _scale(max_pixels)
     try:
-        image = Image.open(_TimedFile(file.data, MAX_CPU_S * scale), formats=[file.format])
+        image = Image.open(_TimedFile(file.data, MAX_CPU_S * scale, waits), formats=[file.format])
     except Image.DecompressionBombError as exc:
         raise Unreadable(f"has too many pixels: more than {max_pixels}") from exc
-    except Unreadable:
+    except (Unreadable, CallerGone):
         raise
     except Exception as exc:
         if str(exc).startswith("Unsupported BMP"):
@@ -198,14 +230,18 @@ def _open(file: ImageFile, max_pixels: int) -> Image.Image:
     return image
 
 
-def _decoded(image: Image.Image, file: ImageFile, max_pixels: int) -> Image.Image:
-    """The image with its pixels. Raises Unavailable, and nearly any exception if the image is damaged."""
+def _decoded(image: PillowFile, file: ImageFile, max_pixels: int, waits: Waits) -> Image.Image:
+    """The image with its pixels. Raises Unavailable, CallerGone, and nearly any exception if the image is damaged."""
     if file.format != "AVIF" and (file.format != "WEBP" or file.cpu_s(*image.size) < WEBP_PROCESS_S):
+        if file.format in COMPRESSIBLE:
+            strips = max(1, image.width * image.height // STRIP_PIXELS)
+            image.decodermaxblock = min(MAX_BLOCK, max(MIN_BLOCK, len(file.data) // strips))
         image.load()
         return image
     seconds = MAX_CPU_S * _scale(max_pixels)
     try:
-        decoded = decoder.decode(file.data, file.format, memory=max_pixels * BYTES_PER_PIXEL, seconds=seconds)
+        memory = max_pixels * BYTES_PER_PIXEL
+        decoded = decoder.decode(file.data, file.format, memory=memory, seconds=seconds, waits=waits)
     except TimeoutError as exc:
         raise Unreadable(f"takes too long to decode: more than {seconds:g} s") from exc
     except MemoryError as exc:
@@ -215,6 +251,7 @@ def _decoded(image: Image.Image, file: ImageFile, max_pixels: int) -> Image.Imag
             raise Damaged from exc
         raise Unreadable("is a damaged or truncated image, or needs too much memory to decode") from exc
     except OSError as exc:
+        _require_waiting(waits)  # it was killed if nobody does
         log.error("decoder_failed", format=file.format, reason=str(exc))
         reason = f"This {file.format} cannot be decoded now: its process could not start, or was killed"
         raise Unavailable(reason) from exc
@@ -222,7 +259,7 @@ def _decoded(image: Image.Image, file: ImageFile, max_pixels: int) -> Image.Imag
     return decoded
 
 
-def _as_shown(image: Image.Image, file: ImageFile) -> Image.Image:
+def _as_shown(image: Image.Image, file: ImageFile, waits: Waits) -> Image.Image:
     profile = file.profile or image.info.get("icc_profile")
     if profile and not _fits(profile, image.mode):
         profile = None
@@ -230,7 +267,7 @@ def _as_shown(image: Image.Image, file: ImageFile) -> Image.Image:
     is_converted = bool(profile or file.gamma)
     if is_converted and image.mode == "P" and image.has_transparency_data:
         image = image.convert("RGBA")
-    shown = image if is_converted and image.mode in ("CMYK", "LA", "RGBA") else _on_white(image)
+    shown = image if is_converted and image.mode in ("CMYK", "LA", "RGBA") else _on_white(image, waits)
     if file.canvas is not None:
         left, top, *size = file.canvas
         canvas = Image.new(shown.mode, (size[0], size[1]), "white")
@@ -248,14 +285,13 @@ def _fits(profile: bytes, mode: str) -> bool:
     return colours == "RGB" or (colours == "L" and mode.startswith(("1", "I", "L")))
 
 
-def _on_white(image: Image.Image) -> Image.Image:
+def _on_white(image: Image.Image, waits: Waits = always) -> Image.Image:
     if image.mode in ("L", "RGB") and not image.has_transparency_data:
         return image
     is_grey = image.mode.startswith(("1", "I")) and (image.mode != "1" or not image.has_transparency_data)
     white = Image.new("L" if is_grey else "RGB", image.size, "white")
-    rows = max(1, STRIP_PIXELS // image.width)
-    for top in range(0, image.height, rows):
-        strip = image.crop((0, top, image.width, min(top + rows, image.height)))
+    for top, bottom in _strips(image.height, image.width, waits):
+        strip = image.crop((0, top, image.width, bottom))
         if image.mode.startswith("I"):  # 16-bit grey, which convert() would clip at 255 instead of scaling
             values = np.asarray(strip)
             grey = ((values.astype(np.uint32) * 255 + 32_895) >> 16).astype(np.uint8)  # values / 257, rounded
@@ -295,14 +331,17 @@ def _srgb_values(gamma: float) -> list[int]:
     return [round(float(value)) for value in 255 * values]
 
 
-def resize(image: Image.Image, form: ImageForm) -> Image.Image:
-    """Of the model's size, upright: the whole image stretched, or its centre after scaling it to MARGIN times that."""
+def resize(image: Image.Image, form: ImageForm, waits: Waits = always) -> Image.Image:
+    """Of the model's size, upright: the whole image stretched, or its centre after scaling it to MARGIN times that.
+
+    Raises CallerGone.
+    """
     height, width = form.size
     # The image is scaled as it is stored, and turned afterwards.
     is_on_its_side = image.info.get("orientation", 1) > 4
     size = (height, width) if is_on_its_side else (width, height)
     if form.resize == "stretch":
-        return _scale_upright(image, size)
+        return _scale_upright(image, size, waits)
     target = (size[0] * MARGIN[0] // MARGIN[1], size[1] * MARGIN[0] // MARGIN[1])
     short = min(image.size)
     ratio = min(MAX_RATIO, max(2, MAX_SCALED_PIXELS // (target[0] * target[1])))
@@ -313,17 +352,57 @@ def resize(image: Image.Image, form: ImageForm) -> Image.Image:
         scaled = (target[0], image.height * target[0] // image.width)
     else:
         scaled = (image.width * target[1] // image.height, target[1])
-    whole = _scale_upright(image, scaled)
+    whole = _scale_upright(image, scaled, waits)
     return whole.crop(_centre(whole.size, (width, height)))
 
 
-def _scale_upright(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+def _scale_upright(image: Image.Image, size: tuple[int, int], waits: Waits) -> Image.Image:
     """The same pixels as of an image that is turned first, which would take twice the time and memory."""
     orientation = image.info.get("orientation", 1)
-    if orientation > 4:  # on its side: Pillow scales the width first, which is the height now
-        image = image.resize((image.width, size[1]), FILTER)
-    scaled = image.resize(size, FILTER)
+    is_on_its_side = orientation > 4
+    mode = image.mode
+    if is_on_its_side or image.width * image.height > STRIP_PIXELS:
+        turned, wanted = (image.size[::-1], size[::-1]) if is_on_its_side else (image.size, size)
+        if _scales_height_first(turned, wanted) is is_on_its_side:
+            image = _scale_width(image, size[0], waits)
+        else:
+            image = _scale_height(image, size[1], waits)
+    scaled = _in_mode(image.resize(size, FILTER), mode)
     return scaled.transpose(TRANSPOSE[orientation]) if orientation != 1 else scaled
+
+
+def _scales_height_first(size: tuple[int, int], target: tuple[int, int]) -> bool:
+    """Pillow's own order. With the other, values are rounded otherwise, and some sizes take longer."""
+    (width, height), (target_width, target_height) = size, target
+    return height > target_height and height - target_height > 2 * (width - target_width)
+
+
+def _scale_width(image: Image.Image, width: int, waits: Waits) -> Image.Image:
+    """The first and longer half of resizing an image, in strips, between which it can be ended.
+
+    Returns: an image of its height; with transparency, in the mode of PREMULTIPLIED.
+    """
+    scaled = Image.new(PREMULTIPLIED.get(image.mode, image.mode), (width, image.height))
+    scaled.info = image.info
+    for top, bottom in _strips(image.height, image.width, waits):
+        strip = _in_mode(image.crop((0, top, image.width, bottom)), scaled.mode)
+        scaled.paste(strip.resize((width, bottom - top), FILTER), (0, top))
+    return scaled
+
+
+def _scale_height(image: Image.Image, height: int, waits: Waits) -> Image.Image:
+    """The same as `_scale_width` for the height."""
+    scaled = Image.new(PREMULTIPLIED.get(image.mode, image.mode), (image.width, height))
+    scaled.info = image.info
+    for left, right in _strips(image.width, image.height, waits):
+        strip = _in_mode(image.crop((left, 0, right, image.height)), scaled.mode)
+        scaled.paste(strip.resize((right - left, height), FILTER), (left, 0))
+    return scaled
+
+
+def _in_mode(image: Image.Image, mode: str) -> Image.Image:
+    """The image itself if it has the mode already, where `convert` would copy it."""
+    return image if image.mode == mode else image.convert(mode)
 
 
 def _centre(size: tuple[int, int], part: tuple[int, int]) -> tuple[int, int, int, int]:
@@ -346,14 +425,16 @@ def normalise(image: Image.Image, form: ImageForm) -> FloatArray:
     return pixels
 
 
-def preprocess(data: bytes, form: ImageForm, *, max_pixels: int) -> FloatArray:
+def preprocess(data: bytes, form: ImageForm, *, max_pixels: int, waits: Waits = always) -> FloatArray:
     """An image file as the input of a model that takes images of this form, without the batch axis. Blocks.
 
     Raises:
         InvalidInput: the image cannot be decoded; the error says why.
         Unavailable: not now; see `load_image`.
+        CallerGone: nobody waits any more. What had been started ends within some milliseconds.
     """
-    return normalise(to_srgb(resize(load_image(data, max_pixels=max_pixels), form)), form)
+    image = resize(load_image(data, max_pixels=max_pixels, waits=waits), form, waits)
+    return normalise(to_srgb(image), form)
 
 
 def _unreadable(reason: str) -> InvalidInput:

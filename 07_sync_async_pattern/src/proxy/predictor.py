@@ -18,7 +18,7 @@ from serving_common import tracing
 from serving_common.breaker import CircuitBreaker
 from serving_common.concurrency import ConcurrencyLimiter
 from serving_common.errors import Overloaded, TooLarge, Unavailable
-from serving_common.onnx import FloatArray, available_cpus
+from serving_common.onnx import FloatArray, RunOptions, available_cpus, run_options
 from serving_common.queue.types import JobId
 from serving_common.redis import QueueUnavailable
 from src.configurations import ProxySettings
@@ -32,6 +32,8 @@ REDIS_COOL_DOWN_S = 1
 
 SLICES = 10
 TURNS = 50
+DISCONNECT_TURNS = 6
+"""Turns of the event loop within which it notices that a caller hung up once its request was sent."""
 
 T = TypeVar("T")
 
@@ -54,9 +56,13 @@ async def ends_within(task: asyncio.Task[T], timeout_s: float) -> bool:
         if time.monotonic() - started - slice_s < slice_s / 4:
             counted += 1
     # What has arrived meanwhile may need some turns of the loop until the task has seen it.
-    for _ in range(TURNS):
-        await asyncio.sleep(0)
+    await _take_turns(TURNS)
     return task.done()
+
+
+async def _take_turns(turns: int) -> None:
+    for _ in range(turns):
+        await asyncio.sleep(0)
 
 
 def max_file_bytes(settings: ProxySettings) -> int:
@@ -78,6 +84,8 @@ class SyncPredictor:
         self._settings = settings
         self._attributes = {"model.name": classifier.name}
         self._threads = ThreadPoolExecutor(available_cpus(), thread_name_prefix="predictor")
+        # Those that wait do so here and not in the threads' queue, where the next would start before it is cancelled.
+        self._reading = asyncio.Semaphore(available_cpus())
         self._limiter = ConcurrencyLimiter(settings.max_in_flight, "Too many requests wait for the model")
         self._redis_breaker = CircuitBreaker(failure_threshold=1, open_s=REDIS_COOL_DOWN_S)
 
@@ -100,14 +108,20 @@ class SyncPredictor:
             Overloaded: too many requests are in flight.
             Unavailable: the fast model's answer is not finite.
         """
+        run = run_options()  # their `terminate` is the flag that ends what has been started, the decoding, too
         with self._limiter:
-            return await self._predict(image_data)
+            try:
+                return await self._predict(image_data, run)
+            finally:
+                run.terminate = True  # if this call was cancelled, because its caller has gone
 
-    async def _predict(self, image_data: str) -> tuple[JobId | None, ImagePrediction]:
+    async def _predict(self, image_data: str, run: RunOptions) -> tuple[JobId | None, ImagePrediction]:
         loop = asyncio.get_running_loop()
         with tracing.span("read image"):
-            image, pixels = await loop.run_in_executor(self._threads, self._read, image_data)
-        prediction = loop.run_in_executor(self._threads, self._classify, pixels)
+            async with self._reading:
+                await _take_turns(DISCONNECT_TURNS)
+                image, pixels = await loop.run_in_executor(self._threads, self._read, image_data, run)
+        prediction = loop.run_in_executor(self._threads, self._classify, pixels, run)
         enqueueing = asyncio.create_task(self._enqueue(image, prediction))
         try:
             with tracing.span("run model", attributes=self._attributes):
@@ -116,18 +130,18 @@ class SyncPredictor:
         finally:
             enqueueing.cancel()
 
-    def _read(self, image_data: str) -> tuple[bytes, FloatArray]:
+    def _read(self, image_data: str, run: RunOptions) -> tuple[bytes, FloatArray]:
         with STAGE_TIME.labels("read").time():
             image = decode_base64(image_data)
-            settings = self._settings
-            if len(image) > settings.max_image_bytes:
-                raise TooLarge(too_large(settings))
-            return image, preprocess(image, self._form, max_pixels=settings.max_image_pixels)
+            max_pixels = self._settings.max_image_pixels
+            if len(image) > self._settings.max_image_bytes:
+                raise TooLarge(too_large(self._settings))
+            return image, preprocess(image, self._form, max_pixels=max_pixels, waits=lambda: not run.terminate)
 
-    def _classify(self, pixels: FloatArray) -> ImagePrediction:
+    def _classify(self, pixels: FloatArray, run: RunOptions) -> ImagePrediction:
         with STAGE_TIME.labels("model").time():
             try:
-                [prediction] = self._classifier.classify(pixels[None])
+                [prediction] = self._classifier.classify(pixels[None], run)
             except NonFiniteScores as exc:
                 raise Unavailable(str(exc)) from exc
             return prediction

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import httpx
 import pytest
+from PIL import Image
 
+from serving_testing.processes import cpu_seconds
 from tests.corpus import scans
 from tests.images import bomb, encode, gif_header, picture, png_header, webp_header
 
@@ -173,6 +175,31 @@ async def test_concurrent_large_bodies_return_429_within_memory_bound(system):
         statuses = Counter(response.status_code for response in await asyncio.gather(*posts))
         assert statuses.keys() == {400, 429}, statuses
         assert (await client.get("/health")).status_code == 200
+
+
+@pytest.mark.parametrize("after_s", [0, 0.1])
+async def test_twenty_uploads_whose_clients_hang_up_cost_less_cpu_than_half_of_one(system, pid, after_s):
+    content = body(encode(Image.new("RGB", (10_000, 5_000), "green"), "JPEG"))
+    head = "POST /predict HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
+    request = f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content
+    async with httpx.AsyncClient(base_url=system.proxy, timeout=60, trust_env=False) as client:
+        before = cpu_seconds(pid)
+        assert (await client.post("/predict", content=content, headers=JSON)).status_code == 200
+        one = cpu_seconds(pid) - before
+        writers = [(await asyncio.open_connection("127.0.0.1", client.base_url.port))[1] for _ in range(20)]
+        for writer in writers:
+            writer.write(request)
+        await asyncio.gather(*(writer.drain() for writer in writers))
+        await asyncio.sleep(after_s)
+        for writer in writers:
+            writer.close()
+        before = cpu_seconds(pid)
+        assert (await client.get("/health")).status_code == 200
+        await asyncio.sleep(3)
+    spent = cpu_seconds(pid) - before
+
+    print(f"one: {one:.2f} s, twenty after their clients had gone: {spent:.2f} s")
+    assert spent < one / 2
 
 
 def test_largest_file_is_predicted(proxy):

@@ -2,13 +2,15 @@
 
 import base64
 import io
+import signal
 import struct
+import subprocess
 import sys
 import time
 import zlib
 from contextlib import suppress
 from functools import partial
-from itertools import count
+from itertools import count, repeat
 from urllib.parse import quote
 
 import numpy as np
@@ -17,7 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms, ImageOps
 
-from serving_common.errors import InvalidInput, Unavailable
+from serving_common.errors import CallerGone, InvalidInput, Unavailable
 from src.ml import decoder, preprocessing
 from src.ml.image_cards import imagenet_form
 from src.ml.image_file import Unreadable, read_file
@@ -67,7 +69,9 @@ def reason(data: bytes) -> str:
 
 
 @pytest.mark.parametrize("mode", ResizeMode)
-@pytest.mark.parametrize("size", [(640, 480), (480, 640), (500, 375), (224, 224), (100, 300), (1, 1), (3, 7)])
+@pytest.mark.parametrize(
+    "size", [(640, 480), (480, 640), (500, 375), (224, 224), (100, 300), (1, 1), (3, 7), (1_400, 900)]
+)
 @pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP"])
 def test_preprocessing_equals_float64_reference(photo, file_format, size, mode):
     data = encode(Image.open(io.BytesIO(photo)).resize(size), file_format)
@@ -584,12 +588,44 @@ def test_decoding_that_takes_longer_than_estimated_is_ended(monkeypatch, format_
     assert error.value.errors == [{"field": "image_data", "reason": "takes too long to decode: more than 5.4 s"}]
 
 
+@pytest.mark.parametrize("orientation", [1, 6])
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "GIF", "BMP", "WEBP"])
+def test_work_ends_at_the_next_look_once_nobody_waits(monkeypatch, file_format, orientation):
+    monkeypatch.setattr(preprocessing, "WEBP_PROCESS_S", 10)  # at a process, how often it looks depends on the time
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image = noise(2_000, 1_500)
+    if file_format == "PNG":
+        image.putalpha(image.getchannel(0))  # transparency is blended in strips, too
+    data = encode(image, file_format, **({} if file_format in ("BMP", "GIF") else {"exif": exif}))
+    looks = count()
+    preprocess(data, imagenet_form(), max_pixels=MAX_PIXELS, waits=lambda: next(looks) >= 0)
+    number = next(looks)
+    assert number > 3
+
+    for last in range(0, number, max(1, number // 20)):
+        waits = partial(next, repeat(True, last), False)
+        with pytest.raises(CallerGone):
+            preprocess(data, imagenet_form(), max_pixels=MAX_PIXELS, waits=waits)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA", "CMYK"])
+@pytest.mark.parametrize("size", [(1_600, 1_200), (1_200, 1_600), (600, 2_400), (2_400, 600), (3, 9_000), (9_000, 3)])
+def test_resizing_in_strips_equals_resizing_what_is_shown(mode, orientation, size):
+    image = noise(*size).convert(mode)
+    image.info["orientation"] = orientation
+    shown = image.transpose(preprocessing.TRANSPOSE[orientation]) if orientation > 1 else image
+
+    assert resize(image, imagenet_form()).tobytes() == shown.resize((224, 224)).tobytes()
+
+
 LARGE = {"AVIF": picture, "WEBP": lambda: Image.new("RGB", (2_500, 2_500), "red")}
 """Images that are decoded in a process, by format."""
 
 
-@pytest.mark.parametrize("file_format", LARGE)
-def test_process_that_takes_too_long_is_ended(monkeypatch, tmp_path, file_format):
+@pytest.fixture
+def endless_decoder(monkeypatch, tmp_path):
     program = tmp_path / "endless.py"
     program.write_text(f"""
 import runpy
@@ -603,9 +639,34 @@ ImageFile.load = endless
 runpy.run_path({decoder.PROGRAM!r}, run_name="__main__")
 """)
     monkeypatch.setattr(decoder, "PROGRAM", str(program))
+
+
+@pytest.mark.usefixtures("endless_decoder")
+@pytest.mark.parametrize("file_format", LARGE)
+def test_process_that_takes_too_long_is_ended(monkeypatch, file_format):
     monkeypatch.setattr(preprocessing, "MAX_CPU_S", 0.5)
 
     assert reason(encode(LARGE[file_format](), file_format)) == "takes too long to decode: more than 0.5 s"
+
+
+@pytest.mark.usefixtures("endless_decoder")
+@pytest.mark.parametrize("file_format", LARGE)
+def test_process_ends_once_nobody_waits(monkeypatch, file_format):
+    processes = []
+
+    class Recorded(subprocess.Popen[bytes]):
+        def __init__(self, *args, **options) -> None:
+            super().__init__(*args, **options)
+            processes.append(self)
+
+    monkeypatch.setattr(subprocess, "Popen", Recorded)
+    data = encode(LARGE[file_format](), file_format)
+    looks = count()
+    with pytest.raises(CallerGone):
+        load_image(data, max_pixels=MAX_PIXELS, waits=lambda: next(looks) < 10)
+
+    [process] = processes
+    assert process.returncode == -signal.SIGKILL
 
 
 @pytest.mark.parametrize(
@@ -620,7 +681,7 @@ runpy.run_path({decoder.PROGRAM!r}, run_name="__main__")
 def test_avif_gets_no_more_memory_than_there_is(monkeypatch, memory, expected):
     data = encode(Image.new("RGB", (2_000, 2_000)), "AVIF", speed=10)
     decode = decoder.decode
-    monkeypatch.setattr(decoder, "decode", lambda *file, seconds, **_: decode(*file, memory=memory, seconds=seconds))
+    monkeypatch.setattr(decoder, "decode", lambda *file, **options: decode(*file, **options | {"memory": memory}))
 
     if expected is None:
         assert load_image(data, max_pixels=MAX_PIXELS).size == (2_000, 2_000)

@@ -16,6 +16,7 @@ from serving_common.errors import StartupError
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 import onnxruntime as ort
+from onnxruntime import RunOptions as RunOptions
 
 FloatArray = npt.NDArray[np.float32]
 Shape = tuple[int | None, ...]
@@ -63,12 +64,22 @@ class OnnxModel:
             raise StartupError(f"{path} answers one row with shape {output_row.shape}, wanted {_format(output_shape)}")
         return model
 
-    def run(self, batch: FloatArray) -> FloatArray:
-        """The model's output for a batch, row by row. Blocks for the duration of the run."""
+    def run(self, batch: FloatArray, options: RunOptions | None = None) -> FloatArray:
+        """The model's output for a batch, row by row. Blocks until the run ends.
+
+        Another thread ends it by setting `options.terminate`: it raises then, what ONNX Runtime raises for it.
+        """
         if self.one_row and len(batch) > 1:
-            return np.concatenate([self.run(batch[row : row + 1]) for row in range(len(batch))])
-        [output] = self.session.run([self.output_name], {self.input_name: batch})
+            return np.concatenate([self.run(batch[row : row + 1], options) for row in range(len(batch))])
+        [output] = self.session.run([self.output_name], {self.input_name: batch}, options)
         return output  # type: ignore[no-any-return]  # onnxruntime has no types
+
+
+def run_options() -> RunOptions:
+    """For one run, which ends once `terminate` is set. Why one fails is raised; it is not printed as well."""
+    options = RunOptions()
+    options.log_severity_level = 4
+    return options
 
 
 def open_session(path: Path, threads: int = 1) -> Any:

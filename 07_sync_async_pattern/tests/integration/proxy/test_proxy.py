@@ -240,10 +240,10 @@ class HeldClassifier:
         self.entered = threading.Semaphore(0)
         self.released = threading.Event()
 
-    def classify(self, images):
+    def classify(self, images, options):
         self.entered.release()
         assert self.released.wait(60)
-        return self._classifier.classify(images)
+        return self._classifier.classify(images, options)
 
 
 @pytest.fixture
