@@ -198,7 +198,7 @@ async def test_openapi_example_works_when_pasted_and_answers_match_its_schema(tm
 async def test_number_that_is_not_finite_is_the_services_error_with_the_row(tmp_path, bad):
     async with direct_service(tmp_path, "area") as client:
         state = client._transport.app.state  # type: ignore[attr-defined]
-        async with MicroBatcher(lambda batch: np.array([[1.0], [bad]], np.float32)[: len(batch)]) as batcher:
+        async with MicroBatcher(lambda batch, _=None: np.array([[1.0], [bad]], np.float32)[: len(batch)]) as batcher:
             state.predictor = type(state.predictor)(state.predictor.model, batcher)
             response = await client.post("/predict", json=ROWS)
 
@@ -207,7 +207,7 @@ async def test_number_that_is_not_finite_is_the_services_error_with_the_row(tmp_
 
 
 async def test_model_that_fails_on_a_row_is_unavailable(tmp_path):
-    def fails(_: object) -> FloatArray:
+    def fails(_batch: object, _options: object = None) -> FloatArray:
         raise RuntimeError("unknown category\nwith a trace")
 
     async with direct_service(tmp_path, "area") as client:

@@ -3,6 +3,7 @@
 import asyncio
 import socket
 import threading
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -15,7 +16,7 @@ from fastapi import FastAPI
 
 from serving_common.batching import MicroBatcher
 from serving_common.errors import StartupError
-from serving_common.onnx import FloatArray
+from serving_common.onnx import FloatArray, RunOptions
 from serving_testing.promtool import naming_problems, needs_promtool
 from src.configurations import ServiceSettings
 from src.ml.predictor import Predictor
@@ -112,7 +113,7 @@ async def test_event_loop_is_free_while_the_model_runs(client):
     """If the model ran on the event loop, /health would not answer."""
     entered, released = threading.Event(), threading.Event()
 
-    def held(batch: FloatArray) -> FloatArray:
+    def held(batch: FloatArray, _: object = None) -> FloatArray:
         entered.set()
         assert released.wait(10)
         return np.full((len(batch), 2), 0.5, np.float32)
@@ -139,7 +140,7 @@ async def test_event_loop_is_free_while_the_model_runs(client):
 )
 @pytest.mark.parametrize("rows", [1, 2])
 async def test_output_at_the_edge_of_0_to_1(client, output, status, prediction, rows):
-    async with MicroBatcher(lambda batch: np.array([output] * len(batch), np.float32)) as batcher:
+    async with MicroBatcher(lambda batch, _=None: np.array([output] * len(batch), np.float32)) as batcher:
         replace_batcher(client._transport.app, batcher)
         response = await client.post("/predict", json={"data": [SETOSA] * rows})
 
@@ -151,18 +152,27 @@ async def test_output_at_the_edge_of_0_to_1(client, output, status, prediction, 
 
 
 class HeldBatcher(MicroBatcher):
-    """Its model waits to be released. `runs` has the number of rows of each run, `calls` the number of requests."""
+    """Its model waits to be released, or to be ended.
+
+    `runs` has the number of rows of each run, `ended` of those that were ended, `calls` the number of requests.
+    """
 
     def __init__(self) -> None:
         super().__init__(self._held)
         self.entered, self.released = threading.Event(), threading.Event()
         self.runs: list[int] = []
+        self.ended: list[int] = []
         self.calls = 0
 
-    def _held(self, batch: FloatArray) -> FloatArray:
+    def _held(self, batch: FloatArray, options: RunOptions | None = None) -> FloatArray:
         self.runs.append(len(batch))
         self.entered.set()
-        assert self.released.wait(30)
+        deadline = time.monotonic() + 30
+        while not self.released.wait(0.01):
+            assert time.monotonic() < deadline
+            if options is not None and options.terminate:
+                self.ended.append(len(batch))
+                raise RuntimeError("terminated")
         return np.full((len(batch), 2), 0.5, np.float32)
 
     async def predict(self, batch: FloatArray, is_wanted: Callable[[], bool] = lambda: True) -> FloatArray:
@@ -181,6 +191,16 @@ async def test_expired_request_does_not_run(client):
 
     assert statuses == [503, 200, 200, 200, 200]
     assert batcher.runs == [1] * 4
+
+
+async def test_run_ends_at_the_deadline_of_its_request(client):
+    async with HeldBatcher() as batcher:
+        replace_batcher(client._transport.app, batcher)
+        response = await client.get("/predict/test", headers={"X-Request-Timeout-Ms": "100"})
+
+    assert response.status_code == 503
+    assert response.json()["detail"].startswith("The caller had gone, or its deadline passed")
+    assert batcher.ended == [1]
 
 
 @pytest.mark.parametrize("path", ["POST /predict", "GET /predict/test"])
@@ -214,11 +234,18 @@ async def test_request_whose_caller_has_gone_does_not_run(client, path):
         for reader, writer in (first, kept):
             assert (await reader.readline()).startswith(b"HTTP/1.1 200")
             writer.close()
+        assert len(batcher.runs) == 2
+        assert batcher.runs[0] == batcher.runs[1]  # one request each
+
+        batcher.entered.clear()
+        batcher.released.clear()
+        running = await send()
+        assert await asyncio.to_thread(batcher.entered.wait, 30)
+        assert not batcher.ended
+        running[1].close()
+        await until(lambda: batcher.ended == batcher.runs[2:])
         server.should_exit = True
         await serving
-
-    assert len(batcher.runs) == 2
-    assert batcher.runs[0] == batcher.runs[1]  # one request each
 
 
 async def test_api_key_is_required_for_predictions_but_not_for_health(models):

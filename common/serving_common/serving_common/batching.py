@@ -5,13 +5,22 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
 import numpy as np
 
 from serving_common.errors import Overloaded, Unavailable
-from serving_common.loop_runs import LoopRuns, Run
-from serving_common.onnx import FloatArray
+from serving_common.loop_runs import LoopRuns
+from serving_common.onnx import FloatArray, RunOptions, run_options
+
+WATCH_S = 0.05
+"""Seconds between two looks, during a run, at whether somebody still waits for its output."""
+
+
+class Run(Protocol):
+    """A model: a batch of shape (N, …) in, one of shape (N, …) out, row by row. `options.terminate` ends a run."""
+
+    def __call__(self, batch: FloatArray, options: RunOptions | None = None, /) -> FloatArray: ...
 
 
 @dataclass(slots=True, eq=False)
@@ -30,13 +39,15 @@ class MicroBatcher:
     A model that `allow_loop_runs` has measured to be fast enough answers small requests on the loop, while its thread
     has nothing to do.
 
+    A run ends early once nobody waits for its output.
+
     Use as an async context manager.
     """
 
     def __init__(self, run: Run, *, max_rows: int = 1024, max_waiting: int = 1024) -> None:
         """
         Args:
-            run: maps a batch of shape (N, …) to one of shape (N, …), row by row.
+            run: the model.
             max_rows: most rows of one run (a larger request runs alone).
             max_waiting: bound of the queue; requests beyond it are rejected.
         """
@@ -47,6 +58,8 @@ class MicroBatcher:
         self._runner: asyncio.Task[None] | None = None
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
         self._loop_runs = LoopRuns(0, 0)
+        self._running: tuple[list[_Request], RunOptions] | None = None
+        self._is_watched = False
 
     async def __aenter__(self) -> Self:
         return self
@@ -69,7 +82,8 @@ class MicroBatcher:
 
         Args:
             batch: shape (N, …).
-            is_wanted: called once, before the model runs; if it is false, or this call was cancelled, it does not run.
+            is_wanted: called before the model runs, and now and then while it does. If it is false, or this call was
+                cancelled, the model does not run, or ends.
 
         Raises:
             Overloaded: too many requests are waiting.
@@ -93,20 +107,35 @@ class MicroBatcher:
             requests = self._next_requests()
             if not requests:
                 continue
+            options = run_options()
+            self._running = requests, options
+            if not self._is_watched:
+                self._is_watched = True
+                loop.call_later(WATCH_S, self._watch)
             try:
                 batch = np.concatenate([request.batch for request in requests])
-                result = await loop.run_in_executor(self._thread, self._run, batch)
+                result = await loop.run_in_executor(self._thread, self._run, batch, options)
             except Exception as exc:  # noqa: BLE001 - the callers get it
                 for request in requests:
                     if not request.output.done():  # else its caller has cancelled it
-                        request.output.set_exception(exc)
+                        request.output.set_exception(_unwanted() if options.terminate else exc)
                 continue
+            finally:
+                self._running = None
             start = 0
             for request in requests:
                 if not request.output.done():
                     request.output.set_result(result[start : start + len(request.batch)])
                 start += len(request.batch)
         self._runner = None
+
+    def _watch(self) -> None:
+        """Ends a run that nobody waits for; looks again later, not once for each run, while there are any."""
+        self._is_watched = self._running is not None
+        if self._running is not None:
+            asyncio.get_running_loop().call_later(WATCH_S, self._watch)
+            requests, options = self._running
+            options.terminate = all(request.output.done() or not request.is_wanted() for request in requests)
 
     def _next_requests(self) -> list[_Request]:
         """Removes the requests of the next run from those that wait, and whatever nobody waits for any more."""
@@ -128,4 +157,4 @@ class MicroBatcher:
 
 
 def _unwanted() -> Unavailable:
-    return Unavailable("The caller had gone, or its deadline passed, before the model ran")
+    return Unavailable("The caller had gone, or its deadline passed, before the model had answered")

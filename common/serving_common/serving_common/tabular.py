@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from serving_common.cards import ADD, Binding, Card, Part, Row, Task, Tensor, bind, check_file
 from serving_common.errors import FieldError, StartupError, Unavailable
-from serving_common.onnx import open_session
+from serving_common.onnx import RunOptions, open_session
 
 Batch = npt.NDArray[Any]
 """Rows, shape (N, inputs): of one dtype where the model's inputs have one, else objects."""
@@ -56,12 +56,15 @@ class TabularModel:
         dtypes = {part.tensor.dtype for part in self.binding.parts}
         return _DTYPES.get(dtypes.pop(), object) if len(dtypes) == 1 else object
 
-    def run(self, batch: Batch) -> npt.NDArray[np.float32]:
-        """The model's numbers, shape (N, card.width), row by row. Blocks for the duration of the run."""
+    def run(self, batch: Batch, options: RunOptions | None = None, /) -> npt.NDArray[np.float32]:
+        """The model's numbers, shape (N, card.width), row by row. Blocks until the run ends.
+
+        Another thread ends it by setting `options.terminate`: it raises then, what ONNX Runtime raises for it.
+        """
         if self.one_row and len(batch) > 1:
-            return np.concatenate([self.run(batch[row : row + 1]) for row in range(len(batch))])
+            return np.concatenate([self.run(batch[row : row + 1], options) for row in range(len(batch))])
         feeds = {part.tensor.name: _feed(part, batch) for part in self.binding.parts}
-        [answer] = self.session.run([self.binding.output.name], feeds)
+        [answer] = self.session.run([self.binding.output.name], feeds, options)
         if isinstance(answer, list):  # ZipMap
             answer = np.array([[row[key] for key in self.keys] for row in answer], np.float32)
         if answer.ndim == 1:

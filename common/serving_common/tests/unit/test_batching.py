@@ -1,14 +1,16 @@
 import asyncio
 import threading
+from itertools import count
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from serving_common import batching
 from serving_common.batching import MicroBatcher
 from serving_common.errors import Overloaded, Unavailable
-from serving_common.onnx import FloatArray
+from serving_common.onnx import FloatArray, OnnxModel, RunOptions
 
 
 class BlockingModel:
@@ -18,9 +20,11 @@ class BlockingModel:
         self.entered = threading.Semaphore(0)
         self.released = threading.Semaphore(0)
         self.runs: list[int] = []
+        self.options: list[RunOptions | None] = []
 
-    def run(self, batch: FloatArray) -> FloatArray:
+    def run(self, batch: FloatArray, options: RunOptions | None = None, /) -> FloatArray:
         self.runs.append(len(batch))
+        self.options.append(options)
         self.entered.release()
         assert self.released.acquire(timeout=30)
         return batch * 2
@@ -40,7 +44,7 @@ def rows(*values: float) -> FloatArray:
 @settings(deadline=None, max_examples=30)
 def test_each_caller_gets_the_output_for_its_own_rows(requests):
     async def predict_at_once() -> list[FloatArray]:
-        async with MicroBatcher(lambda batch: batch * 2, max_rows=7) as batcher:
+        async with MicroBatcher(lambda batch, _=None: batch * 2, max_rows=7) as batcher:
             return await asyncio.gather(*(batcher.predict(rows(*request)) for request in requests))
 
     for request, answer in zip(requests, asyncio.run(predict_at_once()), strict=True):
@@ -117,10 +121,51 @@ async def test_cancelled_and_unwanted_requests_do_not_run():
     assert model.runs == [1, 4]
 
 
+async def test_run_ends_once_nobody_waits_for_its_output(slow_model):
+    model = OnnxModel.load(slow_model, input_shape=(None, 4), output_shape=(None, 1))
+    endless, quick = np.full((1, 4), 1e12, np.float32), np.ones((1, 4), np.float32)
+    async with MicroBatcher(model.run) as batcher:
+        cancelled = asyncio.create_task(batcher.predict(endless))
+        await asyncio.sleep(0.01)
+        cancelled.cancel()
+        assert (await asyncio.wait_for(batcher.predict(quick), 60)).tolist() == [[4]]
+
+        waits = iter([True, True])  # before it runs, and at one look
+        with pytest.raises(Unavailable):
+            await asyncio.wait_for(batcher.predict(endless, lambda: next(waits, False)), 60)
+        assert (await asyncio.wait_for(batcher.predict(quick), 60)).tolist() == [[4]]
+
+
+async def test_run_goes_on_while_one_of_its_callers_waits(monkeypatch):
+    monkeypatch.setattr(batching, "WATCH_S", 0.001)
+    model = BlockingModel()
+    async with MicroBatcher(model.run) as batcher:
+        first = asyncio.create_task(batcher.predict(rows(1)))
+        await model.wait_until_entered()
+        looks, seen_often = count(), asyncio.Event()
+
+        def still_waits() -> bool:
+            if next(looks) == 10:
+                seen_often.set()
+            return True
+
+        gone = asyncio.create_task(batcher.predict(rows(2)))
+        waiting = asyncio.create_task(batcher.predict(rows(3), still_waits))
+        await asyncio.sleep(0)
+        model.release()
+        await first
+        await model.wait_until_entered()
+        gone.cancel()
+        assert await asyncio.wait_for(seen_often.wait(), 60)
+        assert [options and options.terminate for options in model.options] == [False, False]
+        model.release()
+        assert (await waiting).tolist() == [[6]]
+
+
 async def test_failed_run_fails_only_its_own_callers():
     answers = iter([ValueError("no"), None])
 
-    def run(batch: FloatArray) -> FloatArray:
+    def run(batch: FloatArray, _: object = None) -> FloatArray:
         if error := next(answers):
             raise error
         return batch
@@ -149,9 +194,9 @@ class ThreadedModel(BlockingModel):
         super().__init__()
         self.threads: list[threading.Thread] = []
 
-    def run(self, batch: FloatArray) -> FloatArray:
+    def run(self, batch: FloatArray, options: RunOptions | None = None, /) -> FloatArray:
         self.threads.append(threading.current_thread())
-        return super().run(batch) if len(batch) > 64 else batch * 2
+        return super().run(batch, options) if len(batch) > 64 else batch * 2
 
 
 async def test_small_batches_of_a_fast_model_run_on_the_loop():

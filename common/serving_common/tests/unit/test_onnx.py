@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 from onnx import TensorProto
 
 from serving_common.errors import StartupError
-from serving_common.onnx import OnnxModel, available_cpus
+from serving_common.onnx import OnnxModel, available_cpus, run_options
 
 
 def load(path: Path) -> OnnxModel:
@@ -19,6 +20,17 @@ def test_run_maps_a_batch_row_by_row(make_model, rows):
     batch = np.array([[1, 2, 3, 4], [5, 6, 7, 8]], np.float32)
 
     assert load(make_model(rows=rows)).run(batch).tolist() == [[6, 14], [22, 30]]
+
+
+def test_run_is_ended_from_another_thread(slow_model, capfd):
+    model = OnnxModel.load(slow_model, input_shape=(None, 4), output_shape=(None, 1))
+    options = run_options()
+    with ThreadPoolExecutor(1) as thread:
+        running = thread.submit(model.run, np.full((1, 4), 1e12, np.float32), options)
+        options.terminate = True
+        with pytest.raises(Exception, match="terminate"):
+            running.result(60)
+    assert capfd.readouterr().err == ""
 
 
 def test_number_of_threads_is_configurable(make_model):
