@@ -55,6 +55,8 @@ def measure(path: Path, answer) -> None:
     seconds, peak_mb = time.process_time() - started, memory_mb("VmHWM")
     other = resource.getrusage(resource.RUSAGE_CHILDREN)  # AVIF and large WebP have been decoded in a process
     seconds += other.ru_utime + other.ru_stime
+    # Looking from outside may miss a short peak, or not see the process at all. With its interpreter, to be safe.
+    peak_mb = max(peak_mb, other.ru_maxrss * 1024 / 1e6 + before_mb)
     # Measured only where it matters, because it takes longer than most files.
     slowness = max(1, usual_work() / USUAL_S) if seconds >= MAX_CPU_S else 1
     answer.send((outcome, seconds, before_mb, peak_mb, slowness))
